@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn pictures into a dataset for training: python dataset_tool.py --source=pictures --dest=mine.zip"""
+import click
+
+from dnnlib.cli import run_command
+from dnnlib.util import UserError
+from training.dataset_check import check_dataset
+from training.dataset_convert import convert_dataset
+from training.dataset_images import MODE_CHANNELS
+from training.dataset_sources import open_source
+from training.dataset_transforms import RESIZE_FILTERS, TRANSFORMS, TransformSettings
+
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command(context_settings={'show_default': True})
+@click.option('--source', metavar='PATH', required=True,
+              help='Folder, .zip, cifar-10-python.tar.gz, train-images-idx3-ubyte.gz or *_lmdb folder '
+                   '(LSUN).')
+@click.option('--dest', metavar='PATH', help='Where to write: a name that ends in .zip, or an empty folder.')
+@click.option('--max-images', '--max_images', type=POSITIVE, metavar='N',
+              help='Stop after N source pictures.')
+@click.option('--transform', type=click.Choice(TRANSFORMS),
+              help='Crop before resizing. center-crop: the largest centred square. center-crop-wide: a band '
+                   'of --height in a black square of --width; stretches as the published tool does.')
+@click.option('--width', type=POSITIVE, help='Output width in pixels.')
+@click.option('--height', type=POSITIVE, help='Output height in pixels.')
+@click.option('--resize-filter', type=click.Choice(list(RESIZE_FILTERS)), default='lanczos',
+              help='How resizing averages pixels.')
+@click.option('--mode', type=click.Choice(list(MODE_CHANNELS)),
+              help='Convert all pictures to gray (L), RGB, ...; transparency is laid over white.  '
+                   '[default: keep]')
+@click.option('--any-shape', is_flag=True,
+              help='Allow pictures that are not square powers of two (even sides) and 1 to 4 channels.')
+@click.option('--labels', default='auto', metavar='auto|folders|none|FILE.csv',
+              help='auto: from dataset.json or the archive. folders: each first-level folder is a class. '
+                   'CSV: rows of file name, then a class or several numbers.')
+@click.option('--workers', type=click.IntRange(min=0),
+              help='Processes that decode and resize; 0: none beside this one.  [default: number of CPUs]')
+@click.option('--on-error', type=click.Choice(['stop', 'skip']),
+              help='What to do at an unreadable picture; skipped ones are listed at the end.  '
+                   '[default: stop; LSUN: skip]')
+@click.option('--check', is_flag=True,
+              help='Only examine the dataset --source: sizes, modes, labels, duplicates.')
+def convert_command(  # noqa: PLR0913
+    source: str, dest: str | None, max_images: int | None, transform: str | None, width: int | None,
+    height: int | None, resize_filter: str, mode: str | None, any_shape: bool, labels: str,
+    workers: int | None, on_error: str | None, check: bool,
+) -> None:
+    """Turn pictures into a dataset: a .zip or folder of PNG files of one size, with labels in dataset.json.
+
+    The pictures must be square with a power-of-two side unless --any-shape is given; crop and resize with
+    --transform, --width and --height. dataset.json is {"labels": [["a.png", 3], ...]}, or vectors in place of
+    class numbers. Nothing is left behind if anything fails.
+    """
+    if check:
+        print_check(source, workers)
+        return
+    # Not required=True: --check needs none. An empty text is as good as none.
+    if not dest:
+        raise click.UsageError('--dest must name a folder or a .zip')
+    settings = TransformSettings(transform, width, height, resize_filter, mode)
+    # All options are judged before the first picture is read.
+    images = open_source(source, labels)
+    for line in images.notes:
+        click.echo(line)
+    summary = convert_dataset(images, dest, settings, max_images=max_images, any_shape=any_shape,
+                              on_error=on_error, workers=workers)
+    click.echo('\n'.join([*summary.lines(), f'Dataset: {dest}']))
+
+
+def print_check(source: str, workers: int | None) -> None:
+    """Print the report on a dataset; UserError with the first problem if no network can be trained on it."""
+    report = check_dataset(source, workers=workers)
+    click.echo('\n'.join(report.lines()))
+    if report.problems:
+        raise UserError(f'{source}: not trainable, {len(report.problems)} problem(s), the first: '
+                        f'{report.problems[0]}')
+    click.echo('OK: a network can be trained on this dataset.')
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    run_command(convert_command)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets of pictures with optional labels, and the order in which training reads them."""
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib.progress import progress
+from dnnlib.util import EasyDict, UserError
+from training.dataset_files import LABEL_FILE, DatasetPathError, ImageFiles
+from training.dataset_images import ImageError, decode_image
+from training.dataset_labels import label_array, parse_label_json
+
+DATA_FOLDER = Path(__file__).resolve().parent / 'data'
+MAX_DECODE_THREADS = 16
+PRELOAD_CHUNK = 64  # pictures a task
+
+
+def find_dataset(name_or_path: str) -> str:
+    """The path of a dataset that comes with the project ('emoji32'); anything else is returned unchanged."""
+    bundled = DATA_FOLDER / f'{name_or_path}.zip'
+    # './emoji32' and 'data/emoji32' are paths: only a bare name is looked up.
+    is_name = name_or_path == os.path.basename(name_or_path)
+    return str(bundled) if is_name and bundled.is_file() else name_or_path
+
+
+class Dataset(torch.utils.data.Dataset):
+    """Pictures uint8 [C, H, W] with labels: subset, mirroring, label layout. Subclasses know where they are.
+
+    raw_shape: [N, C, H, W] of all pictures. max_size: keep so many, drawn with `random_seed`, in their order.
+    use_labels: without, every label is a vector of length 0. xflip: append the mirror image of each picture.
+    A subclass defines `_load_raw_image(raw_idx)` -> uint8 [C, H, W]; `_load_raw_labels()` -> int64 [N]
+    classes >= 0, float32 [N, ...] or None; and, if it holds anything open, `close()`.
+    """
+
+    def __init__(
+        self, name: str, raw_shape: list[int], max_size: int | None = None, use_labels: bool = False,
+        xflip: bool = False, random_seed: int = 0,
+    ) -> None:
+        if max_size is not None and max_size < 0:
+            raise UserError(f'max_size={max_size} must not be negative')
+        self._name = name
+        self._raw_shape = [int(size) for size in raw_shape]
+        self._use_labels = use_labels
+        self._raw_labels: np.ndarray | None = None
+        self._ram: np.ndarray | None = None
+        self._raw_idx = _draw_subset(self._raw_shape[0], max_size, random_seed)
+        self._xflip = np.zeros(len(self._raw_idx), dtype=np.uint8)
+        if xflip:
+            # Item i + n is the mirror image of item i, as published: the second half repeats the first.
+            self._xflip = np.concatenate([self._xflip, np.ones_like(self._xflip)])
+            self._raw_idx = np.tile(self._raw_idx, 2)
+
+    def _load_raw_image(self, raw_idx: int) -> np.ndarray:
+        raise NotImplementedError(f'{type(self).__name__} must define _load_raw_image')
+
+    def _load_raw_labels(self) -> np.ndarray | None:
+        raise NotImplementedError(f'{type(self).__name__} must define _load_raw_labels')
+
+    def _describe(self, raw_idx: int) -> str:
+        """How messages call a picture."""
+        return f'{self._name}: image {raw_idx}'
+
+    def close(self) -> None:
+        """Release what the dataset holds open; reading goes on to work where a subclass can open it again."""
+
+    def _get_raw_labels(self) -> np.ndarray:
+        if self._raw_labels is None:
+            labels = self._load_raw_labels() if self._use_labels else None
+            # An empty vector a picture lets everything downstream treat unlabelled data alike.
+            if labels is None:
+                labels = np.zeros([self._raw_shape[0], 0], dtype=np.float32)
+            self._raw_labels = _checked_labels(labels, self._raw_shape[0], self._name)
+        return self._raw_labels
+
+    def _get_raw_image(self, raw_idx: int) -> np.ndarray:
+        image = self._load_raw_image(raw_idx)
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            raise UserError(f'{self._describe(raw_idx)} must be a uint8 array, got {type(image).__name__} '
+                            f'{getattr(image, "dtype", "")}')
+        if list(image.shape) != self.image_shape:
+            raise UserError(f'{self._describe(raw_idx)} is {_shape_text(image.shape)}, but the first picture '
+                            f'is {_shape_text(self.image_shape)}; make all alike with dataset_tool.py')
+        return image
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that `preload` takes: the raw pictures of the subset, mirror images not counted twice."""
+        return len(np.unique(self._raw_idx)) * int(np.prod(self.image_shape))
+
+    def preload(self, show_progress: bool = True) -> None:
+        """Decode every picture of the subset once into memory (`num_bytes`); reading then touches no file.
+
+        Not carried over by pickling, so spawned workers decode for themselves. Calls
+        `_load_raw_image` from several threads. Raises UserError as reading does.
+        """
+        rows = np.unique(self._raw_idx)
+        pixels = np.empty([len(rows), *self.image_shape], dtype=np.uint8)
+
+        def load_chunk(start: int) -> int:
+            chunk = rows[start:start + PRELOAD_CHUNK]
+            for i, raw_idx in enumerate(chunk):
+                pixels[start + i] = self._get_raw_image(int(raw_idx))
+            return len(chunk)
+
+        # Threads suffice: decoders release the interpreter lock.
+        pool = ThreadPoolExecutor(min(MAX_DECODE_THREADS, os.cpu_count() or 1))
+        try:
+            done = pool.map(load_chunk, range(0, len(rows), PRELOAD_CHUNK))
+            if show_progress:
+                with progress(total=len(rows), desc='Reading', unit='img') as bar:
+                    for count in done:
+                        bar.update(count)
+            # Without a bar nobody has read the results yet, and an exception shows only on reading.
+            list(done)  # raises what a thread raised
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._ram = pixels
+
+    def __len__(self) -> int:
+        return len(self._raw_idx)
+
+    def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
+        """(picture uint8 [C, H, W], label float32) of item `idx`, both copies."""
+        raw_idx = int(self._raw_idx[idx])
+        if self._ram is None:
+            image = self._get_raw_image(raw_idx)
+        else:
+            image = self._ram[idx % len(self._ram)]  # the mirrored half repeats the rows
+        return (image[:, :, ::-1] if self._xflip[idx] else image).copy(), self.get_label(idx)
+
+    def get_label(self, idx: int) -> np.ndarray:
+        """The label of item `idx` for the networks: float32, one-hot for classes, length 0 if unused."""
+        raw_label = self._get_raw_labels()[self._raw_idx[idx]]
+        if not self.has_onehot_labels:
+            return raw_label.copy()
+        onehot = np.zeros(self.label_shape, dtype=np.float32)
+        onehot[raw_label] = 1
+        return onehot
+
+    def get_details(self, idx: int) -> EasyDict:
+        """raw_idx (int), xflip (bool) and raw_label (copy) of item `idx`."""
+        raw_idx = int(self._raw_idx[idx])
+        raw_label = self._get_raw_labels()[raw_idx].copy()
+        return EasyDict(raw_idx=raw_idx, xflip=bool(self._xflip[idx]), raw_label=raw_label)
+
+    @property
+    def name(self) -> str:
+        """Short name: the file or folder name without suffix."""
+        return self._name
+
+    @property
+    def image_shape(self) -> list[int]:
+        """[C, H, W] of every picture."""
+        return list(self._raw_shape[1:])
+
+    @property
+    def num_channels(self) -> int:
+        """1 gray, 2 gray + alpha, 3 RGB, 4 RGBA, or whatever a subclass gives."""
+        return self._raw_shape[1]
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self._raw_shape[2]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self._raw_shape[3]
+
+    @property
+    def resolution(self) -> int:
+        """The side of square pictures. Raises UserError for others: use `height` and `width`."""
+        if self.height != self.width:
+            raise UserError(f'{self._name}: pictures are {self.width}x{self.height}, so there is no single '
+                            'resolution; use height and width')
+        return self.height
+
+    @property
+    def label_shape(self) -> list[int]:
+        """[number of classes], counted over all pictures, not only the subset; or the shape of a vector."""
+        labels = self._get_raw_labels()
+        if labels.dtype == np.int64:
+            # A subset that lacks the last class must still fit a network trained on all.
+            return [int(labels.max(initial=-1)) + 1]
+        return list(labels.shape[1:])
+
+    @property
+    def label_dim(self) -> int:
+        """Length of the label vector, 0 without labels."""
+        if len(self.label_shape) != 1:
+            raise UserError(f'{self._name}: labels of shape {self.label_shape} have no single dimension')
+        return self.label_shape[0]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels hold anything; classes that are all 0 count."""
+        return any(size != 0 for size in self.label_shape)
+
+    @property
+    def has_onehot_labels(self) -> bool:
+        """Whether the labels are classes."""
+        return self._get_raw_labels().dtype == np.int64
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Spawned workers get a small object; what is dropped is read again on first use.
+        return dict(self.__dict__, _raw_labels=None, _ram=None)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: the constructor did not get far
+            self.close()
+
+
+def _draw_subset(num_images: int, max_size: int | None, random_seed: int) -> np.ndarray:
+    indices = np.arange(num_images, dtype=np.int64)
+    if max_size is None or num_images <= max_size:
+        return indices
+    # The legacy generator, because its stream decides which pictures --subset has always meant.
+    np.random.RandomState(random_seed).shuffle(indices)
+    return np.sort(indices[:max_size])
+
+
+def _checked_labels(labels: np.ndarray, num_images: int, name: str) -> np.ndarray:
+    is_classes = labels.dtype == np.int64 and labels.ndim == 1 and bool(np.all(labels >= 0))
+    if labels.shape[:1] != (num_images,) or not (is_classes or labels.dtype == np.float32):
+        raise UserError(f'{name}: labels must be int64 [{num_images}] >= 0 or float32 [{num_images}, ...], '
+                        f'got {labels.dtype} {list(labels.shape)}')
+    return labels
+
+
+def _shape_text(shape: list[int] | tuple[int, ...]) -> str:
+    if len(shape) != 3:
+        return f'of shape {list(shape)}'
+    return f'{shape[2]}x{shape[1]} with {shape[0]} channel{"s" if shape[0] > 1 else ""}'
+
+
+class ImageFolderDataset(Dataset):
+    """The pictures of a folder or zip, by sorted relative name, with the labels of its `dataset.json`.
+
+    path: folder (searched recursively) or `.zip`. resolution: side or (height, width) that the pictures must
+    have. Pictures are decoded by `training.dataset_images.decode_image`: true colours, upright, 1 to 4
+    channels.
+    Raises UserError, which is an OSError too, for a path or size that does not fit.
+    """
+
+    def __init__(
+        self, path: str, resolution: int | tuple[int, int] | None = None, **super_kwargs: Any,
+    ) -> None:
+        self._path = path
+        self._files = ImageFiles(path)
+        # The first picture speaks for all; the others are checked when they are read.
+        height, width, channels = self._decode(0).shape
+        if resolution is not None and _as_pair(resolution) != (height, width):
+            wanted = 'x'.join(str(size) for size in reversed(_as_pair(resolution)))
+            raise DatasetPathError(f'{self._describe(0)} is {width}x{height}, but {wanted} is asked for; '
+                                   'resize with dataset_tool.py --width --height')
+        raw_shape = [len(self._files.names), channels, height, width]
+        super().__init__(name=_dataset_name(path), raw_shape=raw_shape, **super_kwargs)
+
+    def _describe(self, raw_idx: int) -> str:
+        return f'{self._path}: {self._files.names[raw_idx]}'
+
+    def _decode(self, raw_idx: int) -> np.ndarray:
+        data = self._files.read(self._files.names[raw_idx])
+        try:
+            return decode_image(data)
+        except ImageError as error:
+            raise UserError(f'{self._describe(raw_idx)} {error}; replace or remove it') from error
+
+    def _load_raw_image(self, raw_idx: int) -> np.ndarray:
+        return self._decode(raw_idx).transpose(2, 0, 1)  # [C, H, W]
+
+    def _load_raw_labels(self) -> np.ndarray | None:
+        data = self._files.read_labels()
+        origin = f'{self._path}: {LABEL_FILE}'
+        table = None if data is None else parse_label_json(data, origin)
+        return None if table is None else label_array(self._files.names, table, origin)
+
+    def close(self) -> None:
+        """Close the archive; the next read opens it again."""
+        self._files.close()
+
+
+def _as_pair(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    return (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+
+
+def _dataset_name(path: str) -> str:
+    # abspath drops a trailing separator and gives '.' and '..' a name.
+    return os.path.splitext(os.path.basename(os.path.abspath(path)))[0]
+
+
+class SeekableSampler(torch.utils.data.Sampler):
+    """An endless order of items that can start anywhere: a pure function of (seed, position).
+
+    Position k belongs to epoch k // size, and each epoch is a permutation of its own, drawn from (seed,
+    epoch). This rank yields the positions start + rank, start + rank + num_replicas, ... so that all ranks
+    together read the stream from `start` on, whatever their number. shuffle=False: the items in their order,
+    over and over.
+    """
+
+    def __init__(
+        self, size: int, *, seed: int = 0, start: int = 0, rank: int = 0, num_replicas: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        if size < 1:
+            raise UserError(f'the dataset has {size} items; training needs at least one')
+        if seed < 0 or start < 0 or not 0 <= rank < num_replicas:
+            raise UserError(f'need seed={seed} >= 0, start={start} >= 0 and 0 <= rank={rank} < '
+                            f'num_replicas={num_replicas}')
+        self.size, self.seed, self.start, self.shuffle = size, seed, start, shuffle
+        self.rank, self.num_replicas = rank, num_replicas
+        self._latest: tuple[int, np.ndarray] | None = None
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """The order of the items in one epoch, int64 [size]."""
+        if not self.shuffle:
+            return np.arange(self.size)
+        if self._latest is None or self._latest[0] != epoch:
+            # Sorting raw bits, unlike numpy's own shuffles, gives the same order in every release of numpy.
+            bits = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.size)
+            self._latest = epoch, np.argsort(bits, kind='stable')
+        return self._latest[1]
+
+    def indices_at(self, position: int, count: int) -> np.ndarray:
+        """The items at the global positions position ... position + count - 1 (all ranks), int64 [count]."""
+        # One part an epoch, because each epoch has its own order.
+        parts = [np.empty(0, dtype=np.int64)]
+        end = position + count
+        while position < end:
+            epoch, offset = divmod(position, self.size)
+            parts.append(self.permutation(epoch)[offset:offset + end - position])
+            position += len(parts[-1])
+        return np.concatenate(parts)
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.start + self.rank
+        while True:
+            epoch, offset = divmod(position, self.size)
+            # This rank's share of what is left of the epoch.
+            items = self.permutation(epoch)[offset::self.num_replicas]
+            yield from items.tolist()
+            position += len(items) * self.num_replicas
