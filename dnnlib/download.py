@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetching a file over http(s): retried, complete or not at all, past the warning page of Google Drive."""
+import html
+import re
+import time
+import urllib.parse
+from typing import Any
+
+from dnnlib.progress import progress, write
+
+CHUNK_BYTES = 1 << 20
+SHOW_BYTES = 16 << 20  # smaller files come without a progress bar
+TIMEOUT_SEC = 30
+MAX_PAUSE_SEC = 4.0
+DRIVE_PAGE_BYTES = 8192  # warning pages of Google Drive are smaller
+DRIVE_HOPS = 3
+
+
+class DownloadError(OSError):
+    """A file could not be fetched; the text says why, without the URL."""
+
+
+class _PermanentError(DownloadError):
+    """An answer that will not change by asking again."""
+
+
+def fetch(url: str, num_attempts: int = 10, verbose: bool = True) -> tuple[bytes, str | None]:
+    """The content of a URL and the file name that the server gives it, None if it gives none.
+
+    Raises DownloadError after `num_attempts` failures, or at once if the server denies the file for good.
+    """
+    for attempt in range(num_attempts):
+        try:
+            return _fetch_past_warnings(url, verbose)
+        except _PermanentError:
+            raise
+        except DownloadError as error:
+            if attempt + 1 == num_attempts:
+                raise
+            # Twice the pause each time, up to a limit: a server that is down is not hammered.
+            pause_sec = min(0.5 * 2 ** attempt, MAX_PAUSE_SEC)
+            if verbose:
+                write(f'Downloading {url} failed ({error}); trying again in {pause_sec:g} s')
+            time.sleep(pause_sec)
+    raise AssertionError(f'{num_attempts=} must be at least 1')
+
+
+def _fetch_past_warnings(url: str, verbose: bool) -> tuple[bytes, str | None]:
+    """One attempt; a Google Drive page that asks for confirmation is answered, not taken for the file."""
+    with _new_session() as session:
+        target = url
+        for _ in range(DRIVE_HOPS):
+            data, server_name = _fetch_once(session, target, verbose)
+            page = data.decode('utf-8', errors='replace') if len(data) < DRIVE_PAGE_BYTES else ''
+            if 'Google Drive - Quota exceeded' in page:
+                raise _PermanentError('the download quota of this Google Drive file is exceeded')
+            link = _confirmation_link(page)
+            # Without a link to follow, this is the file itself.
+            if link is None:
+                return data, server_name
+            target = urllib.parse.urljoin(target, link)
+    raise DownloadError('Google Drive asks for confirmation again and again')
+
+
+def _confirmation_link(page: str) -> str | None:
+    """Where the "download anyway" link or form of a Google Drive page leads; None if it is no such page."""
+    # Older pages have a link, newer ones a form with hidden fields.
+    link = re.search(r'href="([^"]*export=download[^"]*)"', page)
+    if link:
+        return html.unescape(link.group(1))
+    form = re.search(r'<form[^>]*id="download-form"[^>]*action="([^"]+)"', page)
+    if not form:
+        return None
+    fields = re.findall(r'<input[^>]*type="hidden"[^>]*name="([^"]+)"[^>]*value="([^"]*)"', page)
+    query = urllib.parse.urlencode([(name, html.unescape(value)) for name, value in fields])
+    return f'{html.unescape(form.group(1))}?{query}'
+
+
+def _new_session() -> Any:
+    # Imported on use: it takes a tenth of a second, and most runs fetch nothing.
+    try:
+        import requests
+    except ImportError as error:
+        raise _PermanentError('this needs one more package: pip install requests') from error
+    return requests.Session()
+
+
+def _fetch_once(session: Any, url: str, verbose: bool) -> tuple[bytes, str | None]:
+    # requests derives its errors from OSError; an unusable URL is a ValueError besides.
+    try:
+        # Without compression the announced length is that of the content.
+        headers = {'Accept-Encoding': 'identity'}
+        with session.get(url, stream=True, timeout=TIMEOUT_SEC, headers=headers) as answer:
+            # Asking again changes nothing, except after a timeout and too many requests.
+            if 400 <= answer.status_code < 500 and answer.status_code not in (408, 429):
+                raise _PermanentError(f'the server answers {answer.status_code} {answer.reason}')
+            answer.raise_for_status()
+            data = _read_all(answer, url, verbose)
+            return data, _server_file_name(answer.headers.get('Content-Disposition', ''))
+    except DownloadError:
+        raise
+    except ValueError as error:
+        raise _PermanentError(str(error)) from error
+    except OSError as error:
+        raise DownloadError(str(error) or type(error).__name__) from error
+
+
+def _read_all(answer: Any, url: str, verbose: bool) -> bytes:
+    announced = answer.headers.get('Content-Length', '')
+    total = int(announced) if announced.isdigit() and 'Content-Encoding' not in answer.headers else None
+    chunks = answer.iter_content(CHUNK_BYTES)
+    if verbose and (total or 0) >= SHOW_BYTES:
+        name = urllib.parse.urlsplit(url).path.rpartition('/')[2]
+        chunks = progress(chunks, total=-(-total // CHUNK_BYTES), desc=f'Downloading {name}', unit='MiB')
+    data = b''.join(chunks)
+    if not data:
+        raise DownloadError('the server sent an empty file')
+    # A connection that breaks looks like the end of the file.
+    if total is not None and len(data) != total:
+        raise DownloadError(f'got {len(data)} of {total} bytes')
+    return data
+
+
+def _server_file_name(disposition: str) -> str | None:
+    found = re.search(r'filename="([^"]*)"', disposition) or re.search(r'filename=([^;\s]+)', disposition)
+    return found.group(1) if found and found.group(1) else None

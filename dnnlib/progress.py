@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of long work on stderr: a bar with an ETA in a terminal, a line now and then elsewhere."""
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+LINE_INTERVAL_SEC = 10.0
+# Bars on the screen, so that printing can clear them all.
+_active: list['Progress'] = []
+
+
+class _Bar(tqdm):
+    """tqdm without its monitor thread, which does not go well with forked workers."""
+
+    monitor_interval = 0
+
+
+class Progress:
+    """A running total that shows itself; an iterable and a context manager. Made by `progress`."""
+
+    def __init__(
+        self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str, initial: int,
+    ) -> None:
+        self._iterable = iterable
+        self.total, self.desc, self.unit = total, desc, unit
+        self.n = self._initial = initial
+        self._postfix = ''
+        self._is_closed = False
+        self._start_sec = self._last_line_sec = time.monotonic()
+        terminal = _terminal()
+        self._bar = None if terminal is None else _make_bar(self, terminal)
+        if self._bar is not None:
+            _active.append(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._iterable is None:
+            raise TypeError('progress(total=...) counts by update(); give it an iterable to loop over')
+        with self:
+            for item in self._iterable:
+                yield item
+                self.update(1)
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def update(self, n: int = 1) -> None:
+        """Count n more."""
+        self.n += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif time.monotonic() - self._last_line_sec >= LINE_INTERVAL_SEC:
+            self._print_line()
+
+    def set_postfix_str(self, text: str) -> None:
+        """Show `text` behind the numbers from now on."""
+        self._postfix = text
+        if self._bar is not None:
+            # The next update draws it.
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def write(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        write(text)
+
+    def close(self) -> None:
+        """Show the final state and stop; more than once does no harm."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        # The last line tells that the work is finished.
+        if self._bar is None:
+            self._print_line()
+            return
+        _active.remove(self)
+        self._bar.close()
+
+    def line(self) -> str:
+        """The state as text: 'Reading: 300/1000 img (30%), 150.0 img/s, 00:02 elapsed, ETA 00:04'."""
+        elapsed = time.monotonic() - self._start_sec
+        # Work done before this process started would make the rate look too good.
+        rate = (self.n - self._initial) / elapsed if elapsed > 0 else 0.0
+        parts = [f'{self.n} {self.unit}' if not self.total else
+                 f'{self.n}/{self.total} {self.unit} ({self.n / self.total:.0%})']
+        parts += [f'{rate:.1f} {self.unit}/s', f'{tqdm.format_interval(elapsed)} elapsed']
+        if self.total and rate > 0 and self.n < self.total:
+            parts.append(f'ETA {tqdm.format_interval((self.total - self.n) / rate)}')
+        if self._postfix:
+            parts.append(self._postfix)
+        return (f'{self.desc}: ' if self.desc else '') + ', '.join(parts)
+
+    def _print_line(self) -> None:
+        self._last_line_sec = time.monotonic()
+        if sys.stderr is not None:  # as under pythonw
+            print(self.line(), file=sys.stderr, flush=True)
+
+
+def progress(
+    iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = '', unit: str = 'it',
+    initial: int = 0,
+) -> Progress:
+    """Show how far long work has come: loop over the result, or enter it (`with`) and call its `update`.
+
+    total: the count at the end, by default len(iterable) where it has one; None if unknown. initial: the
+    count to start from. In a terminal this is a bar with an ETA; elsewhere a line every LINE_INTERVAL_SEC
+    and one at the end.
+    """
+    # Generators and the like have no length and get no ETA.
+    if total is None and hasattr(iterable, '__len__'):
+        total = len(iterable)
+    return Progress(iterable, total, desc, unit, initial)
+
+
+def write(text: str) -> None:
+    """Print a line to stdout, above the bars that are on the screen."""
+    # A bar is drawn over itself: text in between would leave half of it behind.
+    for bar in _active:
+        bar._bar.clear()
+    print(text, flush=True)
+    for bar in _active:
+        bar._bar.refresh()
+
+
+def _terminal() -> TextIO | None:
+    """Where bars can be drawn. Logs that copy stderr are looked through: no bar shall end up in a file."""
+    stream = sys.stderr
+    while hasattr(stream, 'terminal'):
+        stream = stream.terminal
+    return stream if stream is not None and stream.isatty() else None
+
+
+def _make_bar(state: Progress, terminal: TextIO) -> _Bar:
+    return _Bar(total=state.total, desc=state.desc, unit=state.unit, initial=state.n, file=terminal,
+                dynamic_ncols=True, leave=True)

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small utilities: errors for the user, attribute dictionaries, times as text, logs, URLs and their cache."""
+import contextlib
+import hashlib
+import io
+import os
+import re
+import sys
+import tempfile
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TextIO
+
+from dnnlib import download
+
+_cache = {'dir': None}  # set by set_cache_dir
+
+
+class UserError(ValueError):
+    """Something the user can mend: one line that names the option or file, the rule and the remedy."""
+
+
+class EasyDict(dict):
+    """A dictionary whose items are attributes too; a missing one raises AttributeError."""
+
+    # Attributes are items: nothing is ever stored beside the dictionary.
+    __setattr__ = dict.__setitem__
+
+    def __getattr__(self, key: str) -> Any:
+        self._require(key)
+        return self[key]
+
+    def __delattr__(self, key: str) -> None:
+        self._require(key)
+        self.pop(key)
+
+    # One text for all ways to ask for what is not there.
+    def _require(self, key: str) -> None:
+        if key not in self:
+            raise AttributeError(f'no item {key!r} among {list(self)}')
+
+
+def format_time(seconds: float) -> str:
+    """Seconds, rounded, as '42s', '3m 07s', '2h 05m 09s' or '1d 03h 07m'."""
+    # Rounded first, so that 59.6 s is a minute and never '60s'.
+    minutes, sec = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days}d {hours:02}h {minutes:02}m'
+    if hours:
+        return f'{hours}h {minutes:02}m {sec:02}s'
+    return f'{minutes}m {sec:02}s' if minutes else f'{sec}s'
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to, which takes its place if the block succeeds.
+
+    Nobody ever sees half a file, and a failure leaves the old one and no rubbish. Raises UserError naming
+    `path` if the file cannot be written.
+    """
+    path = Path(path)
+    # The suffix stays last: writers choose the format by it.
+    temporary = path.with_name(f'.{uuid.uuid4().hex}.tmp{path.suffix}')
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        # An error about some other file, read inside the block, is not ours to explain.
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise
+        raise UserError(f'{path}: cannot be written ({error.strerror or error}); check the folder, its '
+                        'permissions and the free space') from error
+    finally:
+        with contextlib.suppress(OSError):  # usually there is nothing left
+            temporary.unlink()
+
+
+class Logger:
+    """Copies everything printed to stdout and stderr to a file, until closed.
+
+    file_name: None for no file. file_mode: 'w' or 'a'. should_flush: write through at once. Each stream goes
+    on to where it went before (the published system joins both in stdout). Progress bars are not copied.
+    """
+
+    def __init__(
+        self, file_name: str | os.PathLike | None = None, file_mode: str = 'w', should_flush: bool = True,
+    ) -> None:
+        self._file = None if file_name is None else open(file_name, file_mode, encoding='utf-8')
+        self.stdout = _Tee(sys.stdout, self._file, should_flush)
+        self.stderr = _Tee(sys.stderr, self._file, should_flush)
+        sys.stdout, sys.stderr = self.stdout, self.stderr
+
+    def __enter__(self) -> 'Logger':
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, text: str | bytes) -> None:
+        """Write to the log and to what stdout was before."""
+        self.stdout.write(text)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self.stdout.flush()
+        self.stderr.flush()
+
+    def close(self) -> None:
+        """Restore the streams that are still ours and close the file; more than once does no harm."""
+        self.flush()
+        # Whoever replaced a stream after us keeps it.
+        if sys.stdout is self.stdout:
+            sys.stdout = self.stdout.terminal
+        if sys.stderr is self.stderr:
+            sys.stderr = self.stderr.terminal
+        # Somebody may have kept a stream; it goes on without the file.
+        self.stdout.file = self.stderr.file = None
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk has been reported when it was written to
+                self._file.close()
+            self._file = None
+
+
+class _Tee(io.TextIOBase):
+    """A text stream that passes everything on to `terminal` (None under pythonw) and to `file`."""
+
+    def __init__(self, terminal: TextIO | None, file: TextIO | None, should_flush: bool) -> None:
+        self.terminal, self.file, self._should_flush = terminal, file, should_flush
+
+    def write(self, text: str | bytes) -> int:
+        # Some programs write bytes to what they take for a binary stream.
+        if isinstance(text, bytes):
+            text = text.decode('utf-8', errors='replace')
+        if not text:
+            return 0
+        if self.terminal is not None:
+            self.terminal.write(text)
+        self._to_file(lambda file: file.write(text))
+        if self._should_flush:
+            self.flush()
+        return len(text)
+
+    def _to_file(self, action: Callable[[TextIO], object]) -> None:
+        if self.file is None:
+            return
+        try:
+            action(self.file)
+        except OSError as error:
+            # Printing must not end a long run because a disk is full.
+            self.file = None
+            if self.terminal is not None:
+                self.terminal.write(f'The log file is given up: {error.strerror}\n')
+
+    def flush(self) -> None:
+        if self.terminal is not None and not self.terminal.closed:
+            self.terminal.flush()
+        self._to_file(lambda file: file.flush())
+
+    def isatty(self) -> bool:
+        return self.terminal is not None and self.terminal.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self.terminal is None:
+            raise io.UnsupportedOperation('fileno')
+        return self.terminal.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self.terminal, 'encoding', None) or 'utf-8'
+
+
+def set_cache_dir(path: str | None) -> None:
+    """Keep downloads and cached statistics in `path` from now on; None for the default place."""
+    _cache['dir'] = path
+
+
+def make_cache_dir_path(*parts: str) -> str:
+    """The path of `parts` inside the cache folder; creates nothing.
+
+    The folder is the one set by set_cache_dir, else $DNNLIB_CACHE_DIR, else .cache/dnnlib inside $HOME,
+    %USERPROFILE% or the temporary folder.
+    """
+    # The program's own choice goes before the environment's.
+    root = _cache['dir'] or os.environ.get('DNNLIB_CACHE_DIR')
+    if not root:
+        home = os.environ.get('HOME') or os.environ.get('USERPROFILE') or tempfile.gettempdir()
+        root = os.path.join(home, '.cache', 'dnnlib')
+    return os.path.join(root, *parts)
+
+
+def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
+    """Whether `obj` is text like 'https://example.com/x': scheme, host with a dot; 'file://' if allowed."""
+    if not isinstance(obj, str) or '://' not in obj:
+        return False
+    if obj.startswith('file://'):
+        return allow_file_urls
+    try:
+        parts = urllib.parse.urlsplit(obj)
+    except ValueError:  # such as an unfinished IPv6 address
+        return False
+    # Without a dot it is a machine of the local network or a slip of the pen.
+    return bool(parts.scheme) and '.' in parts.netloc
+
+
+def cache_file_name(url: str, server_name: str | None = None) -> str:
+    """Name of a download in the cache: <md5 of the URL>_<the server's name for it, else the URL>."""
+    return url_digest(url) + '_' + re.sub(r'[^0-9a-zA-Z._-]', '_', server_name or url)
+
+
+def url_digest(url: str) -> str:
+    """The 32 hexadecimal digits that the cached file of a URL begins with."""
+    return hashlib.md5(url.encode('utf-8'), usedforsecurity=False).hexdigest()
+
+
+def open_url(
+    url: str, cache_dir: str | None = None, num_attempts: int = 10, verbose: bool = True,
+    return_filename: bool = False, cache: bool = True,
+) -> BinaryIO | str:
+    """A URL or local path, opened for reading in binary, or its local path if `return_filename`.
+
+    http(s): fetched at most `num_attempts` times, checked against the size that the server announced, and
+    kept in `cache_dir` (default: 'downloads' in the cache folder), where later calls find it. Without `cache`
+    nothing is written. Raises UserError if the file cannot be had.
+    """
+    if num_attempts < 1 or (return_filename and not cache):
+        raise ValueError(f'{num_attempts=} must be at least 1, and a file name needs cache=True')
+    path = _local_path(url)
+    if path is None and not cache:
+        return io.BytesIO(_fetch(url, num_attempts, verbose)[0])
+    if path is None:
+        path = _cached_path(url, Path(cache_dir or make_cache_dir_path('downloads')), num_attempts, verbose)
+    if return_filename:
+        return str(path)
+    try:
+        return open(path, 'rb')
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror or error}); check the path') from error
+
+
+def _local_path(url: str) -> str | None:
+    if not re.match('[a-z]+://', url):
+        return url
+    if not url.startswith('file://'):
+        return None
+    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    # file:///C:/x on Windows
+    return path[1:] if re.match('/[a-zA-Z]:', path) else path
+
+
+def _cached_path(url: str, folder: Path, num_attempts: int, verbose: bool) -> Path:
+    # Several matches tell nothing about which one is whole: fetch again.
+    found = list(folder.glob(f'{url_digest(url)}_*'))
+    if len(found) == 1:
+        return found[0]
+    data, server_name = _fetch(url, num_attempts, verbose)
+    path = folder / cache_file_name(url, server_name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{folder}: cannot be created ({error.strerror}); set DNNLIB_CACHE_DIR to a folder '
+                        'that can be written') from error
+    # Several processes may fetch the same file at once: each replaces it by the same content.
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def _fetch(url: str, num_attempts: int, verbose: bool) -> tuple[bytes, str | None]:
+    try:
+        return download.fetch(url, num_attempts, verbose)
+    except download.DownloadError as error:
+        raise UserError(f'{url}: cannot be downloaded ({error}); check address and connection, or fetch it '
+                        'by hand and give its path instead') from error

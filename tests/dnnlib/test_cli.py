@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dnnlib.cli: user errors are one line and status 2."""
+import click
+import pytest
+
+from dnnlib.cli import run_command
+from dnnlib.util import UserError
+
+
+@click.command()
+@click.option('--n', type=int, default=1)
+def command(n):
+    if n < 0:
+        raise UserError(f'--n={n} must not be negative; use 0 or more')
+    click.echo(f'n is {n}')
+
+
+def run(args):
+    with pytest.raises(SystemExit) as caught:
+        run_command(command, args)
+    return caught.value.code
+
+
+def test_success_leaves_with_status_0(capsys):
+    assert run(['--n', '3']) == 0
+    assert capsys.readouterr() == ('n is 3\n', '')
+
+
+def test_a_user_error_is_one_line_on_stderr_without_traceback(capsys):
+    assert run(['--n', '-3']) == 2
+    assert capsys.readouterr() == ('', 'Error: --n=-3 must not be negative; use 0 or more\n')
+
+
+def test_a_usage_error_leaves_with_status_2_and_names_the_option(capsys):
+    assert run(['--n', 'x']) == 2
+    assert '--n' in capsys.readouterr().err

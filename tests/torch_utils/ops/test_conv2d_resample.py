@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each cheap form of conv2d_resample equals its four-step definition."""
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torch_utils.ops import upfirdn2d
+from torch_utils.ops.conv2d_resample import conv2d_resample
+
+
+def by_definition(x, w, f, up, down, padding, groups, flip_weight):
+    fw, fh = f.shape[::-1]
+    x0, x1, y0, y1 = padding
+    if up > 1:
+        x0, x1, y0, y1 = x0 + (
+            fw + up - 1) // 2, x1 + (fw - up) // 2, y0 + (fh + up - 1) // 2, y1 + (fh - up) // 2
+    if down > 1:
+        x0, x1 = x0 + (fw - down + 1) // 2, x1 + (fw - down) // 2
+        y0, y1 = y0 + (fh - down + 1) // 2, y1 + (fh - down) // 2
+    x = upfirdn2d.upfirdn2d(x, f if up > 1 else None, up=up, padding=[x0, x1, y0, y1], gain=up ** 2)
+    x = F.conv2d(x, w if flip_weight else w.flip([2, 3]), groups=groups)
+    return upfirdn2d.upfirdn2d(x, f, down=down) if down > 1 else x
+
+
+@pytest.mark.parametrize('up, down, kernel, groups, flip', list(itertools.product(
+    [1, 2], [1, 2, 3], [(1, 1), (3, 2)], [1, 2], [True, False])))
+def test_every_form_equals_the_definition(up, down, kernel, groups, flip):
+    x, f = torch.randn(2, 4, 9, 8).double(), torch.tensor([[1.0, 2.0, 3.0], [0.5, -1.0, 2.0]])
+    w = torch.randn(6, 4 // groups, *kernel).double()
+    for padding in ([0, 0, 0, 0], [2, 1, 1, 3]):
+        expected = by_definition(x, w, f, up, down, padding, groups, flip)
+        actual = conv2d_resample(x, w, f, up=up, down=down, padding=padding, groups=groups, flip_weight=flip)
+        torch.testing.assert_close(actual, expected)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""upfirdn2d against its definition, and what it says to wrong arguments."""
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from torch_utils.ops import upfirdn2d
+
+
+def by_definition(x, f, up, down, padding, flip_filter, gain):
+    """The four steps of the definition in float64, one sum at a time."""
+    f = np.outer(f, f) if f.ndim == 1 else np.asarray(f)
+    f = f if flip_filter else f[::-1, ::-1]
+    n, c, h, w = x.shape
+    z = np.zeros([n, c, h * up[1], w * up[0]])
+    z[:, :, ::up[1], ::up[0]] = x
+    x0, x1, y0, y1 = padding
+    z = np.pad(z, [(0, 0), (0, 0), (max(y0, 0), max(y1, 0)), (max(x0, 0), max(x1, 0))])
+    z = z[:, :, max(-y0, 0):z.shape[2] - max(-y1, 0), max(-x0, 0):z.shape[3] - max(-x1, 0)]
+    windows = np.lib.stride_tricks.sliding_window_view(z, f.shape, axis=(2, 3))
+    return gain * np.einsum('nchwab,ab->nchw', windows, f)[:, :, ::down[1], ::down[0]]
+
+
+@pytest.mark.parametrize('up, down, padding', list(itertools.product(
+    [(1, 1), (2, 3)], [(1, 1), (3, 2)], [(2, 2, 2, 2), (3, -1, -2, 4), (0, 5, 1, 2)])))
+@pytest.mark.parametrize('taps', [(3, 2), (4,)])
+def test_every_combination_of_sizes_follows_the_definition(up, down, padding, taps, device):
+    rng = np.random.default_rng(0)
+    x, f = rng.standard_normal([2, 3, 6, 5]), rng.standard_normal(taps)
+    for flip in (False, True):
+        y = upfirdn2d.upfirdn2d(
+            torch.from_numpy(x).to(device), torch.from_numpy(f).float().to(device), list(up), list(down),
+            list(padding),
+            flip_filter=flip, gain=1.5)
+        expected = by_definition(x, f.astype(np.float32), up, down, padding, flip, 1.5)
+        np.testing.assert_allclose(y.cpu().numpy(), expected, rtol=1e-6, atol=1e-6)  # the filter is float32
+
+
+def test_layout_of_the_input_is_kept_and_does_not_change_the_numbers(device):
+    x, f = torch.randn(2, 8, 6, 5, device=device), upfirdn2d.setup_filter([1, 3, 3, 1], device=device)
+    for function in (upfirdn2d.filter2d, upfirdn2d.upsample2d, upfirdn2d.downsample2d):
+        a, b = function(x, f), function(x.contiguous(memory_format=torch.channels_last), f)
+        assert a.is_contiguous() and b.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_constant_picture_stays_constant_inside_through_up_and_down_sampling():
+    x, f = torch.ones(1, 1, 16, 16), upfirdn2d.setup_filter([1, 3, 3, 1])
+    y = upfirdn2d.downsample2d(upfirdn2d.upsample2d(x, f), f)
+    torch.testing.assert_close(y[:, :, 2:-2, 2:-2], x[:, :, 2:-2, 2:-2])
+
+
+def test_setup_filter_leaves_the_callers_array_alone():
+    f = np.array([1, 3, 3, 1], dtype=np.float32)
+    upfirdn2d.setup_filter(f)
+    assert f.tolist() == [1, 3, 3, 1]
+
+
+@pytest.mark.parametrize('call, text', [
+    (lambda x, f: upfirdn2d.upfirdn2d(x, f, up=0), 'up must be'),
+    (lambda x, f: upfirdn2d.upfirdn2d(x, f, down=[1, 2, 3]), 'down must be'),
+    (lambda x, f: upfirdn2d.upfirdn2d(x, f, padding=[1, 2, 3]), 'padding must be'),
+    (lambda x, f: upfirdn2d.upfirdn2d(x, f, padding=-3), 'gives no pixels'),
+    (lambda x, f: upfirdn2d.upfirdn2d(x, f[None]), '1 or 2 dimensions'),
+    (lambda x, f: upfirdn2d.setup_filter(np.ones([2, 2, 2])), 'shape'),
+    (lambda x, f: upfirdn2d.setup_filter([]), 'at least one tap'),
+    (lambda x, f: upfirdn2d.setup_filter(np.ones([2, 2]), separable=True), '1-D'),
+])
+def test_wrong_arguments_are_named(call, text):
+    with pytest.raises(ValueError, match=text):
+        call(torch.zeros(1, 1, 4, 4), upfirdn2d.setup_filter([1, 3, 3, 1]))

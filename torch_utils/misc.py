@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Helpers around modules and tensors: cached constants, shape checks, copying by name, the summary table."""
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError
+
+MAX_CONSTANTS = 1024
+_constants: dict[tuple, torch.Tensor] = {}
+
+# nan_to_num(input, nan=0.0, posinf=None, neginf=None, *, out=None); the published name for what torch has.
+nan_to_num = torch.nan_to_num
+
+
+def constant(
+    value: Any, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None, memory_format: torch.memory_format | None = None,
+) -> torch.Tensor:
+    """A tensor of fixed content, made once and shared from then on: do not modify it.
+
+    value: a number, list or array, broadcast to `shape`. dtype: by default torch's default. device: by
+    default the CPU. memory_format: by default contiguous.
+    """
+    array = np.asarray(value)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    device = torch.device('cpu' if device is None else device)
+    shape = None if shape is None else tuple(shape)
+    # The bytes, not the object: equal values share one tensor.
+    key = (array.shape, array.dtype, array.tobytes(), shape, dtype, device, memory_format)
+    tensor = _constants.get(key)
+    if tensor is None:
+        # Inference tensors could not take part in training later on.
+        with torch.inference_mode(mode=False):
+            tensor = torch.as_tensor(array.copy(), dtype=dtype, device=device)
+            tensor = tensor if shape is None else tensor.expand(shape)
+            tensor = tensor.contiguous(memory_format=memory_format or torch.contiguous_format)
+        # Tracers hand out fake tensors, which must not outlive the trace.
+        if type(tensor) is torch.Tensor and len(_constants) < MAX_CONSTANTS:
+            _constants[key] = tensor
+    return tensor
+
+
+def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
+    """Raise AssertionError naming the dimension unless `tensor` has this shape; None stands for any size."""
+    if tensor.ndim != len(ref_shape):
+        raise AssertionError(f'wrong number of dimensions: expected {ref_shape}, got {list(tensor.shape)}')
+    # Sizes are tensors while torch.jit traces, which warns about comparing them.
+    with suppress_tracer_warnings():
+        for dim, (size, expected) in enumerate(zip(tensor.shape, ref_shape, strict=True)):
+            if expected is not None and size != expected:
+                raise AssertionError(f'dimension {dim}: expected {expected}, got {size}')
+
+
+@contextlib.contextmanager
+def suppress_tracer_warnings() -> Iterator[None]:
+    """Keep torch.jit's tracer from warning within this context."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', category=torch.jit.TracerWarning)
+        yield
+
+
+def profiled_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: calls of `fn` appear under its name in torch.profiler."""
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function(fn.__name__):
+            return fn(*args, **kwargs)
+    return wrapper
+
+
+def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """(dotted name, tensor) of all parameters, then of all buffers."""
+    # A list: callers change the tensors while they go through it.
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def params_and_buffers(module: torch.nn.Module) -> list[torch.Tensor]:
+    """All parameters, then all buffers."""
+    return [tensor for _, tensor in named_params_and_buffers(module)]
+
+
+@torch.no_grad()
+def copy_params_and_buffers(
+    src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False,
+) -> None:
+    """Copy parameters and buffers into those of the same name in dst_module, which keep their requires_grad.
+
+    Parameters and buffers share one name space. Names that src_module lacks are left alone, or raise
+    AssertionError if `require_all`. Raises UserError before anything is copied if shapes differ.
+    """
+    src = dict(named_params_and_buffers(src_module))
+    # All shapes are checked before the first tensor changes.
+    pairs = []
+    for name, tensor in named_params_and_buffers(dst_module):
+        if name not in src:
+            if require_all:
+                raise AssertionError(f'{type(src_module).__name__} has no {name}')
+            continue
+        # copy_ would broadcast in silence.
+        if src[name].shape != tensor.shape:
+            raise UserError(f'{name}: cannot copy {list(src[name].shape)} to {list(tensor.shape)}; the '
+                            'networks must have the same size')
+        pairs.append((tensor, src[name]))
+    for tensor, source in pairs:
+        tensor.copy_(source)
+
+
+@dataclass
+class _Call:
+    """One finished call of a module: its name and its tensors, in the end only those no earlier call has."""
+
+    name: str
+    params: list[torch.Tensor]
+    buffers: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+    has_new_output: bool = True
+
+    def is_redundant(self) -> bool:
+        # Such a module hands on what a child returned, and its child has a row already.
+        return not self.params and not self.buffers and not self.has_new_output
+
+    def rows(self) -> list[list[str]]:
+        """Name, parameters, buffers, output shape, datatype: a row an output."""
+        counts = [str(_numel(tensors) or '-') for tensors in (self.params, self.buffers)]
+        if not self.outputs:
+            return [[self.name, *counts, '-', '-']]
+        # All rows show the shape of the first output, as the published tables do.
+        shape = str(list(self.outputs[0].shape))
+        dtypes = [str(out.dtype).removeprefix('torch.') for out in self.outputs]
+        # Only several outputs are numbered.
+        if len(dtypes) == 1:
+            return [[self.name, *counts, shape, dtypes[0]]]
+        rows = [[f'{self.name}:{i}', '-', '-', shape, dtype] for i, dtype in enumerate(dtypes)]
+        rows[0][1:3] = counts
+        return rows
+
+
+def print_module_summary(
+    module: torch.nn.Module, inputs: Sequence[Any], max_nesting: int | None = 3, skip_redundant: bool = True,
+) -> Any:
+    """Run `module(*inputs)` and print a table of its submodules: parameters, buffers, outputs.
+
+    Returns the outputs. A row a finished call, down to `max_nesting` calls deep (None: all); it counts the
+    tensors that no row above has. skip_redundant: leave out calls without any. Only shapes matter, so all may
+    live on the meta device.
+    """
+    calls: list[_Call] = []
+    with _recording(module, calls, max_nesting):
+        outputs = module(*inputs)
+    _keep_first_owners(calls)
+    calls = [call for call in calls if not (skip_redundant and call.is_redundant())]
+    rows = [[type(module).__name__, 'Parameters', 'Buffers', 'Output shape', 'Datatype'], ['---'] * 5]
+    for call in calls:
+        rows += call.rows()
+    totals = [str(sum(_numel(getattr(call, kind)) for call in calls)) for kind in ('params', 'buffers')]
+    rows += [['---'] * 5, ['Total', *totals, '-', '-']]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    print('\n'.join(['', *lines, '']))
+    return outputs
+
+
+@contextlib.contextmanager
+def _recording(module: torch.nn.Module, calls: list[_Call], max_nesting: int | None) -> Iterator[None]:
+    """Append to `calls` whatever `module` and its submodules finish within this context."""
+    names = {submodule: name or '<top-level>' for name, submodule in module.named_modules()}
+    # The hooks see calls as they nest, which names do not tell.
+    depth = 0
+
+    def enter(_module: torch.nn.Module, _inputs: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(called: torch.nn.Module, _inputs: Any, outputs: Any) -> None:
+        nonlocal depth
+        depth -= 1
+        if max_nesting is not None and depth > max_nesting:
+            return
+        outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+        tensors = [out for out in outputs if isinstance(out, torch.Tensor)]
+        calls.append(_Call(names[called], list(called.parameters()), list(called.buffers()), tensors))
+
+    handles = [submodule.register_forward_pre_hook(enter) for submodule in names]
+    handles += [submodule.register_forward_hook(leave) for submodule in names]
+    # A module that fails must not keep our hooks.
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep_first_owners(calls: list[_Call]) -> None:
+    """Leave each tensor to the first call that has it; `outputs` keeps all alive, so ids are unique."""
+    owned: set[int] = set()
+    for call in calls:
+        call.params = [t for t in call.params if id(t) not in owned]
+        call.buffers = [t for t in call.buffers if id(t) not in owned]
+        call.has_new_output = any(id(t) not in owned for t in call.outputs)
+        owned.update(map(id, [*call.params, *call.buffers, *call.outputs]))
+
+
+def _numel(tensors: list[torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)

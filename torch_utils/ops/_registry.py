@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""define_op(): the one way an operator comes into being, and the only code that touches torch.library.
+
+An operator is four plain functions: reference (the mathematics in torch code), fake (shape and strides of the
+result), setup_context and backward (which call operators again, so that every order of gradient works).
+"""
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+NAMESPACE = 'stylegan2'
+_LIBRARY = torch.library.Library(NAMESPACE, 'FRAGMENT')
+_PLAIN_TENSORS = frozenset([torch.Tensor, torch.nn.Parameter])
+
+
+class Op:
+    """A callable operator; `overload` is its torch.library form, seen by compile, export and opcheck.
+
+    Eager calls on plain tensors skip the dispatcher: a Python kernel behind it costs about 45 us a call,
+    which for the small layers of a network on a CPU is longer than the arithmetic.
+    """
+
+    def __init__(
+        self, name: str, reference: Callable, fake: Callable, setup_context: Callable, backward: Callable,
+    ):
+        self.name = name
+        self.setup_context = setup_context
+        self.backward = backward
+        self.fake = fake
+        self.kernels: dict[str, Callable] = {'cpu': reference, 'cuda': reference, 'meta': fake}
+        self.reference = reference
+        self.overload: Callable = reference
+
+    def run(self, *args: Any) -> torch.Tensor:
+        """The implementation for the device of the first argument, without autograd."""
+        return self.kernels.get(args[0].device.type, self.reference)(*args)
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        """Compute with gradients of any order."""
+        if torch.compiler.is_compiling() or type(args[0]) not in _PLAIN_TENSORS:
+            return self.overload(*args)
+        return _EagerOp.apply(*args, self)
+
+
+class _EagerOp(torch.autograd.Function):
+    """Autograd of any Op. The op comes last, so that needs_input_grad has the op's own numbering."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        *inputs, ctx.op = args
+        output = ctx.op.run(*inputs)
+        ctx.op.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        return (*ctx.op.backward(ctx, *grads), None)
+
+
+def define_op(
+    schema: str, *, reference: Callable, fake: Callable, setup_context: Callable, backward: Callable,
+) -> Op:
+    """Register an operator under `torch.ops.stylegan2` and return its callable.
+
+    schema: name, arguments and result in the schema language, such as 'scale(Tensor x, float gain) ->
+    Tensor'. fake: same arguments, returns an empty tensor of the right shape, strides, dtype and device.
+    setup_context(ctx, inputs, output), backward(ctx, *grads): as for torch.library.register_autograd.
+    """
+    name = schema.partition('(')[0]
+    op = Op(name, reference, fake, setup_context, backward)
+    qualified = f'{NAMESPACE}::{name}'
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ['CPU', 'CUDA']:
+        _LIBRARY.impl(name, op.run, key)
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+    op.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return op
+
+
+def memory_format_of(x: torch.Tensor) -> torch.memory_format:
+    """channels_last if x [N, C, H, W] is laid out so and not in the ordinary way, else contiguous."""
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

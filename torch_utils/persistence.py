@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes whose instances pickle together with the source text of their module.
+
+Such a pickle opens wherever `torch_utils` and `dnnlib` can be imported, even after the class has changed.
+Opening it with `pickle.load` executes that text; `torch_utils.safe_pickle` reads the file without doing so.
+"""
+import contextlib
+import copy
+import functools
+import inspect
+import pickle
+import sys
+import threading
+import types
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from dnnlib.util import EasyDict, UserError
+
+VERSION = 6  # of the dictionary that stands for an object in a pickle
+
+_sources: dict[str, str] = {}  # module name -> source text
+_modules: dict[str, types.ModuleType] = {}  # source text -> module that was made of it
+_companions: dict[str, dict[str, str]] = {}  # module name -> {module name: source text}, in order of import
+_import_lock = threading.RLock()
+
+T = TypeVar('T', bound=type)
+Hook = Callable[[EasyDict], EasyDict]
+_hooks: list[Hook] = []
+
+
+def persistent_class(cls: T) -> T:
+    """Class decorator: a subclass of the same name that remembers its arguments and pickles with its source.
+
+    Adds the properties init_args (tuple) and init_kwargs (EasyDict), both deep copies, and the class
+    attributes _orig_module_src and _orig_class_name. Decorating twice changes nothing. Constructing an
+    instance raises TypeError if its arguments cannot be pickled. Raises ValueError if the source text of the
+    module cannot be read.
+    """
+    assert isinstance(cls, type), f'persistent_class decorates classes, not {cls!r}'
+    if is_persistent(cls):
+        return cls
+    source = _module_source(cls.__module__)
+
+    bases = (cls,) if issubclass(cls, _PersistentMixin) else (_PersistentMixin, cls)
+
+    class Persistent(*bases):
+        _orig_module_src = source
+        _orig_class_name = cls.__name__
+        _is_decorated = True
+
+        @functools.wraps(cls.__init__)
+        def __init__(self, *args: Any, **kwargs: Any):
+            arguments = _checked_copy(cls.__name__, args, kwargs)
+            super().__init__(*args, **kwargs)
+            # After the constructor, so that of nested decorated classes the outermost has the last word.
+            self.__dict__['_init_args'], self.__dict__['_init_kwargs'] = arguments
+
+    for attribute in ('__name__', '__qualname__', '__module__', '__doc__'):
+        setattr(Persistent, attribute, getattr(cls, attribute))
+    return Persistent
+
+
+def is_persistent(obj: Any) -> bool:
+    """Whether this is a decorated class or an instance of one; plain subclasses of such a class are not."""
+    cls = obj if isinstance(obj, type) else type(obj)
+    return '_is_decorated' in cls.__dict__
+
+
+def import_hook(hook: Hook) -> Hook:
+    """Register hook(meta) -> meta, called for each object being unpickled, before its source is executed.
+
+    meta: EasyDict with type, version, module_src, class_name, state. Typical use: mend the module_src of old
+    files.
+    """
+    assert callable(hook), f'an import hook is a function of one argument, not {hook!r}'
+    _hooks.append(hook)
+    return hook
+
+
+class _PersistentMixin:
+    """What every decorated class gains."""
+
+    @property
+    def init_args(self) -> tuple:
+        """Positional constructor arguments, as a deep copy."""
+        return copy.deepcopy(self._init_args)
+
+    @property
+    def init_kwargs(self) -> EasyDict:
+        """Keyword constructor arguments, as a deep copy."""
+        return EasyDict(copy.deepcopy(self._init_kwargs))
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        plain = super().__reduce_ex__(max(int(protocol), 2))
+        if not is_persistent(self):
+            return plain  # an undecorated subclass: it is not in the source text of its parent
+        cls = type(self)
+        meta = {'type': 'class', 'version': VERSION, 'module_src': cls._orig_module_src,
+                'class_name': cls._orig_class_name, 'state': plain[2] or {}}
+        companions = _companion_sources(cls.__module__)
+        if companions:
+            meta['companions'] = companions
+        return _reconstruct_persistent_obj, (meta,), None
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        # Not through __reduce_ex__: a copy has the class of the original, whatever the table of sources says.
+        if hasattr(super(), '__deepcopy__'):
+            return super().__deepcopy__(memo)
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        _set_state(twin, copy.deepcopy(super().__reduce_ex__(2)[2] or {}, memo))
+        return twin
+
+
+def _reconstruct_persistent_obj(meta: dict) -> Any:
+    """What a pickle calls to rebuild an object: by its source text, without its constructor.
+
+    Raises UserError if the pickle was written in a format that this version does not know.
+    """
+    meta = EasyDict(meta)
+    meta.state = EasyDict(meta.state)
+    for hook in _hooks:
+        meta = hook(meta)
+        assert meta is not None, 'an import hook must return meta'
+    if meta.type != 'class' or meta.version != VERSION:
+        raise UserError(f'the pickle holds a {meta.type!r} object of format {meta.version}; only classes of '
+                        f'format {VERSION} are known: open it with the version of the program that wrote it')
+    module = _module_of(meta.module_src, meta.get('companions', {}))
+    cls = persistent_class(module.__dict__[meta.class_name])
+    obj = cls.__new__(cls)
+    _set_state(obj, dict(meta.state))
+    return obj
+
+
+def _set_state(obj: Any, state: dict) -> None:
+    if hasattr(obj, '__setstate__'):  # torch modules: adds the fields that older releases did not have
+        obj.__setstate__(state)
+    else:
+        obj.__dict__.update(state)
+
+
+def _checked_copy(class_name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Deep copies of the arguments. Only these are pickled here: all weights would take seconds."""
+    try:
+        pickle.dump((args, kwargs), _Discard())
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise TypeError(f'{class_name}: could not be saved: its arguments do not pickle: {error}') from error
+    return copy.deepcopy(args), copy.deepcopy(kwargs)
+
+
+class _Discard:
+    """A file that forgets what is written."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def _module_source(name: str) -> str:
+    """Source text of an imported module, kept from the first time it was asked for."""
+    if name not in _sources:
+        module = sys.modules[name]
+        try:
+            source = inspect.getsource(module)
+        except (OSError, TypeError) as error:
+            raise ValueError(f'persistent_class: the source text of module {name} cannot be read; '
+                             'move the class to a file') from error
+        _sources[name] = source
+        _modules.setdefault(source, module)
+    return _sources[name]
+
+
+def _module_of(source: str, companions: dict[str, str]) -> types.ModuleType:
+    """The module with this text: the installed one if it is the same to the byte, else a new one."""
+    with _import_lock:
+        # The text itself is the key: the installed modules are in the table too.
+        if source not in _modules:
+            module = types.ModuleType(f'_imported_module_{uuid.uuid4().hex}')
+            with contextlib.ExitStack() as undo:
+                undo.callback(_forget, module.__name__, source)
+                _sources[module.__name__] = source
+                _companions[module.__name__] = dict(companions)
+                _modules[source] = sys.modules[module.__name__] = module
+                with _aliases(companions):
+                    exec(compile(source, f'<{module.__name__}>', 'exec'), module.__dict__)
+                undo.pop_all()
+        return _modules[source]
+
+
+def _forget(name: str, source: str) -> None:
+    for table, key in ((_sources, name), (_companions, name), (_modules, source), (sys.modules, name)):
+        table.pop(key, None)
+
+
+def _companion_sources(module_name: str) -> dict[str, str]:
+    """Sources of what a module imports from its own package, such as `training`.
+
+    They travel in the pickle: a reader who has only torch_utils and dnnlib could not import them. Each comes
+    after those that it needs itself.
+    """
+    if module_name not in _companions:
+        found: dict[str, str] = {}
+        _collect_companions(module_name, found)
+        found.pop(module_name, None)
+        _companions[module_name] = found
+    return _companions[module_name]
+
+
+def _collect_companions(module_name: str, found: dict[str, str]) -> None:
+    package = module_name.partition('.')[0]
+    if package in ('torch_utils', 'dnnlib'):
+        return
+    values = list(sys.modules[module_name].__dict__.values())
+    used = [v.__name__ if isinstance(v, types.ModuleType) else getattr(v, '__module__', None) for v in values]
+    for name in dict.fromkeys(used):
+        if isinstance(name, str) and name.startswith(package + '.') and name not in (module_name, *found):
+            _collect_companions(name, found)
+            found[name] = _module_source(name)
+
+
+@contextlib.contextmanager
+def _aliases(companions: dict[str, str]) -> Iterator[None]:
+    """Make companions importable under their names for a moment, in place of any package of that name."""
+    packages = {name.partition('.')[0] for name in companions}
+    hidden = {name: module for name, module in sys.modules.items() if name.partition('.')[0] in packages}
+    modules = {}
+    for name, source in companions.items():
+        modules[name] = _module_of(source, dict(list(companions.items())[:len(modules)]))
+    try:
+        for name in hidden:
+            del sys.modules[name]
+        for name, module in modules.items():
+            package, _, leaf = name.rpartition('.')
+            parent = sys.modules.setdefault(package, types.ModuleType(package))
+            parent.__path__ = []
+            sys.modules[name] = module
+            setattr(parent, leaf, module)
+        yield
+    finally:
+        for name in [n for n in sys.modules if n.partition('.')[0] in packages]:
+            del sys.modules[name]
+        sys.modules.update(hidden)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pickle interpreter that can only build data: numbers, text, containers, and what its tables construct.
+
+It looks up no module, calls nothing but the functions handed to it, and needs memory and time in proportion
+to its input.
+"""
+import io
+import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_OPCODES = 1_000_000  # a network has some 20,000
+MAX_WORK = 10_000_000  # elements handed to functions, not counting once the size of the file
+MAX_BITS = 256  # of an integer
+
+
+class Refused(Exception):
+    """The pickle asks for a global that is not in the table; the text is its dotted name."""
+
+
+class Damaged(Exception):
+    """The pickle is truncated, malformed, or uses something that no network file contains."""
+
+
+@dataclass(frozen=True)
+class Global:
+    """An allowed global: what the machine does where the pickle calls it.
+
+    call(*args) -> value for the opcode REDUCE, new(*args) -> object for NEWOBJ; None: not allowed.
+    """
+
+    call: Callable[..., Any] | None = None
+    new: Callable[..., Any] | None = None
+
+
+class Buildable:
+    """An object that takes a state by the opcode BUILD. No other object does."""
+
+    def build(self, state: Any) -> None:
+        """Take the state; raise Damaged if it is not one that this object has."""
+        raise NotImplementedError
+
+
+class Machine:
+    """Executes one pickle after the other from a binary file.
+
+    allowed: (module, name) -> Global or value.  persistent_load(pid) -> object; None: there are no such ids.
+    max_opcodes: of one pickle.
+    """
+
+    def __init__(
+        self, file: io.BytesIO, allowed: Mapping[tuple[str, str], Any],
+        persistent_load: Callable[[Any], Any] | None = None, max_opcodes: int = MAX_OPCODES,
+    ):
+        self.file, self.allowed, self.persistent_load = file, allowed, persistent_load
+        self.max_opcodes = max_opcodes
+        self.work_left = MAX_WORK + 2 * file.getbuffer().nbytes
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """The value of the next pickle in the file. Raises Refused or Damaged, and nothing else."""
+        # A pickle cannot see what the one before left behind.
+        self.stack, self.marks, self.memo = [], [], {}
+        position = 0
+        try:
+            for count, (opcode, argument, place) in enumerate(pickletools.genops(self.file)):
+                position = place
+                if opcode.name == 'STOP':
+                    return self.stack.pop()
+                if opcode.name not in _HANDLERS or count >= self.max_opcodes:
+                    raise Damaged(f'opcode {opcode.name}, number {count}, has no place in a network file')
+                _HANDLERS[opcode.name](self, argument)
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, MemoryError,
+                RecursionError) as error:
+            raise Damaged(f'{type(error).__name__} at byte {position}: {str(error)[:80]}') from error
+        raise Damaged('no STOP opcode')
+
+    def push(self, value: Any) -> None:
+        """Put a value on the stack."""
+        self.stack.append(value)
+
+    def pop_to_mark(self) -> list[Any]:
+        """Take everything above the last mark off the stack."""
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def charge(self, arguments: tuple) -> None:
+        """Count what a function is about to copy: a small pickle can hand over one list again and again."""
+        self.work_left -= sum(len(a) for a in arguments if type(a) in (str, list, tuple, dict, set))
+        if self.work_left < 0:
+            raise Damaged('the same data over and over')
+
+    def top(self, kind: type) -> Any:
+        """The top of the stack, which must be of this very type."""
+        value = self.stack[-1]
+        # The very type: a subclass may have methods of its own.
+        if type(value) is not kind:
+            raise Damaged(f'expected a {kind.__name__}, found a {type(value).__name__}')
+        return value
+
+    def find(self, module: Any, name: Any) -> Any:
+        """The allowed global of this exact module and name."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise Damaged('the name of a global is not text')
+        # A table, not getattr: dotted names lead nowhere.
+        if (module, name) not in self.allowed:
+            raise Refused(f'{module}.{name}'[:120])
+        return self.allowed[module, name]
+
+
+def _key(value: Any) -> Any:
+    """A dictionary key or set element. Only scalars: hashing nested tuples can take exponential time."""
+    if value is not None and type(value) not in (str, int, float, bool, bytes):
+        raise Damaged(f'a {type(value).__name__} as a key')
+    return value
+
+
+def _set_items(target: dict, items: list[Any]) -> None:
+    if len(items) % 2:
+        raise Damaged('a key without a value')
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_key(key)] = value
+
+
+def _op_integer(machine: Machine, number: int) -> None:
+    if number.bit_length() > MAX_BITS:
+        raise Damaged(f'an integer of {number.bit_length()} bits')
+    machine.push(number)
+
+
+def _op_global(machine: Machine, argument: str) -> None:
+    module, _, name = argument.partition(' ')
+    machine.push(machine.find(module, name))
+
+
+def _op_stack_global(machine: Machine, _: Any) -> None:
+    name, module = machine.stack.pop(), machine.stack.pop()
+    machine.push(machine.find(module, name))
+
+
+def _arguments(value: Any) -> tuple:
+    if type(value) is not tuple:
+        raise Damaged('arguments that are not a tuple')
+    return value
+
+
+def _op_reduce(machine: Machine, _: Any) -> None:
+    arguments, function = _arguments(machine.stack.pop()), machine.stack.pop()
+    # Of all that a pickle can put on the stack, only entries of the table are callable here.
+    if not isinstance(function, Global) or function.call is None:
+        raise Damaged('a call of something that is not a function')
+    machine.charge(arguments)
+    machine.push(function.call(*arguments))
+
+
+def _op_newobj(machine: Machine, _: Any) -> None:
+    arguments, cls = _arguments(machine.stack.pop()), machine.stack.pop()
+    if not isinstance(cls, Global) or cls.new is None:
+        raise Damaged('an instance of something that is not a class')
+    machine.push(cls.new(*arguments))
+
+
+def _op_build(machine: Machine, _: Any) -> None:
+    state = machine.stack.pop()
+    # The standard unpickler would set any attribute of any object, those of functions and classes included.
+    if not isinstance(machine.stack[-1], Buildable):
+        raise Damaged(f'a state for a {type(machine.stack[-1]).__name__}')
+    machine.stack[-1].build(state)
+
+
+def _op_persistent_id(machine: Machine, _: Any) -> None:
+    if machine.persistent_load is None:
+        raise Damaged('persistent ids have no place in a network file')
+    machine.push(machine.persistent_load(machine.stack.pop()))
+
+
+def _op_mark(machine: Machine, _: Any) -> None:
+    machine.marks.append(len(machine.stack))
+
+
+def _op_setitem(machine: Machine, _: Any) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    machine.top(dict)[_key(key)] = value
+
+
+def _op_setitems(machine: Machine, _: Any) -> None:
+    items = machine.pop_to_mark()
+    _set_items(machine.top(dict), items)
+
+
+def _op_append(machine: Machine, _: Any) -> None:
+    value = machine.stack.pop()
+    machine.top(list).append(value)
+
+
+def _op_appends(machine: Machine, _: Any) -> None:
+    values = machine.pop_to_mark()
+    machine.top(list).extend(values)
+
+
+def _op_additems(machine: Machine, _: Any) -> None:
+    values = machine.pop_to_mark()
+    machine.top(set).update(map(_key, values))
+
+
+def _op_dict(machine: Machine, _: Any) -> None:
+    target: dict = {}
+    _set_items(target, machine.pop_to_mark())
+    machine.push(target)
+
+
+def _op_tuple_of(count: int) -> Callable[[Machine, Any], None]:
+    def handler(machine: Machine, _: Any) -> None:
+        values = [machine.stack.pop() for _ in range(count)]
+        machine.push(tuple(reversed(values)))
+    return handler
+
+
+def _op_constant(make: Callable[[], Any]) -> Callable[[Machine, Any], None]:
+    return lambda machine, _: machine.push(make())
+
+
+def _op_put(machine: Machine, index: int) -> None:
+    machine.memo[index] = machine.stack[-1]
+
+
+_INTEGERS = ('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4')
+_OTHER_LITERALS = (
+    'FLOAT', 'BINFLOAT', 'STRING', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8',
+    'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8')
+
+# Not among them: INST, OBJ, NEWOBJ_EX, EXT*, PERSID, out-of-band buffers. No network file uses those.
+_HANDLERS: dict[str, Callable[[Machine, Any], Any]] = {
+    'PROTO': lambda machine, version: None,
+    'FRAME': lambda machine, size: None,
+    **dict.fromkeys(_INTEGERS, _op_integer),
+    **dict.fromkeys(_OTHER_LITERALS, Machine.push),
+    **{name: _op_constant(make) for name, make in {
+        'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False, 'EMPTY_LIST': list,
+        'EMPTY_TUPLE': tuple, 'EMPTY_DICT': dict, 'EMPTY_SET': set}.items()},
+    'MARK': _op_mark,
+    'POP': lambda machine, _: machine.stack.pop(),
+    'POP_MARK': lambda machine, _: machine.pop_to_mark(),
+    'DUP': lambda machine, _: machine.push(machine.stack[-1]),
+    'LIST': lambda machine, _: machine.push(machine.pop_to_mark()),
+    'TUPLE': lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
+    'TUPLE1': _op_tuple_of(1), 'TUPLE2': _op_tuple_of(2), 'TUPLE3': _op_tuple_of(3),
+    'DICT': _op_dict, 'SETITEM': _op_setitem, 'SETITEMS': _op_setitems,
+    'APPEND': _op_append, 'APPENDS': _op_appends, 'ADDITEMS': _op_additems,
+    **dict.fromkeys(('PUT', 'BINPUT', 'LONG_BINPUT'), _op_put),
+    **dict.fromkeys(('GET', 'BINGET', 'LONG_BINGET'), lambda machine, i: machine.push(machine.memo[i])),
+    'MEMOIZE': lambda machine, _: _op_put(machine, len(machine.memo)),
+    'GLOBAL': _op_global, 'STACK_GLOBAL': _op_stack_global,
+    'REDUCE': _op_reduce, 'NEWOBJ': _op_newobj, 'BUILD': _op_build, 'BINPERSID': _op_persistent_id,
+}

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads network pickles without executing anything in them: the result is a description, not a network.
+
+Official, StyleGAN3's (its stylegan2 networks) and own files; anything else that they ask for is refused.
+"""
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dnnlib.util import UserError
+from torch_utils.persistence import VERSION
+from torch_utils.pickle_machine import Buildable, Damaged, Global, Machine, Refused
+from torch_utils.stored_tensor import StoredTensor, load_storage, rebuild_tensor
+
+MAX_VALUES = 300_000  # arguments and attributes in one file; a network has some 10,000
+MAX_DEPTH = 32  # of nested containers
+MAX_NAME = 100  # characters of the name of a tensor or submodule
+MAX_MODULES = 10_000  # in one network
+RECONSTRUCT = ('torch_utils.persistence', '_reconstruct_persistent_obj')
+NUMBER_CODES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1')
+
+
+@dataclass(frozen=True)
+class ModuleDescription:
+    """A pickled network module: what its class is called, how it was constructed, and what it holds.
+
+    attributes: its plain values (numbers, text, lists of such).  tensors: own parameters and buffers.
+    children: submodules, in order; None for a disabled one.
+    """
+
+    class_name: str
+    init_args: tuple = ()
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    children: dict[str, 'ModuleDescription | None'] = field(default_factory=dict)
+
+    def modules(self) -> Iterator[tuple[str, 'ModuleDescription']]:
+        """(dotted name, description) of this module and all below it, parents first.
+
+        Raises UserError if they are too many: one description can be its own relative many times over.
+        """
+        pending: list[tuple[str, ModuleDescription, int]] = [('', self, 0)]
+        for _ in range(MAX_MODULES):
+            prefix, module, depth = pending.pop()
+            yield prefix, module
+            below = [(f'{prefix}.{name}'.lstrip('.'), child, depth + 1)
+                     for name, child in module.children.items() if child is not None]
+            pending += reversed(below)
+            if not pending:
+                return
+            if depth > MAX_DEPTH:
+                break
+        raise UserError(f'{self.class_name}: no network has so many submodules')
+
+    def state(self) -> dict[str, StoredTensor]:
+        """All tensors by the names of a state dict."""
+        return {f'{prefix}.{name}'.lstrip('.'): tensor
+                for prefix, module in self.modules() for name, tensor in module.tensors.items()}
+
+
+def load(file: BinaryIO, name: str = 'network pickle') -> Any:
+    """What the pickle in a binary file holds, with a ModuleDescription in the place of every network module.
+
+    name: what error messages call the file. Numpy scalars become numbers, every kind of dict a dict.
+    Raises UserError, one line, if the file is no such pickle, is damaged, or asks for anything unknown.
+    """
+    data = file.read()  # at once, so that no declared size can ask for more than there is
+    if data[:4] == b'PK\x03\x04':
+        raise UserError(f'{name}: a zip archive, not a network pickle; give a network-snapshot-*.pkl')
+    try:
+        describe = Global(call=_Describer().describe)
+        value = Machine(io.BytesIO(data), {**ALLOWED, RECONSTRUCT: describe}).load()
+    except Refused as error:
+        wanted = _printable(str(error))
+        if wanted.startswith(('dnnlib.tflib.', 'tfutil.')):
+            raise UserError(f'{name}: a TensorFlow network pickle; converting those comes with a later '
+                            'version of this program') from error
+        raise UserError(f'{name}: asks for {wanted}; refused, and nothing in it was run: no network file '
+                        'needs that. --trust-pickle would run the code in it: only if you trust '
+                        'its origin') from error
+    except Damaged as error:
+        raise UserError(f'{name}: not a network pickle, or damaged ({_printable(str(error))}); '
+                        'download or copy it again') from error
+    return value
+
+
+def _printable(text: str) -> str:
+    """The text on one line, without what a terminal would obey."""
+    return ''.join(c if c.isascii() and c.isprintable() else '?' for c in text)
+
+
+class _Describer:
+    """Turns pickled objects into descriptions, and counts their values: small pickles can repeat them."""
+
+    def __init__(self):
+        self.count = 0
+
+    def describe(self, meta: Any) -> ModuleDescription:
+        """What stands for persistence._reconstruct_persistent_obj; module_src is not even looked at."""
+        if type(meta) is not dict or (meta.get('type'), meta.get('version')) != ('class', VERSION):
+            raise Damaged(f'an object that is not a class of format {VERSION}')
+        class_name, state = _member(meta, 'class_name', str, None), _member(meta, 'state', dict, None)
+        # Copies: the pickle may go on changing the dicts that it has handed over.
+        held = {**_member(state, '_parameters', dict, {}), **_member(state, '_buffers', dict, {})}
+        modules = _member(state, '_modules', dict, {})
+        self.charge(len(state) + len(held) + len(modules))
+        tensors = {name: _expect(t, StoredTensor, name) for name, t in held.items() if t is not None}
+        children = {name: child if child is None else _expect(child, ModuleDescription, name)
+                    for name, child in modules.items()}
+        own = {name: v for name, v in state.items() if str(name)[:1] != '_' and _is_plain(v)}
+        return ModuleDescription(
+            class_name, tuple(self.copy(_member(state, '_init_args', (tuple, list), ()))),
+            self.copy(_member(state, '_init_kwargs', dict, {})), self.copy(own), tensors, children)
+
+    def charge(self, count: int) -> None:
+        """Count values. Raises Damaged if they become too many."""
+        self.count += count
+        if self.count > MAX_VALUES:
+            raise Damaged('values without end')
+
+    def copy(self, value: Any, depth: int = 0) -> Any:
+        """Numbers, text, None and containers of such. Raises Damaged for anything else."""
+        self.charge(1)
+        if depth > MAX_DEPTH:
+            raise Damaged('values nested without end')
+        if _is_scalar(value):
+            return value
+        if type(value) in (list, tuple):
+            return type(value)(self.copy(v, depth + 1) for v in value)
+        if type(value) is dict:
+            return {self.copy(k, depth + 1): self.copy(v, depth + 1) for k, v in value.items()}
+        raise Damaged(f'a {type(value).__name__} among the arguments of an object')
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _is_plain(value: Any) -> bool:
+    return _is_scalar(value) or type(value) in (list, tuple)
+
+
+def _member(state: dict, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+    value = state.get(name, default)
+    if not isinstance(value, kind):
+        raise Damaged(f'{name} is a {type(value).__name__}')
+    return value
+
+
+def _expect(value: Any, kind: type, name: Any) -> Any:
+    if not isinstance(name, str) or len(name) > MAX_NAME or not isinstance(value, kind):
+        raise Damaged(f'{str(name)[:MAX_NAME]} is a {type(value).__name__}, not a {kind.__name__}')
+    return value
+
+
+class _NumberType(Buildable):
+    """What stands for numpy.dtype: one of a few kinds of numbers, never an object or a structure."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        # Among those left out: O, objects, which are pickles in pickles.
+        if code not in NUMBER_CODES:
+            raise Damaged(f'numpy values of type {code!r}')
+        self.code, self.order = code, '<'
+
+    def build(self, state: Any) -> None:
+        """Take (version, byte order, None, None, None, ...): no fields, no sub-arrays."""
+        if type(state) is not tuple or len(state) < 5 or state[1] not in ('<', '>', '|') or any(state[2:5]):
+            raise Damaged('a structured numpy type')
+        self.order = state[1]
+
+    def number(self, data: Any) -> Any:
+        """The Python number of these bytes."""
+        dtype = np.dtype(self.order + self.code)
+        if type(data) is not bytes or len(data) != dtype.itemsize:
+            raise Damaged('a numpy number of the wrong size')
+        return np.frombuffer(data, dtype)[0].item()
+
+
+def _numpy_scalar(dtype: Any, data: Any) -> Any:
+    return _expect(dtype, _NumberType, 'dtype').number(data)
+
+
+def _make_dict(items: Any = ()) -> dict:
+    """What stands for OrderedDict: built empty or from [[key, value], ...]."""
+    pairs = [item for item in items if type(item) in (list, tuple) and len(item) == 2]
+    if len(pairs) != len(items) or not all(type(key) is str for key, _ in pairs):
+        raise Damaged('an ordered dict that is not made of pairs')
+    return dict(items)
+
+
+def _make_set(items: Any = ()) -> set:
+    if type(items) is not list or not all(_is_scalar(item) for item in items):
+        raise Damaged('a set of other things than numbers and text')
+    return set(items)
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """What stands for _codecs.encode, by which protocols below 3 write bytes."""
+    if type(text) is not str or encoding != 'latin1':
+        raise Damaged('encoded text')
+    return text.encode('latin1')
+
+
+def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any) -> StoredTensor:
+    if hooks:
+        raise Damaged('a parameter with hooks')
+    return _expect(tensor, StoredTensor, 'parameter')
+
+
+def _called(function: Callable[..., Any]) -> Global:
+    return Global(call=function)
+
+
+_SCALAR, _SET = _called(_numpy_scalar), _called(_make_set)
+_NEW_DICT = Global(new=lambda: {})
+
+# What a network pickle may ask for, matched exactly, besides _reconstruct_persistent_obj.
+ALLOWED = {
+    ('dnnlib.util', 'EasyDict'): _NEW_DICT,
+    ('collections', 'OrderedDict'): Global(call=_make_dict, new=_make_dict),
+    ('builtins', 'set'): _SET,
+    ('__builtin__', 'set'): _SET,
+    ('torch._utils', '_rebuild_tensor_v2'): _called(rebuild_tensor),
+    ('torch._utils', '_rebuild_parameter'): _called(_rebuild_parameter),
+    ('torch.storage', '_load_from_bytes'): _called(load_storage),
+    ('numpy.core.multiarray', 'scalar'): _SCALAR,
+    ('numpy._core.multiarray', 'scalar'): _SCALAR,
+    ('numpy', 'dtype'): _called(_NumberType),
+    ('_codecs', 'encode'): _called(_encode),
+}

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors inside network pickles, read without torch.load: the bytes of a storage are themselves pickles."""
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torch_utils.pickle_machine import Damaged, Machine
+
+MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's non-zip format
+PROTOCOL = 1001  # second pickle
+MAX_DIMS = 8
+MAX_HEADER_OPCODES = 200  # of one of the pickles of a storage, which have about 30
+
+_DTYPES = {
+    'FloatStorage': torch.float32, 'DoubleStorage': torch.float64, 'HalfStorage': torch.float16,
+    'BFloat16Storage': torch.bfloat16, 'LongStorage': torch.int64, 'IntStorage': torch.int32,
+    'ShortStorage': torch.int16, 'CharStorage': torch.int8, 'ByteStorage': torch.uint8,
+    'BoolStorage': torch.bool}
+_STORAGE_TYPES = {
+    (module, name): dtype for module in ('torch', 'torch.cuda') for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers in memory: the little-endian bytes of numel elements."""
+
+    data: memoryview
+    dtype: torch.dtype
+    numel: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that has not been made yet: a view of a storage that lies wholly inside it."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the elements."""
+        return self.storage.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor on the CPU, in its own memory; with the recorded strides if these leave no gaps."""
+        if self.numel == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        # A bytearray, because torch wants memory that may be written to.
+        flat = torch.frombuffer(bytearray(self.storage.data), dtype=self.dtype)
+        view = flat.as_strided(self.shape, self.stride, self.offset)
+        return view if self.numel == self.storage.numel else view.clone()
+
+
+def load_storage(data: Any) -> Storage:
+    """What stands for torch.storage._load_from_bytes, which would run a second, unrestricted pickle.
+
+    data: the bytes of one storage as torch.save writes it without zip: five pickles, a count, the elements.
+    Raises Damaged or Refused.
+    """
+    if type(data) is not bytes:
+        raise Damaged('a storage that is not bytes')
+    file = io.BytesIO(data)
+    # The machine reads exactly to the end of each pickle, so the next one starts where it stopped.
+    plain = Machine(file, {}, max_opcodes=MAX_HEADER_OPCODES)
+    header = [plain.load() for _ in range(3)]
+    is_known = header[:2] == [MAGIC, PROTOCOL] and type(header[2]) is dict
+    if not is_known or header[2].get('little_endian') is not True:
+        raise Damaged('a storage of an unknown format')
+    declared = Machine(file, _STORAGE_TYPES, _Declared, max_opcodes=MAX_HEADER_OPCODES).load()
+    keys = plain.load()
+    if not isinstance(declared, _Declared) or keys != [declared.key]:
+        raise Damaged('bytes that hold not one storage')
+    numel = int.from_bytes(file.read(8), 'little')
+    start = file.tell()
+    size = numel * declared.dtype.itemsize
+    if numel != declared.numel or len(data) - start != size:
+        raise Damaged(f'a storage of {declared.numel} elements with {len(data) - start} bytes')
+    # A view: one storage may be named many times, and most are never made into tensors.
+    return Storage(memoryview(data)[start:], declared.dtype, numel)
+
+
+class _Declared:
+    """The persistent id of a storage: ('storage', type, key, device, number of elements[, None])."""
+
+    def __init__(self, pid: Any):
+        if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != 'storage' or any(pid[5:]):
+            raise Damaged('a storage that is part of another')
+        self.dtype, self.key, self.numel = pid[1], pid[2], pid[4]
+        if not isinstance(self.dtype, torch.dtype) or type(self.key) is not str or not _is_count(self.numel):
+            raise Damaged('a storage of an unknown kind')
+
+
+def rebuild_tensor(*arguments: Any) -> StoredTensor:
+    """What stands for torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks).
+
+    Raises Damaged if the view leaves its storage (torch would silently enlarge it) or repeats elements.
+    """
+    if len(arguments) not in (6, 7) or any(arguments[5:]):
+        raise Damaged('a tensor with hooks or metadata')
+    storage, offset, shape, stride = arguments[:4]
+    if not isinstance(storage, Storage) or not _are_counts((offset,)):
+        raise Damaged('a tensor without a storage')
+    if not _are_counts(shape) or not _are_counts(stride) or len(shape) != len(stride):
+        raise Damaged('a tensor without a shape')
+    numel = math.prod(shape)
+    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if numel else 0
+    if numel > storage.numel or (numel and last >= storage.numel):
+        raise Damaged(f'a tensor of shape {list(shape)} in a storage of {storage.numel} elements')
+    return StoredTensor(storage, offset, shape, stride)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_counts(values: Any) -> bool:
+    return type(values) is tuple and len(values) <= MAX_DIMS and all(map(_is_count, values))
