@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation of all that D sees: random changes of position, colour, frequency, noise, holes (ADA, App. B).
+
+TRANSFORMS below is the pipeline: one row a transform. The parameters of all pictures are drawn and combined
+on the host, in NumPy: faster than many tiny kernels, no wait for a GPU, the same draws on every device.
+"""
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, StatisticsError
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import persistence
+from torch_utils.ops import upfirdn2d
+from training import transforms
+from training.augment_resample import as_tensor_like, filter_each, warp
+from training.transforms import LUMA_AXIS
+
+BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural pictures in the four bands of imgfilter (ADA, App. B)
+UNIFORM, NORMAL, HALF_NORMAL = 'uniform', 'normal', 'half-normal'
+
+# What takes the place of a random number at debug_percentile = q. As published, these are erfinv(2 q - 1) and
+# erfinv(q), which lack a factor sqrt(2) against the true quantiles.
+QUANTILES: dict[str, Callable[[float], float]] = {
+    UNIFORM: lambda q: q,
+    NORMAL: lambda q: NormalDist().inv_cdf(q) / math.sqrt(2),
+    HALF_NORMAL: lambda q: NormalDist().inv_cdf((1 + q) / 2) / math.sqrt(2),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """One row of the pipeline.
+
+    name: the attribute with its multiplier; 0 turns the row off, else a picture gets it with probability
+    chance(multiplier * p).  source: kind of the `count` random numbers r [count, N] that it takes.
+    value(pipe, r): its parameter t.  neutral: t of a picture that does not get it; this changes no bit.
+    matrix: t [count, N] -> [N, d + 1, d + 1]; that of positions takes width and height, too, and maps output
+    to input.  parts(pipe): factors of the multiplier for parts that come independently of each other.
+    rgb_only: left out for grey pictures.  has_quantile: whether debug_percentile applies it.
+    """
+
+    name: str
+    source: str
+    value: Callable[[Any, np.ndarray], np.ndarray]
+    neutral: float
+    matrix: Callable[..., np.ndarray] | None = None
+    count: int = 1
+    chance: Callable[[np.ndarray], np.ndarray] = lambda c: c
+    parts: Callable[[Any], Sequence[float]] = lambda pipe: (1.0,)
+    rgb_only: bool = False
+    has_quantile: bool = True
+
+    def strength(self, pipe: Any) -> np.ndarray:
+        """Multiplier of each independent part: [1] or [count]."""
+        return getattr(pipe, self.name) * np.asarray(self.parts(pipe), dtype=np.float64)
+
+
+def _one_of_two_rotations(chance: np.ndarray) -> np.ndarray:
+    """Chance of each of two independent rotations, so that at least one happens with the given chance."""
+    return 1 - np.sqrt(np.clip(1 - chance, 0, 1))
+
+
+_rotation = functools.partial(
+    Transform, 'rotate', UNIFORM, lambda pipe, u: (2 * u - 1) * math.pi * pipe.rotate_max, 0,
+    lambda t, w, h: transforms.rotate2d(t[0]), chance=_one_of_two_rotations)
+
+# The first transform of a picture comes first; each row here undoes it, output position -> input position.
+GEOMETRY = (
+    Transform('xflip', UNIFORM, lambda pipe, u: np.floor(2 * u), 0,
+              lambda i, w, h: transforms.scale(1 - 2 * i[0], 1.0)),
+    Transform('rotate90', UNIFORM, lambda pipe, u: np.floor(4 * u), 0,
+              lambda i, w, h: transforms.rotate2d(i[0] * math.pi / 2)),
+    Transform('xint', UNIFORM, lambda pipe, u: (2 * u - 1) * pipe.xint_max, 0,
+              lambda t, w, h: transforms.translate(-np.rint(t[0] * w), -np.rint(t[1] * h)), count=2),
+    Transform('scale', NORMAL, lambda pipe, n: np.exp2(n * pipe.scale_std), 1,
+              lambda s, w, h: transforms.scale(1 / s[0], 1 / s[0])),
+    _rotation(),
+    Transform('aniso', NORMAL, lambda pipe, n: np.exp2(n * pipe.aniso_std), 1,
+              lambda s, w, h: transforms.scale(1 / s[0], s[0])),
+    _rotation(has_quantile=False),
+    Transform('xfrac', NORMAL, lambda pipe, n: n * pipe.xfrac_std, 0,
+              lambda t, w, h: transforms.translate(-t[0] * w, -t[1] * h), count=2),
+)
+COLOR = (
+    Transform('brightness', NORMAL, lambda pipe, n: n * pipe.brightness_std, 0,
+              lambda b: transforms.translate(b[0], b[0], b[0])),
+    Transform('contrast', NORMAL, lambda pipe, n: np.exp2(n * pipe.contrast_std), 1,
+              lambda c: transforms.scale(c[0], c[0], c[0])),
+    Transform('lumaflip', UNIFORM, lambda pipe, u: np.floor(2 * u), 0,
+              lambda i: transforms.stretch_along(LUMA_AXIS, 1 - 2 * i[0])),
+    Transform('hue', UNIFORM, lambda pipe, u: (2 * u - 1) * math.pi * pipe.hue_max, 0,
+              lambda t: transforms.rotate3d(LUMA_AXIS, t[0]), rgb_only=True),
+    Transform('saturation', NORMAL, lambda pipe, n: np.exp2(n * pipe.saturation_std), 1,
+              lambda s: transforms.stretch_across(LUMA_AXIS, s[0]), rgb_only=True),
+)
+IMGFILTER = Transform('imgfilter', NORMAL, lambda pipe, n: np.exp2(n * pipe.imgfilter_std), 1, count=4,
+                      parts=lambda pipe: pipe.imgfilter_bands)  # t: gain of each band
+NOISE = Transform('noise', HALF_NORMAL, lambda pipe, n: n * pipe.noise_std, 0)  # t: standard deviation
+CUTOUT = Transform('cutout', UNIFORM, lambda pipe, u: u, math.inf, count=2)  # t: centre; if infinite, no hole
+
+TRANSFORMS = (*GEOMETRY, *COLOR, IMGFILTER, NOISE, CUTOUT)
+Parameters = list[tuple[Transform, np.ndarray]]  # rows in use and their t [count, N]
+
+
+@persistence.persistent_class
+class AugmentPipe(torch.nn.Module):
+    """The pipeline as a module: pipe(images) changes each picture independently; gradients of any order.
+
+    Multipliers (xflip, rotate90, ... cutout): a transform happens with probability multiplier * p.
+    xint_max, xfrac_std: share of the side.  scale_std, aniso_std, contrast_std, saturation_std and
+    imgfilter_std: octaves.  rotate_max, hue_max: share of a half turn.  brightness_std, noise_std: of the
+    scale where pictures are in [-1, 1].
+    imgfilter_bands: extra multipliers of four bands, lowest first.  cutout_size: of the sides.
+    Buffers: p (float32 scalar, initially 1), Hz_geom [12], Hz_fbank [4, 43].
+    Raises UserError if a setting is not a finite number, or a multiplier negative.
+    """
+
+    def __init__(  # noqa: PLR0913 (the published arguments)
+        self, xflip: float = 0, rotate90: float = 0, xint: float = 0, xint_max: float = 0.125,
+        scale: float = 0, rotate: float = 0, aniso: float = 0, xfrac: float = 0, scale_std: float = 0.2,
+        rotate_max: float = 1, aniso_std: float = 0.2, xfrac_std: float = 0.125, brightness: float = 0,
+        contrast: float = 0, lumaflip: float = 0, hue: float = 0, saturation: float = 0,
+        brightness_std: float = 0.2, contrast_std: float = 0.5, hue_max: float = 1, saturation_std: float = 1,
+        imgfilter: float = 0, imgfilter_bands: Sequence[float] = (1, 1, 1, 1), imgfilter_std: float = 1,
+        noise: float = 0, cutout: float = 0, noise_std: float = 0.1, cutout_size: float = 0.5,
+    ):
+        settings = dict(locals())
+        super().__init__()
+        del settings['self'], settings['__class__']
+        multipliers = {row.name for row in TRANSFORMS} | {'imgfilter_bands'}
+        for name, value in settings.items():
+            setattr(self, name, _checked_setting(name, value, name in multipliers))
+        self.register_buffer('p', torch.ones([]))
+        self.register_buffer('Hz_geom', upfirdn2d.setup_filter(transforms.SYM6_LOWPASS))
+        bank = transforms.wavelet_bank(transforms.SYM2_LOWPASS, num_levels=3)
+        self.register_buffer('Hz_fbank', torch.as_tensor(bank, dtype=torch.float32))
+
+    def forward(self, images: torch.Tensor, debug_percentile: float | None = None) -> torch.Tensor:
+        """Augmented `images` [N, C, H, W], any floating dtype; computed in at least float32.
+
+        Pictures that draw nothing are returned to the bit. debug_percentile in [0, 1): apply every transform
+        with a multiplier, whatever p, with this quantile as its parameter (noise pixels stay random).
+        Raises UserError if colours are to be changed in pictures that are not grey, RGB or RGBA.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(
+                f'images must be [N, C, H, W] of a floating dtype, not {list(images.shape)} {images.dtype}')
+        rows = [row for row in TRANSFORMS
+                if getattr(self, row.name) > 0 and not (row.rgb_only and images.shape[1] == 1)]
+        numbers = self._numbers(rows, len(images), debug_percentile)
+        parameters = [(row, numbers.parameter(self, row)) for row in rows]
+        x = images.to(torch.promote_types(images.dtype, torch.float32))
+        with torch.autocast(x.device.type, enabled=False):
+            for stage_rows, apply in STAGES:
+                used = [(row, t) for row, t in parameters if row in stage_rows]
+                x = apply(self, x, used) if used else x
+        return x.to(images.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != '_p_read'}
+
+    def _numbers(self, rows: Sequence[Transform], num: int, debug_percentile: float | None) -> '_Numbers':
+        if debug_percentile is None:
+            return _RandomNumbers(rows, num, self._p_on_host())
+        return _QuantileNumbers(float(debug_percentile), num)
+
+    def _p_on_host(self) -> float:
+        """The value of p. A GPU is waited for only if p was written to since the last call."""
+        if self.p.device.type == 'cpu' or self.p.is_inference():  # the latter have no version
+            return float(self.p)
+        tensor, version, value = self.__dict__.get('_p_read', (None, 0, 0.0))
+        if tensor is not self.p or version != self.p._version:
+            value = float(self.p)
+            self.__dict__['_p_read'] = (self.p, self.p._version, value)
+        return value
+
+
+def _checked_setting(name: str, value: Any, is_multiplier: bool) -> Any:
+    values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    wanted = 4 if name == 'imgfilter_bands' else 1
+    if values.shape != (wanted,) or not np.isfinite(values).all() or (is_multiplier and (values < 0).any()):
+        kind = 'number' if wanted == 1 else 'list of four numbers'
+        rule = f'a finite {kind}{" of at least 0" if is_multiplier else ""}'
+        raise UserError(f'augmentation setting {name}={value!r} must be {rule}; correct it or leave it out')
+    return value if wanted == 1 else list(value)
+
+
+class _Numbers:
+    """Where the parameters of one call come from."""
+
+    def parameter(self, pipe: AugmentPipe, row: Transform) -> np.ndarray:
+        """t [count, N] of a row; pictures that are not to get it have the neutral value."""
+        gate = self.gate(row, row.strength(pipe))  # [1 or count, N]
+        return np.where(gate, row.value(pipe, self.take(row)), row.neutral)
+
+
+class _RandomNumbers(_Numbers):
+    """Random parameters: all numbers of a call are drawn at once, then handed out row by row."""
+
+    def __init__(self, rows: Sequence[Transform], num: int, p: float):
+        self.p = p
+        # At most `count` gates a row; a few spare numbers cost nothing.
+        num_uniform = sum(row.count * (2 if row.source == UNIFORM else 1) for row in rows)
+        num_normal = sum(row.count for row in rows if row.source != UNIFORM)
+        self.uniform = torch.rand([num_uniform, num], device='cpu').double().numpy()
+        self.normal = torch.randn([num_normal, num], device='cpu').double().numpy()
+
+    def gate(self, row: Transform, strength: np.ndarray) -> np.ndarray:
+        return self._next_uniform(len(strength)) < row.chance(strength * self.p)[:, None]
+
+    def take(self, row: Transform) -> np.ndarray:
+        if row.source == UNIFORM:
+            return self._next_uniform(row.count)
+        numbers, self.normal = self.normal[:row.count], self.normal[row.count:]
+        return np.abs(numbers) if row.source == HALF_NORMAL else numbers
+
+    def _next_uniform(self, count: int) -> np.ndarray:
+        numbers, self.uniform = self.uniform[:count], self.uniform[count:]
+        return numbers
+
+
+class _QuantileNumbers(_Numbers):
+    """The same parameters for every picture, from one quantile of their distributions."""
+
+    def __init__(self, quantile: float, num: int):
+        if not 0 <= quantile < 1:
+            raise UserError(f'debug_percentile={quantile} must be at least 0 and below 1; 0.5 is the median')
+        self.quantile, self.num = quantile, num
+
+    def gate(self, row: Transform, strength: np.ndarray) -> np.ndarray:
+        return np.tile((strength > 0)[:, None] & row.has_quantile, [1, self.num])
+
+    def take(self, row: Transform) -> np.ndarray:
+        try:
+            return np.full([row.count, self.num], QUANTILES[row.source](self.quantile))
+        except StatisticsError:
+            raise UserError(f'debug_percentile={self.quantile} has no finite value for {row.name}; '
+                            'use one between 0 and 1') from None
+
+
+# Stages: pipe, x [N, C, H, W], parameters of the stage -> x.
+
+def _apply_geometry(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+    height, width = x.shape[2:]
+    to_input = transforms.identity(len(x), 2)
+    for row, t in _without_neutral(parameters):
+        to_input = to_input @ row.matrix(t, width, height)
+    changed = (to_input != np.eye(3)).any(axis=(1, 2))
+    return _where(changed, x, lambda part, index: warp(part, to_input[index], pipe.Hz_geom))
+
+
+def _apply_color(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+    num, channels = x.shape[:2]
+    if channels not in (1, 3, 4):
+        name = parameters[0][0].name
+        raise UserError(f'{name}={getattr(pipe, name)}: colours can be augmented in pictures of 1, 3 or 4 '
+                        f'channels, not {channels}; use --augpipe=bg')
+    matrix = transforms.identity(num, 3)
+    for row, t in _without_neutral(parameters):
+        matrix = row.matrix(t) @ matrix
+    if channels == 1:  # what becomes of equal r, g and b, on average
+        linear = matrix[:, :3, :3].sum(axis=(1, 2), keepdims=True) / 3
+        offset = matrix[:, :3, 3:].mean(axis=1, keepdims=True)
+    else:
+        linear, offset = matrix[:, :3, :3], matrix[:, :3, 3:]
+    changed = (linear != np.eye(linear.shape[1])).any(axis=(1, 2)) | (offset != 0).any(axis=(1, 2))
+
+    def recolor(part: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        color = part[:, :linear.shape[1]]
+        m, b = as_tensor_like(linear[index], part), as_tensor_like(offset[index], part)
+        mixed = torch.baddbmm(b, m, color.flatten(2))
+        return torch.cat([mixed.view_as(color), part[:, linear.shape[1]:]], dim=1)  # alpha stays
+    return _where(changed, x, recolor)
+
+
+def _apply_imgfilter(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+    ((_, t),) = parameters  # [4, N]
+    # Each band in turn: amplify it by t, then bring the expected power of the whole picture back to 1.
+    power = 1 + BAND_POWER[:, None] * (np.square(t) - 1)
+    gains = (t / np.sqrt(power.prod(axis=0))).T  # [N, 4]
+    return _where((t != 1).any(axis=0), x, lambda part, index: filter_each(
+        part, as_tensor_like(gains[index], part) @ pipe.Hz_fbank.to(part.dtype)))
+
+
+def _apply_noise(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+    ((_, sigma),) = parameters  # [1, N]
+
+    def add_noise(part: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        pixels = torch.randn(part.shape, dtype=part.dtype, device=part.device)
+        return part + pixels * as_tensor_like(sigma[0, index, None, None, None], part)
+    return _where(sigma[0] > 0, x, add_noise)
+
+
+def _apply_cutout(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+    ((_, centre),) = parameters  # [x or y, N]
+    in_column, in_row = (np.abs((np.arange(size) + 0.5) / size - c[:, None]) < pipe.cutout_size / 2
+                         for size, c in zip((x.shape[3], x.shape[2]), centre, strict=True))
+
+    def cut(part: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+        rows, columns = in_row[index, None, :, None], in_column[index, None, None, :]
+        return part.masked_fill((as_tensor_like(rows, part) * as_tensor_like(columns, part)) > 0, 0)
+    return _where(in_column.any(axis=1) & in_row.any(axis=1), x, cut)
+
+
+STAGES = ((GEOMETRY, _apply_geometry), (COLOR, _apply_color), ((IMGFILTER,), _apply_imgfilter),
+          ((NOISE,), _apply_noise), ((CUTOUT,), _apply_cutout))
+
+
+def _without_neutral(parameters: Parameters) -> Parameters:
+    """The rows that at least one picture got; while p is small, most are missing."""
+    return [(row, t) for row, t in parameters if (t != row.neutral).any()]
+
+
+def _where(
+    changed: np.ndarray, x: torch.Tensor, function: Callable[[torch.Tensor, np.ndarray], torch.Tensor],
+) -> torch.Tensor:
+    """function(pictures, their indices) for those in `changed` (bool [N]); the others pass to the bit."""
+    if changed.all() or not changed.any():
+        return function(x, np.arange(len(x))) if changed.any() else x
+    if x.device.type == 'cpu':  # compute only what is needed
+        index = np.flatnonzero(changed)
+        where = torch.from_numpy(index)
+        return x.index_copy(0, where, function(x.index_select(0, where), index))
+    # On a GPU a batch of constant size is worth more: kernels and memory are chosen by shape.
+    return torch.where(as_tensor_like(changed[:, None, None, None], x) > 0, function(x, np.arange(len(x))), x)
