@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots: whole or absent, on the CPU, and without a trace of the run."""
+import errno
+import pickle
+
+import pytest
+import torch
+from small_networks import small_discriminator, small_generator
+
+from dnnlib.util import UserError
+from training import checkpoint
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / 'file.bin'
+    with checkpoint.atomic_write(path) as file:
+        file.write(b'new')
+        assert not path.exists()
+    assert path.read_bytes() == b'new' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / 'file.bin'
+    path.write_bytes(b'old')
+    with pytest.raises(KeyError), checkpoint.atomic_write(path) as file:
+        file.write(b'half')
+        raise KeyError('interrupted')
+    assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match=r'net\.pkl: cannot be written \(No space left'):
+        with checkpoint.atomic_write(tmp_path / 'net.pkl'):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_one_line(tmp_path):
+    with pytest.raises(UserError, match='cannot be written'):
+        checkpoint.save_network_snapshot(tmp_path / 'no' / 'net.pkl', G=None, D=None, G_ema=small_generator())
+
+
+def test_a_snapshot_has_the_published_keys_and_leaves_the_run_alone(tmp_path):
+    G, D = small_generator().train(), small_discriminator().train()
+    kwargs = {'path': 'x', 'xflip': True}
+    path = checkpoint.save_network_snapshot(
+        tmp_path / 'net.pkl', G=G, D=D, G_ema=G, training_set_kwargs=kwargs)
+    held = pickle.loads(path.read_bytes())
+    assert list(held) == ['training_set_kwargs', 'G', 'D', 'G_ema', 'augment_pipe']
+    assert held['training_set_kwargs'] == kwargs and held['augment_pipe'] is None
+    for name, module in (('G', G), ('D', D)):
+        assert module.training and all(p.requires_grad for p in module.parameters())
+        assert not held[name].training and not any(p.requires_grad for p in held[name].parameters())
+        for key, tensor in module.state_dict().items():
+            assert torch.equal(held[name].state_dict()[key], tensor)
+
+
+def test_a_copy_shares_no_memory_and_keeps_layout_and_classes():
+    G = small_generator(synthesis_kwargs={'channel_max': 8, 'num_fp16_res': 2, 'fp16_channels_last': True})
+    twin = checkpoint.cpu_copy(G)
+    assert [type(m) for m in twin.modules()] == [type(m) for m in G.modules()]
+    for ours, theirs in zip(twin.state_dict().values(), G.state_dict().values(), strict=True):
+        assert ours.stride() == theirs.stride() and (ours.data_ptr() != theirs.data_ptr() or not ours.numel())
+    assert all(isinstance(p, torch.nn.Parameter) for p in twin.parameters())
+
+
+def test_hooks_and_gradients_do_not_travel(tmp_path):
+    G = small_generator()
+    G.synthesis.b4.register_forward_hook(lambda *args: None)
+    G.mapping.fc0.weight.grad = torch.ones_like(G.mapping.fc0.weight)
+    path = checkpoint.save_network_snapshot(tmp_path / 'net.pkl', G=None, D=None, G_ema=G)
+    held = pickle.loads(path.read_bytes())['G_ema']
+    assert held.mapping.fc0.weight.grad is None and not held.synthesis.b4._forward_hooks
+    assert len(G.synthesis.b4._forward_hooks) == 1
+
+
+@pytest.mark.gpu
+def test_a_snapshot_of_networks_on_a_gpu_is_on_the_cpu(tmp_path):
+    G = small_generator().cuda()
+    path = checkpoint.save_network_snapshot(tmp_path / 'net.pkl', G=G, D=None, G_ema=G)
+    assert {t.device.type for t in pickle.loads(path.read_bytes())['G'].state_dict().values()} == {'cpu'}

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From flags to a training run: `resolve` makes a TrainConfig of what is asked for and what the dataset is.
+
+Standard library only and pure, so that --help and checks are instant and every rule can be tested without
+files.
+"""
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from dnnlib.util import UserError
+from training.config_dataset import DatasetInfo, split_resolution
+from training.config_options import (
+    AUGMENT_GROUPS,
+    COLOR_CHANNELS,
+    METRICS,
+    OPTIONS,
+    PIPELINES,
+    Option,
+    Request,
+    Settings,
+    pipeline_multipliers,
+)
+from training.config_presets import FMAPS_BASE, PRESETS, Preset
+from training.config_schema import TrainConfig
+from training.config_sections import (
+    AugmentConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimizerConfig,
+)
+
+__all__ = [
+    'AUGMENT_GROUPS',
+    'METRICS',
+    'OPTIONS',
+    'PIPELINES',
+    'PRESETS',
+    'AugmentConfig',
+    'DataConfig',
+    'DatasetInfo',
+    'DiscriminatorConfig',
+    'GeneratorConfig',
+    'LossConfig',
+    'OptimizerConfig',
+    'Option',
+    'Preset',
+    'TrainConfig',
+    'check_flags',
+    'notes',
+    'resolve',
+    'run_description',
+    'split_resolution',
+]
+
+SECTIONS: dict[str, Any] = {
+    'data': DataConfig, 'G': GeneratorConfig, 'D': DiscriminatorConfig, 'G_opt': OptimizerConfig,
+    'D_opt': OptimizerConfig, 'loss': LossConfig, 'augment': AugmentConfig,
+}
+
+
+def check_flags(flags: Mapping[str, Any], before: str | None = None) -> None:
+    """Raise UserError for the first flag whose value is wrong whatever the others and the dataset are.
+
+    flags: by name with underscores; None counts as not given.  before: check only the flags listed before
+    this one.
+    """
+    known = {option.key for option in OPTIONS}
+    # A misspelt setting must not pass for one that was not given.
+    unknown = sorted(set(flags) - known)
+    if unknown:
+        raise UserError(f'unknown setting {unknown[0]!r}; known are {", ".join(sorted(known))}')
+    for option in OPTIONS:
+        if option.name == before:
+            return
+        if flags.get(option.key) is not None:
+            option.validate(flags[option.key])
+
+
+def resolve(flags: Mapping[str, Any], dataset: DatasetInfo) -> TrainConfig:
+    """The run that is asked for; its run_dir is still '.'.
+
+    flags: values of OPTIONS by name with underscores (`batch_gpu`); absent or None: not given.
+    Raises UserError, naming the flag, for the first thing that cannot be, in the order of OPTIONS.
+    """
+    check_flags(flags, before='data')
+    request = Request(flags, dataset)
+    split_resolution(dataset.height, dataset.width)
+    # The preset says everything; each flag that was given then changes its part, in the order of the table.
+    settings = _preset_settings(_preset(request), request)
+    for option in OPTIONS:
+        value = flags.get(option.key)
+        if value is not None:
+            option.validate(value)
+            option.apply(settings, value, request)
+    # Last, since several flags decide how many pictures D sees at a time.
+    settings['D.mbstd_group_size'] = _fitting_group(settings['D.mbstd_group_size'], settings['batch_gpu'])
+    return _build(settings)
+
+
+def run_description(flags: Mapping[str, Any], dataset: DatasetInfo) -> str:
+    """A run's name, without its number: dataset, preset, and the flags that make another training of it."""
+    request = Request(flags, dataset)
+    # abspath drops a trailing slash, which would leave no name.
+    parts = [os.path.splitext(os.path.basename(os.path.abspath(dataset.path)))[0]]
+    for option in OPTIONS:
+        value = flags.get(option.key)
+        # The preset is always named, and the GPU count only where the preset depends on it.
+        if option.name == 'cfg':
+            parts.append(f'auto{request.gpus}' if value in (None, 'auto') else value)
+        elif value is not None:
+            parts.append(option.run_name_part(value))
+    return '-'.join(part for part in parts if part)
+
+
+def notes(flags: Mapping[str, Any], dataset: DatasetInfo, config: TrainConfig) -> list[str]:
+    """Sentences on what the user may not expect of a resolved run."""
+    request = Request(flags, dataset)
+    preset = _preset(request)
+    found = []
+    if dataset.has_labels and not config.data.use_labels:
+        found.append(f'The dataset has labels ({dataset.label_dim} numbers each), which this run ignores; '
+                     '--cond=1 uses them.')
+    if config.D.mbstd_group_size != preset.mbstd:
+        found.append(f'Minibatch standard deviation uses groups of {config.D.mbstd_group_size} pictures, not '
+                     f'{preset.mbstd}, to divide the {config.batch_gpu} pictures at a time on each device.')
+    colourless = dataset.channels not in COLOR_CHANNELS
+    if colourless and config.augment.mode != 'noaug' and not request.given('augpipe'):
+        found.append(f'Augmentation leaves colours alone: pictures of {dataset.channels} channels have none.')
+    if config.resume_pkl is not None:
+        found.append(f'Transfer: a new training, from picture 0, with the weights of {config.resume_pkl}.')
+    return found
+
+
+def _preset(request: Request) -> Preset:
+    name = request.flags.get('cfg') or 'auto'
+    if name not in PRESETS:
+        raise UserError(f'--cfg={name} must be one of {", ".join(PRESETS)}')
+    return PRESETS[name].settle(request.dataset.height, request.dataset.width, request.gpus)
+
+
+def _preset_settings(preset: Preset, request: Request) -> Settings:
+    """The settings before any flag but --cfg and --gpus."""
+    channels = {'channel_base': int(preset.fmaps * FMAPS_BASE), 'channel_max': preset.channel_max,
+                'num_fp16_res': preset.num_fp16_res, 'conv_clamp': preset.conv_clamp}
+    # The batch of a preset is split over the GPUs that it was made for; fewer GPUs take more rounds.
+    round_size = preset.batch // max(preset.ref_gpus or request.gpus, request.gpus)
+    return {
+        'run_dir': '.', 'num_gpus': request.gpus, 'random_seed': 0, 'metrics': preset.metrics,
+        'image_snapshot_ticks': preset.snap, 'network_snapshot_ticks': preset.snap,
+        **{f'data.{name}': value for name, value in _data_settings(request.dataset).items()},
+        # Both networks have the same number of feature maps at a level.
+        **{f'{network}.{name}': value for network in 'GD' for name, value in channels.items()},
+        'G.z_dim': preset.z_dim, 'G.w_dim': preset.w_dim, 'G.map_layers': preset.map_depth,
+        # The mapping network of D, used with labels, keeps its own depth.
+        'D.mbstd_group_size': preset.mbstd, 'D.architecture': preset.architecture,
+        'G_opt.lr': preset.lrate, 'D_opt.lr': preset.lrate, 'loss.r1_gamma': preset.gamma,
+        'loss.pl_weight': preset.pl_weight, 'loss.style_mixing_prob': preset.style_mixing_prob,
+        'augment.multipliers': _default_multipliers(preset, request.dataset), 'total_kimg': preset.kimg,
+        'batch_size': preset.batch, 'batch_gpu': max(round_size, 1),
+        'ema_kimg': preset.ema_kimg, 'ema_rampup': preset.ema_rampup, 'ada_kimg': preset.ada_kimg,
+        'kimg_per_tick': preset.kimg_per_tick,
+    }
+
+
+def _data_settings(dataset: DatasetInfo) -> dict[str, Any]:
+    height, width = dataset.height, dataset.width
+    return {'path': dataset.path, 'use_labels': False, 'max_size': dataset.num_images, 'xflip': False,
+            'resolution': height if height == width else (height, width)}
+
+
+def _default_multipliers(preset: Preset, dataset: DatasetInfo) -> dict[str, float]:
+    groups = PIPELINES[preset.augpipe]
+    colourless = 'color' in groups and dataset.channels not in COLOR_CHANNELS
+    return pipeline_multipliers('bg' if colourless else preset.augpipe)
+
+
+def _fitting_group(group: int, batch_gpu: int) -> int:
+    """The largest size up to `group` that divides the batch; larger groups than the batch are no problem."""
+    if batch_gpu <= group:
+        return group
+    return max(size for size in range(1, group + 1) if batch_gpu % size == 0)
+
+
+def _build(settings: Settings) -> TrainConfig:
+    top = {name: value for name, value in settings.items() if '.' not in name}
+    for section, cls in SECTIONS.items():
+        prefix = section + '.'
+        top[section] = cls(**{name.removeprefix(prefix): value for name, value in settings.items()
+                              if name.startswith(prefix)})
+    return TrainConfig(**top)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The presets of --cfg: a row each, a column a hyperparameter. Entries may be rules of the picture size and
+GPUs.
+"""
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+FMAPS_BASE = 32768  # channel_base of a preset with fmaps = 1
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the rules of `auto` depend on. side: of a square picture, else of the square of the same area."""
+
+    height: int
+    width: int
+    gpus: int
+    batch: int = 0
+
+    @property
+    def side(self) -> int:
+        """Pixels."""
+        return math.isqrt(self.height * self.width)
+
+
+Rule = Callable[[Scale], float]
+Entry = Any  # a number or a Rule
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Hyperparameters.
+
+    ref_gpus: number of GPUs that the batch was chosen for; None: any.  kimg: length of training.  batch:
+    pictures a step.  mbstd: group size of minibatch standard deviation.  fmaps: feature maps, relative to
+    FMAPS_BASE.  lrate: learning rate of G and D.  gamma: R1 weight.  ema_kimg, ema_rampup, ada_kimg,
+    kimg_per_tick and the rest: as in TrainConfig.  map_depth: layers of the mapping network.  snap: ticks
+    between snapshots.
+    """
+
+    ref_gpus: int | None
+    kimg: int
+    batch: Entry
+    mbstd: Entry
+    fmaps: Entry
+    lrate: Entry
+    gamma: Entry
+    ema_kimg: Entry
+    ema_rampup: float | None
+    map_depth: int
+    z_dim: int = 512
+    w_dim: int = 512
+    channel_max: int = 512
+    num_fp16_res: int = 4
+    conv_clamp: float | None = 256
+    architecture: str | None = None
+    pl_weight: float = 2
+    style_mixing_prob: float = 0.9
+    augpipe: str = 'bgc'
+    ada_kimg: float = 500
+    kimg_per_tick: float = 4
+    snap: int = 50
+    metrics: tuple[str, ...] = ('fid50k_full',)
+
+    def settle(self, height: int, width: int, gpus: int) -> 'Preset':
+        """Replace every rule by its value."""
+        scale = Scale(height, width, gpus)
+        # The batch comes first: other rules depend on it.
+        batch = int(_settle(self.batch, scale))
+        scale = dataclasses.replace(scale, batch=batch)
+        values = {f.name: _settle(getattr(self, f.name), scale) for f in dataclasses.fields(self)}
+        return Preset(**{**values, 'batch': batch})
+
+
+def _settle(entry: Any, scale: Scale) -> Any:
+    return entry(scale) if callable(entry) else entry
+
+
+def _auto_batch(scale: Scale) -> int:
+    """A memory budget for each GPU, at most 64 pictures in all, at least one for each GPU."""
+    per_gpu = min(4096 // scale.side, 32)
+    return max(min(scale.gpus * per_gpu, 64), scale.gpus)
+
+
+PRESETS: dict[str, Preset] = {
+    'auto': Preset(
+        ref_gpus=None, kimg=25000, batch=_auto_batch, mbstd=lambda s: min(s.batch // s.gpus, 4),
+        fmaps=lambda s: 1 if s.side >= 512 else 0.5, lrate=lambda s: 0.002 if s.side >= 1024 else 0.0025,
+        gamma=lambda s: 0.0002 * (s.height * s.width) / s.batch, ema_kimg=lambda s: s.batch * 10 / 32,
+        ema_rampup=0.05, map_depth=2),
+    # Columns in order: ref_gpus, kimg, batch, mbstd, fmaps, lrate, gamma, ema_kimg, ema_rampup, map_depth.
+    'stylegan2': Preset(8, 25000, 32, 4, 1, 0.002, 10, 10, None, 8),
+    'paper256': Preset(8, 25000, 64, 8, 0.5, 0.0025, 1, 20, None, 8),
+    'paper512': Preset(8, 25000, 64, 8, 1, 0.0025, 0.5, 20, None, 8),
+    'paper1024': Preset(8, 25000, 32, 4, 1, 0.002, 2, 10, None, 8),
+    'cifar': Preset(
+        2, 100000, 64, 32, 1, 0.0025, 0.01, 500, 0.05, 2,
+        pl_weight=0, style_mixing_prob=0, architecture='orig'),
+    # Learns visibly on two CPU cores within minutes.
+    'demo': Preset(
+        ref_gpus=1, kimg=20, batch=16, mbstd=4, fmaps=1 / 32, lrate=0.0025, gamma=0.05, ema_kimg=1,
+        ema_rampup=0.05, map_depth=2, z_dim=128, w_dim=128, channel_max=64, num_fp16_res=0, conv_clamp=None,
+        ada_kimg=100, kimg_per_tick=1, snap=5, metrics=('swd',)),
+}

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run is, and its published form: the dictionary that training_options.json holds."""
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dnnlib.util import UserError
+from training.config_dataset import split_resolution
+from training.config_sections import (
+    AugmentConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    LossConfig,
+    OptimizerConfig,
+    changed,
+    check_choice,
+    check_minimum,
+    construct,
+    without_class_name,
+)
+
+PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
+DEVICES = ('auto', 'cuda', 'cpu')
+# Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
+OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
+                'metrics_every', 'snapshot_minutes')
+TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a run is made from.
+
+    run_dir: its folder.  image_snapshot_ticks, network_snapshot_ticks: ticks between snapshots, None for
+    none.  snapshot_minutes: instead, minutes between both.  metrics: names, computed at every
+    `metrics_every`-th network snapshot.  total_kimg: length, in thousand pictures.  batch_size: pictures a
+    step; batch_gpu: of these at a time on each device.  ema_kimg: half-life of the averaged generator;
+    ema_rampup: limits it to this share of the pictures so far, None for no limit.  ada_kimg: thousand
+    pictures in which p can move by 1; ada_interval: steps between its moves.  G_reg_interval, D_reg_interval:
+    steps between regularisations, None: in every step.  resume_pkl: path or URL of the networks to start
+    from.  Raises UserError for what cannot be trained.
+    """
+
+    run_dir: str
+    num_gpus: int
+    image_snapshot_ticks: int | None
+    network_snapshot_ticks: int | None
+    metrics: tuple[str, ...]
+    random_seed: int
+    data: DataConfig
+    G: GeneratorConfig
+    D: DiscriminatorConfig
+    G_opt: OptimizerConfig
+    D_opt: OptimizerConfig
+    loss: LossConfig
+    augment: AugmentConfig
+    total_kimg: int
+    batch_size: int
+    batch_gpu: int
+    ema_kimg: float
+    ema_rampup: float | None
+    ada_kimg: float = 500
+    ada_interval: int = 4
+    G_reg_interval: int | None = 4
+    D_reg_interval: int | None = 16
+    kimg_per_tick: float = 4
+    resume_pkl: str | None = None
+    cudnn_benchmark: bool = True
+    allow_tf32: bool = False
+    precision: str = 'auto'
+    device: str = 'auto'
+    metrics_every: int = 1
+    snapshot_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        check_minimum(self, 1, 'num_gpus', 'total_kimg', 'batch_size', 'batch_gpu')
+        check_choice('precision', self.precision, PRECISIONS)
+        check_choice('device', self.device, DEVICES)
+        self._check_batch()
+        self._check_channels()
+
+    def _check_batch(self) -> None:
+        if self.batch_size % (self.batch_gpu * self.num_gpus):
+            share, rest = divmod(self.batch_size, self.num_gpus)
+            valid = [str(n) for n in range(1, share + 1) if rest == 0 and share % n == 0]
+            remedy = f'--batch-gpu={" or ".join(valid)}' if valid else f'a multiple of {self.num_gpus}'
+            raise UserError(f'--batch={self.batch_size} must be divisible by --gpus={self.num_gpus} times '
+                            f'--batch-gpu={self.batch_gpu}; use {remedy}')
+
+    def _check_channels(self) -> None:
+        # A level has channel_base // level feature maps.
+        highest_level = 4 << split_resolution(*self.data.size)[2]
+        for base in (self.G.channel_base, self.D.channel_base):
+            if base < highest_level:
+                raise UserError(f'--cbase={base} leaves the highest level without feature maps; use '
+                                f'--cbase={highest_level} or more')
+
+    def G_kwargs(self) -> dict[str, Any]:
+        """Constructor arguments of the generator, without c_dim, img_resolution and img_channels."""
+        kwargs = self.G.kwargs()
+        kwargs['synthesis_kwargs'].update(self._half_dtype())
+        return kwargs
+
+    def D_kwargs(self) -> dict[str, Any]:
+        """Constructor arguments of the discriminator, without c_dim, img_resolution and img_channels."""
+        kwargs = self.D.kwargs()
+        kwargs['block_kwargs'].update(self._half_dtype())
+        return kwargs
+
+    def _half_dtype(self) -> dict[str, str]:
+        return {'half_dtype': 'bfloat16'} if self.precision == 'bf16' else {}
+
+    def augment_kwargs(self) -> dict[str, float]:
+        """Constructor arguments of training.augment.AugmentPipe; empty without augmentation."""
+        return dict(self.augment.multipliers)
+
+    def for_device(self, device_type: str) -> 'TrainConfig':
+        """Decide --precision=auto for 'cuda' or 'cpu'. A CPU gains nothing from float16."""
+        if self.precision != 'auto' or device_type != 'cpu':
+            return self
+        return dataclasses.replace(self, G=dataclasses.replace(self.G, num_fp16_res=0),
+                                   D=dataclasses.replace(self.D, num_fp16_res=0))
+
+    def to_options(self) -> dict[str, Any]:
+        """The published dictionary, which JSON can hold: its keys in its order, then the settings of this
+        project.
+        """
+        return {
+            **{name: getattr(self, name) for name in _HEAD_FIELDS},
+            'metrics': list(self.metrics), 'random_seed': self.random_seed,
+            'training_set_kwargs': _named('training.dataset.ImageFolderDataset', self.data),
+            'data_loader_kwargs': self.data.loader_kwargs(),
+            'G_kwargs': _named('training.networks.Generator', self.G),
+            'D_kwargs': _named('training.networks.Discriminator', self.D),
+            'G_opt_kwargs': _named('torch.optim.Adam', self.G_opt),
+            'D_opt_kwargs': _named('torch.optim.Adam', self.D_opt),
+            'loss_kwargs': _named('training.loss.StyleGAN2Loss', self.loss),
+            **{name: getattr(self, name) for name in _SCHEDULE_FIELDS}, **self.augment.options(),
+            **changed(self, *TAIL_SETTINGS), **changed(self.data, 'cache'), 'run_dir': self.run_dir,
+        }
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> 'TrainConfig':
+        """Read a dictionary made by `to_options` or by the published program.
+
+        Raises UserError that names a key that is missing or unknown.
+        """
+        # Each section takes its keys out; what is left are fields of TrainConfig, or unknown.
+        rest = dict(options)
+        try:
+            settings = {
+                'data': _read_data(rest), 'augment': AugmentConfig.from_options(rest),
+                'G': GeneratorConfig.from_kwargs(without_class_name(rest.pop('G_kwargs'))),
+                'D': DiscriminatorConfig.from_kwargs(without_class_name(rest.pop('D_kwargs'))),
+                'G_opt': _read_optimizer(rest.pop('G_opt_kwargs')),
+                'D_opt': _read_optimizer(rest.pop('D_opt_kwargs')),
+                'loss': construct(LossConfig, without_class_name(rest.pop('loss_kwargs'))),
+                'metrics': tuple(rest.pop('metrics')),
+            }
+        except KeyError as error:
+            raise UserError(f'training options lack {error.args[0]!r}') from error
+        return construct(cls, {**rest, **settings})
+
+
+_HEAD_FIELDS = ('num_gpus', 'image_snapshot_ticks', 'network_snapshot_ticks')
+_SCHEDULE_FIELDS = ('total_kimg', 'batch_size', 'batch_gpu', 'ema_kimg', 'ema_rampup')
+
+
+def _read_data(options: dict[str, Any]) -> DataConfig:
+    kwargs = without_class_name(options.pop('training_set_kwargs'))
+    # JSON has no tuples.
+    if not isinstance(kwargs['resolution'], int):
+        kwargs['resolution'] = tuple(kwargs['resolution'])
+    kwargs['num_workers'] = options.pop('data_loader_kwargs')['num_workers']
+    return construct(DataConfig, kwargs | ({'cache': options.pop('cache')} if 'cache' in options else {}))
+
+
+def _read_optimizer(kwargs: Mapping[str, Any]) -> OptimizerConfig:
+    # Published files hold the integer 0, which Adam of current PyTorch refuses beside a float.
+    first, second = kwargs['betas']
+    values = without_class_name(kwargs) | {'betas': (float(first), float(second))}
+    return construct(OptimizerConfig, values)
+
+
+def _named(class_name: str, section: Any) -> dict[str, Any]:
+    return {'class_name': class_name, **section.kwargs()}

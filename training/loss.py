@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss terms of StyleGAN2-ADA: non-saturating logistic loss, path length regularisation, R1.
+
+Every method named after a phase takes a MicroBatch and yields per-sample losses [n], to be averaged, scaled
+and differentiated one after the other before the next is asked for: each yield frees the graph of the one
+before.
+"""
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from torch_utils import training_stats
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one phase sees in one round of gradient accumulation.
+
+    real_img [n, C, H, W] in [-1, 1], real_c [n, c_dim]; gen_z [n, z_dim], gen_c [n, c_dim]: latents and
+    labels.
+    """
+
+    real_img: torch.Tensor
+    real_c: torch.Tensor
+    gen_z: torch.Tensor
+    gen_c: torch.Tensor
+
+
+@dataclass
+class StyleGAN2Loss:
+    """Losses of G and D, and the only state among them: pl_mean, the running mean of path lengths.
+
+    augment_pipe: applied to every picture that D sees, real and generated; None for none.
+    style_mixing_prob: chance that a batch mixes the styles of two latents.  r1_gamma: weight of R1.
+    pl_weight, pl_decay, pl_batch_shrink: weight, averaging speed and batch divisor of path length
+    regularisation. report(name, values): where statistics go.
+    """
+
+    G: torch.nn.Module
+    D: torch.nn.Module
+    augment_pipe: Callable[[torch.Tensor], torch.Tensor] | None = None
+    style_mixing_prob: float = 0.9
+    r1_gamma: float = 10
+    pl_batch_shrink: int = 2
+    pl_decay: float = 0.01
+    pl_weight: float = 2
+    report: Callable[[str, torch.Tensor], object] = training_stats.report
+
+    def __post_init__(self) -> None:
+        self.pl_mean = torch.zeros([], device=next(self.G.parameters()).device)
+
+    def generator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
+        """Make D take generated pictures for real: softplus(-D(G(z))) (Goodfellow et al. 2014,
+        non-saturating).
+        """
+        img, _ = self._generate(batch.gen_z, batch.gen_c)
+        logits = self._discriminate(img, batch.gen_c)
+        self._report_logits('fake', logits)
+        loss = F.softplus(-logits)
+        self.report('Loss/G/loss', loss)
+        yield loss
+
+    def path_length(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
+        """Penalise path lengths far from their running mean (StyleGAN2, Sec. 3.2 and App. B)."""
+        if self.pl_weight == 0:
+            return
+        n = max(len(batch.gen_z) // self.pl_batch_shrink, 1)
+        img, ws = self._generate(batch.gen_z[:n], batch.gen_c[:n])
+        y = torch.randn_like(img) / math.sqrt(img.shape[2] * img.shape[3])
+        (grad,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [n, num_ws, w_dim]
+        lengths = grad.square().sum(dim=2).mean(dim=1).sqrt()
+        # The mean keeps its gradient inside the penalty; only the stored copy is cut off.
+        pl_mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
+        self.pl_mean.copy_(pl_mean.detach())
+        penalty = (lengths - pl_mean).square()
+        self.report('Loss/pl_penalty', penalty)
+        self.report('Loss/G/reg', penalty * self.pl_weight)
+        yield penalty * self.pl_weight
+
+    def discriminator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
+        """Tell generated from real: softplus(D(G(z))), then softplus(-D(x))."""
+        fake = self._discriminator_fake(batch)
+        yield fake
+        logits = self._discriminate(batch.real_img, batch.real_c)
+        yield self._discriminator_real(logits, fake.detach())
+
+    def r1(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
+        """Penalise D's gradient at real pictures (Mescheder et al. 2018, R1), taken before augmentation."""
+        if self.r1_gamma != 0:
+            logits, penalty = self._gradient_penalty(batch)
+            self._report_logits('real', logits)
+            yield penalty
+
+    def generator_both(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
+        """generator_main and path_length: a generator without lazy regularisation."""
+        yield from self.generator_main(batch)
+        yield from self.path_length(batch)
+
+    def discriminator_both(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
+        """discriminator_main and r1 with one pass over the real pictures: no lazy regularisation."""
+        if self.r1_gamma == 0:
+            yield from self.discriminator_main(batch)
+            return
+        fake = self._discriminator_fake(batch)
+        yield fake
+        logits, penalty = self._gradient_penalty(batch)
+        yield self._discriminator_real(logits, fake.detach()) + penalty
+
+    def _generate(self, z: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(img, ws) with style mixing: one decision and one cut for the whole batch (StyleGAN, Sec. 3.1)."""
+        ws = self.G.mapping(z, c)
+        num_ws = ws.shape[1]
+        # Drawn on the CPU whatever the device, so that a GPU need not be waited for.
+        if self.style_mixing_prob > 0 and float(torch.rand([])) < self.style_mixing_prob:
+            cut = int(torch.randint(1, num_ws, []))
+            other = self.G.mapping(torch.randn_like(z), c, skip_w_avg_update=True)
+            ws = torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
+        return self.G.synthesis(ws), ws
+
+    def _discriminate(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return self.D(img if self.augment_pipe is None else self.augment_pipe(img), c)
+
+    def _discriminator_fake(self, batch: MicroBatch) -> torch.Tensor:
+        with torch.no_grad():
+            img, _ = self._generate(batch.gen_z, batch.gen_c)
+        logits = self._discriminate(img, batch.gen_c)
+        self._report_logits('fake', logits)
+        return F.softplus(logits)
+
+    def _discriminator_real(self, logits: torch.Tensor, fake_loss: torch.Tensor) -> torch.Tensor:
+        self._report_logits('real', logits)
+        loss = F.softplus(-logits)
+        self.report('Loss/D/loss', fake_loss + loss)
+        return loss
+
+    def _gradient_penalty(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits [n, 1], weighted penalty [n, 1]) of the real pictures."""
+        real_img = batch.real_img.detach().requires_grad_()
+        logits = self._discriminate(real_img, batch.real_c)
+        (grad,) = torch.autograd.grad(logits.sum(), real_img, create_graph=True)
+        penalty = grad.square().sum(dim=[1, 2, 3])[:, None]
+        self.report('Loss/r1_penalty', penalty)
+        self.report('Loss/D/reg', penalty * (self.r1_gamma / 2))
+        return logits, penalty * (self.r1_gamma / 2)
+
+    def _report_logits(self, kind: str, logits: torch.Tensor) -> None:
+        self.report(f'Loss/scores/{kind}', logits)
+        self.report(f'Loss/signs/{kind}', logits.sign())

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phases of an iteration: which losses, whose parameters, how often."""
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from torch_utils import distributed
+from training.loss import MicroBatch, StyleGAN2Loss
+
+GRADIENT_LIMIT = 1e5  # what an infinite gradient becomes
+
+
+class FlatGradients:
+    """The gradients of a network in one buffer: zeroed, reduced over processes and sanitised in one operation
+    each.
+
+    Every parameter's .grad is a view of it, so a parameter that a phase does not touch has the gradient zero.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]):
+        self.parameters = list(parameters)
+        sizes = [p.numel() for p in self.parameters]
+        self.buffer = torch.zeros([sum(sizes)], device=self.parameters[0].device)
+        # Laid out in memory like the parameter, as fused optimizers expect.
+        self.views = [
+            part.as_strided(p.shape, p.stride(), part.storage_offset())
+            for part, p in zip(self.buffer.split(sizes), self.parameters, strict=True)]
+
+    def attach(self) -> None:
+        """Zero the buffer and make it the place where backward passes accumulate."""
+        self.buffer.zero_()
+        for p, view in zip(self.parameters, self.views, strict=True):
+            p.grad = view
+
+    def reduce(self) -> None:
+        """Average over processes; nan becomes 0, infinities the limit. Finite values stay as they are."""
+        if distributed.world_size() > 1:
+            distributed.all_reduce_sum(self.buffer)
+            self.buffer.div_(distributed.world_size())
+        torch.nan_to_num(self.buffer, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=self.buffer)
+
+
+@dataclass
+class Phase:
+    """One row of the table of phases.
+
+    losses: yields per-sample losses of a MicroBatch.  interval: the phase runs in every interval-th
+    iteration, with its gradient scaled by the interval to make up for the others (lazy regularisation,
+    StyleGAN2, App. B).
+    """
+
+    name: str
+    losses: Callable[[MicroBatch], Iterator[torch.Tensor]]
+    module: torch.nn.Module
+    opt: torch.optim.Optimizer
+    gradients: FlatGradients
+    interval: int = 1
+    active: bool = field(default=False, init=False)  # whether the last run had any loss
+
+    def is_due(self, batch_idx: int) -> bool:
+        """Whether the phase runs in this iteration."""
+        return batch_idx % self.interval == 0
+
+    def run(self, rounds: Sequence[MicroBatch]) -> None:
+        """Accumulate the mean gradient over all rounds and processes, and take one optimizer step."""
+        self.gradients.attach()
+        self.module.requires_grad_(requires_grad=True)
+        self.active = False
+        for micro in rounds:
+            for loss in self.losses(micro):
+                (loss.mean() * (self.interval / len(rounds))).backward()
+                self.active = True
+        self.module.requires_grad_(requires_grad=False)
+        if self.active:
+            self.gradients.reduce()
+            self.opt.step()
+
+
+def lazy_adam(
+    parameters: Sequence[torch.nn.Parameter], lr: float, betas: tuple[float, float], eps: float,
+    interval: int | None,
+) -> torch.optim.Adam:
+    """Adam with its constants corrected for `interval` main steps per extra regularisation step.
+
+    With c = interval / (interval + 1): lr * c, beta ** c (StyleGAN2, App. B). interval None: unchanged.
+    """
+    c = 1.0 if interval is None else interval / (interval + 1)
+    betas = (float(betas[0]) ** c, float(betas[1]) ** c)
+    # One kernel for all tensors, where the device has it.
+    fused = parameters[0].device.type in ('cpu', 'cuda')
+    return torch.optim.Adam(parameters, lr=lr * c, betas=betas, eps=eps, fused=fused)
+
+
+@dataclass(frozen=True)
+class PhaseSource:
+    """A network with its optimizer and regularisation interval, from which its phases are made."""
+
+    module: torch.nn.Module
+    opt: torch.optim.Optimizer
+    interval: int | None
+
+
+def build_phases(loss: StyleGAN2Loss, g: PhaseSource, d: PhaseSource) -> list[Phase]:
+    """The phases of an iteration in order: Gmain, Greg, Dmain, Dreg; Gboth or Dboth without lazy
+    regularisation.
+    """
+    table = [
+        ('G', g, loss.generator_main, loss.path_length, loss.generator_both),
+        ('D', d, loss.discriminator_main, loss.r1, loss.discriminator_both),
+    ]
+    phases = []
+    for name, source, main, regularise, both in table:
+        gradients = FlatGradients([p for group in source.opt.param_groups for p in group['params']])
+        owner = {'module': source.module, 'opt': source.opt, 'gradients': gradients}
+        if source.interval is None:
+            phases.append(Phase(f'{name}both', both, **owner))
+        else:
+            phases.append(Phase(f'{name}main', main, **owner))
+            phases.append(Phase(f'{name}reg', regularise, interval=source.interval, **owner))
+    return phases

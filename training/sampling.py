@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures from seeds: what generate.py, style_mixing.py and other tools do with a generator."""
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import legacy
+from dnnlib import image_io
+from dnnlib.util import UserError
+from training.state import pick_device
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A generator, where it runs, and its noise mode: 'const', 'random' (drawn from each seed) or 'none'.
+
+    psi: truncation of ws that come from seeds.
+    """
+
+    G: torch.nn.Module
+    device: torch.device
+    noise_mode: str = 'const'
+    psi: float = 1
+
+    def label(self, class_idx: int | None) -> torch.Tensor:
+        """One-hot [1, c_dim] of --class; a warning if the network has no classes.
+
+        Raises UserError if there is no such class, or none is given but one is needed.
+        """
+        c_dim = self.G.c_dim
+        label = torch.zeros([1, c_dim], device=self.device)
+        if c_dim == 0:
+            if class_idx is not None:
+                print(f'Warning: --class={class_idx} is ignored: the network has no classes', file=sys.stderr)
+            return label
+        if class_idx is None:
+            raise UserError(f'--class is required: the network is conditional, with classes 0 to {c_dim - 1}')
+        if not 0 <= class_idx < c_dim:
+            raise UserError(f'--class={class_idx}: the classes of this network go from 0 to {c_dim - 1}')
+        label[0, class_idx] = 1
+        return label
+
+    def latents(self, seeds: Sequence[int]) -> torch.Tensor:
+        """z [N, z_dim] float64: row i depends on seeds[i] alone, and is what the published tools draw."""
+        # In double precision and one by one, as published, so that seeds mean the same pictures.
+        rows = [np.random.RandomState(seed).randn(1, self.G.z_dim) for seed in seeds]
+        return torch.from_numpy(np.concatenate(rows)).to(self.device)
+
+    def styles(self, seeds: Sequence[int], label: torch.Tensor) -> torch.Tensor:
+        """Truncated ws [N, num_ws, w_dim] of seeds. label: [1, c_dim]."""
+        c = label.expand(len(seeds), -1)
+        with torch.no_grad():
+            return self.G.mapping(self.latents(seeds), c, truncation_psi=self.psi)
+
+    def pictures(self, ws: torch.Tensor, noise_seeds: Sequence[int]) -> np.ndarray:
+        """uint8 [N, C, H, W] of ws [N, num_ws, w_dim]. noise_seeds: one a picture, for random noise."""
+        kwargs = {'noise_mode': self.noise_mode}
+        if self.device.type == 'cpu':
+            kwargs['force_fp32'] = True  # float16 is slow there, and less exact
+        # Noise drawn for a whole batch would depend on the company of a seed.
+        parts = [slice(i, i + 1) for i in range(len(ws))] if self.noise_mode == 'random' else [slice(None)]
+        images = []
+        with torch.no_grad():
+            for part in parts:
+                if self.noise_mode == 'random':
+                    torch.manual_seed(noise_seeds[part.start])
+                images.append(self._render(ws[part], kwargs))
+        return np.concatenate(images)
+
+    def _render(self, ws: torch.Tensor, kwargs: dict) -> np.ndarray:
+        try:
+            return image_io.to_uint8(self.G.synthesis(ws, **kwargs))
+        except torch.OutOfMemoryError as error:
+            raise UserError(f'--batch: {len(ws)} pictures at once do not fit into the memory of the GPU; try '
+                            'fewer, or --device=cpu') from error
+
+
+def open_sampler(network: str, device: str, noise_mode: str, psi: float, trust_pickle: bool) -> Sampler:
+    """The averaged generator of a network file, on --device.
+
+    Raises UserError if the file holds none, one without an average w for --trunc, or one whose pictures no
+    PNG file can hold.
+    """
+    target = pick_device(device)
+    G = legacy.load_network(network, trust_pickle=trust_pickle, only=['G_ema']).G_ema
+    if G is None:
+        raise UserError(f'{network}: holds no G_ema; give a snapshot with an averaged generator')
+    image_io.check_channels(G.img_channels)
+    if not math.isfinite(psi):
+        raise UserError(f'--trunc={psi}: must be a finite number')
+    if psi != 1 and G.mapping.w_avg_beta is None:
+        raise UserError(f'--trunc={psi}: this network keeps no average w; only --trunc=1 works')
+    return Sampler(G.to(target), target, noise_mode, psi)

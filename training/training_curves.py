@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training curves as a picture: losses, what the discriminator says, augmentation, image quality."""
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnnlib.util import UserError, replace_file
+
+# Distinguishable with every kind of colour vision (Okabe and Ito 2008).
+COLORS = BLUE, ORANGE, GREEN = '#0072b2', '#d55e00', '#009e73'
+Points = list[tuple[float, float]]  # (kimg, value), ascending
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line in a panel: its legend, its points and its colour."""
+
+    label: str
+    points: Points
+    color: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small picture: title, label of the y axis, curves, and the y limits if they are fixed."""
+
+    title: str
+    y_label: str
+    curves: list[Curve]
+    limits: tuple[float, float] | None = None
+
+
+def plot_training_curves(stats_jsonl: str | os.PathLike, png_path: str | os.PathLike) -> None:
+    """Draw the curves of stats.jsonl, and of metric-*.jsonl beside it, over the number of images shown.
+
+    Where a run was continued from an earlier point, what it wrote afterwards counts. Raises UserError if
+    the file is missing or holds no tick.
+    """
+    stats_jsonl = Path(stats_jsonl)
+    rows = _without_abandoned(read_jsonl(stats_jsonl))
+    if not rows:
+        raise UserError(f'{stats_jsonl}: holds no tick yet; train until the first status line appears')
+    _draw([*_loss_panels(rows), *_metric_panels(stats_jsonl.parent, rows)], png_path)
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line; others, as a crash leaves them, are skipped."""
+    try:
+        lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror}); give stats.jsonl of a run') from error
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def curve_points(rows: list[dict[str, Any]], x: Callable[[dict], Any], y: Callable[[dict], Any]) -> Points:
+    """(x, y) of the rows where both are finite numbers, ascending in x; of equal x the last counts."""
+    # A dictionary keeps the last value of each x.
+    pairs = ((x(row), y(row)) for row in rows)
+    return sorted({a: b for a, b in pairs if _is_number(a) and _is_number(b)}.items())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _mean(row: dict[str, Any], name: str) -> float | None:
+    moments = row.get(name)
+    return moments.get('mean') if isinstance(moments, dict) else None
+
+
+def _kimg(row: dict[str, Any]) -> float | None:
+    return _mean(row, 'Progress/kimg')
+
+
+def _without_abandoned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ticks that no later line overtakes: a continued run writes again from where it was saved."""
+    kept, earliest = [], math.inf
+    # From the end: a line counts if all later ones are further on.
+    for row in reversed(rows):
+        kimg = _kimg(row)
+        if _is_number(kimg) and kimg < earliest:
+            kept.append(row)
+            earliest = kimg
+    return kept[::-1]
+
+
+def _loss_panels(rows: list[dict[str, Any]]) -> list[Panel]:
+    def curve(label: str, name: str, color: str) -> Curve:
+        return Curve(label, curve_points(rows, _kimg, lambda row: _mean(row, name)), color)
+    return [
+        Panel('Losses', 'loss per image', [
+            curve('generator', 'Loss/G/loss', BLUE), curve('discriminator', 'Loss/D/loss', ORANGE)]),
+        Panel('Discriminator: mean sign of its output', 'sign', [
+            curve('real images (r_t)', 'Loss/signs/real', BLUE),
+            curve('generated images', 'Loss/signs/fake', ORANGE)], limits=(-1.05, 1.05)),
+        Panel('Augmentation probability', 'p', [curve('p', 'Progress/augment', GREEN)], limits=(-0.02, 1.02)),
+    ]
+
+
+def _metric_panels(run_dir: Path, stats: list[dict[str, Any]]) -> list[Panel]:
+    """A panel a metric file, a curve a result in it."""
+    panels = []
+    for path in sorted(run_dir.glob('metric-*.jsonl')):
+        rows = [row for row in read_jsonl(path) if isinstance(row.get('results'), dict)]
+        title = f'Image quality: {path.stem.removeprefix("metric-")}'
+        panels.append(Panel(title, 'metric', _curves(rows, stats)))
+    return panels
+
+
+def _curves(rows: list[dict[str, Any]], stats: list[dict[str, Any]]) -> list[Curve]:
+    # A function of its own binds the name at once, as a lambda in a loop would not.
+    def points(name: str) -> Points:
+        return curve_points(rows, lambda row: _metric_kimg(row, stats), lambda row: row['results'].get(name))
+    names = dict.fromkeys(name for row in rows for name in row['results'])
+    return [Curve(name, points(name), color) for name, color in zip(names, COLORS, strict=False)]
+
+
+def _metric_kimg(row: dict[str, Any], stats: list[dict[str, Any]]) -> float | None:
+    """How far the run was at a metric: by the name of the snapshot, else by the time."""
+    number = re.search(r'(\d+)\.pkl$', str(row.get('snapshot_pkl')))
+    if number:
+        return float(number.group(1))
+    # Metrics taken between snapshots carry a time only.
+    times = curve_points(stats, lambda tick: tick.get('timestamp'), _kimg)
+    if not times or not _is_number(row.get('timestamp')):
+        return None
+    return float(np.interp(row['timestamp'], *zip(*times, strict=True)))
+
+
+def _draw(panels: list[Panel], png_path: str | os.PathLike) -> None:
+    # Drawn without pyplot: no window system, no state shared with the caller's figures.
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(f'{png_path}: cannot be drawn without matplotlib; pip install matplotlib') from error
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6 * columns, 3.4 * rows), dpi=110, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, panel in zip(axes, panels, strict=False):
+        _draw_panel(ax, panel)
+    # An odd number of panels leaves one place empty.
+    for ax in axes[len(panels):]:
+        ax.set_visible(False)
+    with replace_file(png_path) as temporary:
+        figure.savefig(temporary, format='png')
+
+
+def _draw_panel(ax: Any, panel: Panel) -> None:
+    for curve in panel.curves:
+        x, y = zip(*curve.points, strict=True) if curve.points else ((), ())
+        # Few points would be invisible as a line alone.
+        marker = 'o' if len(x) < 30 else None
+        ax.plot(x, y, color=curve.color, label=curve.label, linewidth=1.6, marker=marker, markersize=3.5)
+    if not any(curve.points for curve in panel.curves):
+        ax.text(0.5, 0.5, 'no values', transform=ax.transAxes, ha='center', va='center', color='gray')
+    ax.set_title(panel.title, fontsize=11)
+    ax.set_xlabel('images shown (kimg)')
+    ax.set_ylabel(panel.y_label)
+    ax.set_xlim(left=0)
+    ax.grid(alpha=0.3)
+    # Losses are compared by eye: start at zero unless they are negative.
+    if panel.limits is None:
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+    else:
+        ax.set_ylim(*panel.limits)
+    if len(panel.curves) > 1:
+        ax.legend(fontsize=9, frameon=False)
