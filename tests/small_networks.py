@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of networks so small that tests can make them by the dozen."""
+import torch
+
+from training import checkpoint, networks
+
+SYNTHESIS = {'channel_base': 64, 'channel_max': 8}
+
+
+def small_generator(**changes):
+    """A generator of 16x16 pictures with active noise and an average w; a function of the arguments."""
+    torch.manual_seed(7)
+    kwargs = {'z_dim': 8, 'c_dim': 0, 'w_dim': 8, 'img_resolution': 16, 'img_channels': 3,
+              'mapping_kwargs': {'num_layers': 2}, 'synthesis_kwargs': SYNTHESIS, **changes}
+    G = networks.Generator(**kwargs).eval()
+    with torch.no_grad():
+        for name, parameter in G.named_parameters():
+            if name.endswith('noise_strength'):
+                parameter.fill_(0.3)
+        if 'w_avg' in dict(G.mapping.named_buffers()):
+            G.mapping.w_avg.normal_()
+    return G
+
+
+def small_discriminator(**changes):
+    """A discriminator of 16x16 pictures, always the same for the same arguments."""
+    torch.manual_seed(8)
+    kwargs = {'c_dim': 0, 'img_resolution': 16, 'img_channels': 3, **SYNTHESIS, **changes}
+    return networks.Discriminator(**kwargs).eval()
+
+
+def save_small_network(path, **changes):
+    """Write a snapshot with a small generator alone."""
+    return checkpoint.save_network_snapshot(path, G=None, D=None, G_ema=small_generator(**changes))
