@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared fixtures: the repository root on the path, and a `device` that is cpu and, where there is one, cuda."""
+"""Shared fixtures: the repository root on the path, and a `device` that is cpu and, where there is one,
+cuda.
+"""
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+# The shapes of tests are too small to share; and busy threads of two test runs would starve each other.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]

@@ -62,7 +62,7 @@ def resolve(value, npz_name):
 def assert_close(actual, expected, tol, floor=1e-6, what='value'):
     """max|a - b| <= tol * max(max|b|, floor): the tolerance rule of the golden READMEs."""
     actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
-    assert actual.shape == expected.shape, f'{what}: shape {list(actual.shape)}, expected {list(expected.shape)}'
+    assert actual.shape == expected.shape, f'{what}: {list(actual.shape)}, expected {list(expected.shape)}'
     if expected.numel() == 0:
         return
     error, scale = (actual - expected).abs().max().item(), max(expected.abs().max().item(), floor)

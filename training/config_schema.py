@@ -56,7 +56,7 @@ class TrainConfig:
     D_opt: OptimizerConfig
     loss: LossConfig
     augment: AugmentConfig
-    total_kimg: int
+    total_kimg: float
     batch_size: int
     batch_gpu: int
     ema_kimg: float
@@ -75,7 +75,9 @@ class TrainConfig:
     snapshot_minutes: float | None = None
 
     def __post_init__(self) -> None:
-        check_minimum(self, 1, 'num_gpus', 'total_kimg', 'batch_size', 'batch_gpu')
+        check_minimum(self, 1, 'num_gpus', 'batch_size', 'batch_gpu')
+        if not self.total_kimg > 0:
+            raise UserError(f'total_kimg={self.total_kimg} must be above 0')
         check_choice('precision', self.precision, PRECISIONS)
         check_choice('device', self.device, DEVICES)
         self._check_batch()

@@ -36,7 +36,8 @@ class StyleGAN2Loss:
     augment_pipe: applied to every picture that D sees, real and generated; None for none.
     style_mixing_prob: chance that a batch mixes the styles of two latents.  r1_gamma: weight of R1.
     pl_weight, pl_decay, pl_batch_shrink: weight, averaging speed and batch divisor of path length
-    regularisation. report(name, values): where statistics go.
+    regularisation.
+    report(name, values): where statistics go.
     """
 
     G: torch.nn.Module
@@ -53,9 +54,7 @@ class StyleGAN2Loss:
         self.pl_mean = torch.zeros([], device=next(self.G.parameters()).device)
 
     def generator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Make D take generated pictures for real: softplus(-D(G(z))) (Goodfellow et al. 2014,
-        non-saturating).
-        """
+        """Make D take fakes for real: softplus(-D(G(z))) (Goodfellow et al. 2014, non-saturating)."""
         img, _ = self._generate(batch.gen_z, batch.gen_c)
         logits = self._discriminate(img, batch.gen_c)
         self._report_logits('fake', logits)

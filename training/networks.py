@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """StyleGAN2 networks (Karras et al. 2020), name for name and number for number those of StyleGAN2-ADA.
 
-Shapes: N batch, I/O channels in and out, H/W rows and columns.  z [N, z_dim]  c [N, c_dim]  ws [N, num_ws,
-w_dim] img [N, img_channels, H, W], nominally in [-1, 1].  All parameters and buffers are float32.
+Shapes: N batch, I/O channels in and out, H/W rows and columns.  z [N, z_dim]  c [N, c_dim]
+ws [N, num_ws, w_dim]  img [N, img_channels, H, W], nominally in [-1, 1].  All parameters and buffers are
+float32.
 A picture is (a * 2^n) x (b * 2^n). Blocks are named by level: b4, b8, ...; level r has a*r/4 x b*r/4 pixels,
 so for square powers of two (a = b = 4) a level is its resolution.
 """
@@ -76,9 +77,7 @@ class Conv2dLayer(torch.nn.Module):
                 self.register_buffer('bias', values)
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
-        """[N, I, H, W] -> [N, O, H * up // down, W * up // down]; gain multiplies the result and its
-        clamp.
-        """
+        """[N, I, H, W] -> [N, O, H * up // down, W * up // down]; gain multiplies the result and clamp."""
         weight = (self.weight * self.weight_gain).to(x.dtype)
         x = conv2d_resample.conv2d_resample(
             x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding,
@@ -178,16 +177,14 @@ class SynthesisLayer(torch.nn.Module):
         self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = 'random', fused_modconv: bool = True,
         gain: float = 1,
     ) -> torch.Tensor:
-        """x [N, I, H, W], w [N, w_dim] -> [N, O, H * up, W * up].  noise_mode: 'random', 'const' or
-        'none'.
-        """
+        """x [N, I, H, W], w [N, w_dim] -> [N, O, H * up, W * up].  noise_mode: random, const or none."""
         styles, noise = self.affine(w), self._noise(x, noise_mode)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         how = {'up': self.up, 'padding': self.padding, 'flip_weight': self.up == 1}
         if fused_modconv:
             x = modulated_conv2d.modulated_conv2d(
-                x, self.weight, styles, noise, resample_filter=self.resample_filter, fused_modconv=True,
-                **how)
+                x, self.weight, styles, noise, resample_filter=self.resample_filter,
+                fused_modconv=True, **how)
             return bias_act(
                 x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp)
         alpha = activation_funcs[self.activation].def_alpha
@@ -267,11 +264,10 @@ class SynthesisBlock(torch.nn.Module):
         self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, force_fp32: bool = False,
         fused_modconv: bool | None = None, **layer_kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [N, I, H/2, W/2] (ignored by the first block), img [N, C, H/2, W/2] or None, ws [N, num_conv +
-        num_torgb, w_dim].
+        """x [N, I, H/2, W/2] (ignored by the first block), img [N, C, H/2, W/2] or None -> x, img.
 
-        Returns x [N, O, H, W] in the block's dtype, and img [N, C, H, W] float32, or None where there is none
-        yet.
+        ws: [N, num_conv + num_torgb, w_dim].  Returns x [N, O, H, W] in the block's dtype, and
+        img [N, C, H, W] float32, or None where there is none yet.
         """
         dtype, layout = _compute_format(self, ws.device, force_fp32)
         if fused_modconv is None:
@@ -304,8 +300,7 @@ class SynthesisBlock(torch.nn.Module):
         return y + self.conv1(x, next(styles), gain=math.sqrt(0.5), **layer_kwargs)
 
     def _prefers_fused(self, ws: torch.Tensor, dtype: torch.dtype) -> bool:
-        # Per-sample weights pay off on a GPU in inference; on a CPU one ordinary convolution is always
-        # faster.
+        # Per-sample weights pay off on a GPU in inference; on a CPU one ordinary convolution is faster.
         return not self.training and ws.device.type != 'cpu' and (dtype == torch.float32 or ws.shape[0] == 1)
 
 
@@ -374,9 +369,7 @@ class Generator(torch.nn.Module):
         self, z: torch.Tensor, c: torch.Tensor | None, truncation_psi: float = 1,
         truncation_cutoff: int | None = None, **synthesis_kwargs: Any,
     ) -> torch.Tensor:
-        """z [N, z_dim], c [N, c_dim] or None -> img [N, img_channels, H, W] float32. In training mode w_avg
-        moves.
-        """
+        """z [N, z_dim], c [N, c_dim] or None -> img [N, img_channels, H, W] float32; training moves w_avg."""
         ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
         return self.synthesis(ws, **synthesis_kwargs)
 
@@ -476,8 +469,8 @@ class DiscriminatorEpilogue(torch.nn.Module):
         self.img_channels, self.architecture = img_channels, architecture
         if architecture == 'skip':
             self.fromrgb = Conv2dLayer(img_channels, in_channels, kernel_size=1, activation=activation)
-        self.mbstd = MinibatchStdLayer(
-            mbstd_group_size, mbstd_num_channels) if mbstd_num_channels > 0 else None
+        self.mbstd = (
+            MinibatchStdLayer(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels > 0 else None)
         self.conv = Conv2dLayer(
             in_channels + mbstd_num_channels, in_channels, kernel_size=3, activation=activation,
             conv_clamp=conv_clamp)
@@ -523,8 +516,8 @@ class Discriminator(torch.nn.Module):
             in_channels = 0 if level == levels[-1] else channels[level]
             block = DiscriminatorBlock(
                 in_channels, channels[level], channels[level // 2], resolution=size_at(level, start),
-                first_layer_idx=first_layer_idx, use_fp16=_is_half(level, self.img_resolution_log2,
-                num_fp16_res),
+                first_layer_idx=first_layer_idx,
+                use_fp16=_is_half(level, self.img_resolution_log2, num_fp16_res),
                 **(block_kwargs or {}), **common)
             setattr(self, f'b{level}', block)
             first_layer_idx += block.num_layers
@@ -573,9 +566,7 @@ def _is_half(level: int, img_resolution_log2: int, num_fp16_res: int) -> bool:
 def _compute_format(
     block: torch.nn.Module, device: torch.device, force_fp32: bool,
 ) -> tuple[torch.dtype, torch.memory_format]:
-    """(dtype, memory format) of a block's activations. Depthwise filters on a CPU are several times faster in
-    NHWC.
-    """
+    """(dtype, memory format) of a block's activations. On a CPU, depthwise filters are far faster in NHWC."""
     half = block.use_fp16 and not force_fp32
     channels_last = device.type == 'cpu' or (half and block.channels_last)
     dtype = getattr(torch, block.half_dtype) if half else torch.float32

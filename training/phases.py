@@ -12,8 +12,7 @@ GRADIENT_LIMIT = 1e5  # what an infinite gradient becomes
 
 
 class FlatGradients:
-    """The gradients of a network in one buffer: zeroed, reduced over processes and sanitised in one operation
-    each.
+    """A network's gradients in one buffer: zeroed, reduced over processes, sanitised in one operation each.
 
     Every parameter's .grad is a view of it, so a parameter that a phase does not touch has the gradient zero.
     """
@@ -102,9 +101,7 @@ class PhaseSource:
 
 
 def build_phases(loss: StyleGAN2Loss, g: PhaseSource, d: PhaseSource) -> list[Phase]:
-    """The phases of an iteration in order: Gmain, Greg, Dmain, Dreg; Gboth or Dboth without lazy
-    regularisation.
-    """
+    """The phases of an iteration in order: Gmain, Greg, Dmain, Dreg; if not lazy, Gboth or Dboth."""
     table = [
         ('G', g, loss.generator_main, loss.path_length, loss.generator_both),
         ('D', d, loss.discriminator_main, loss.r1, loss.discriminator_both),

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every operator promises: derivatives of every order, agreement with torch.library's rules, compile,
-export.
+"""What every operator promises: derivatives of every order, torch.library's rules, compile, export.
 
 A new operator is covered by adding its samples to samples.py.
 """
@@ -12,9 +11,7 @@ every_sample = pytest.mark.parametrize('sample', [pytest.param(s, id=s.name) for
 
 
 def float_inputs(args):
-    """The differentiable ones among the arguments: all float tensors but float32 filters beside float64
-    inputs.
-    """
+    """The differentiable arguments: all float tensors but float32 filters beside float64 inputs."""
     return [a for a in args if isinstance(a, torch.Tensor) and a.dtype == args[0].dtype]
 
 

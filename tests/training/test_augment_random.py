@@ -118,7 +118,7 @@ def test_rotation_keeps_area_and_angles_and_takes_any_direction():
 
 @pytest.mark.parametrize('name', ['xfrac', 'xint'])
 def test_shifts_of_both_axes_are_independent_and_change_nothing_else(name):
-    jacobian, offset = affine_maps({name: 1, 'xfrac_std': 0.06})
+    jacobian, offset = affine_maps({name: 1, 'xfrac_std': 0.05})
     assert np.corrcoef(offset.T)[0, 1] == pytest.approx(0, abs=0.12)
     assert offset.mean(dim=0).abs().max() < 0.15
     still = torch.eye(2, dtype=torch.float64).expand_as(jacobian)
@@ -149,10 +149,10 @@ def test_half_of_all_pictures_is_flipped_and_half_inverted():
 @pytest.mark.parametrize('multiplier, p', [(1, 0.5), (0.6, 0.5), (1, 1.0), (3, 0.5)])
 def test_probability_is_multiplier_times_p_and_saturates(name, multiplier, p):
     settings = {name: multiplier, 'cutout_size': 2.0, 'imgfilter_bands': [0, 1, 0, 0]}
-    images = torch.randn(3, 4, 4).expand(2000, 3, 4, 4)
+    images = torch.randn(3, 4, 4).expand(4000, 3, 4, 4)
     changed = (augment(images, settings, p) != images).flatten(1).any(dim=1)
     expected = min(multiplier * p, 1)
-    assert changed.float().mean().item() == pytest.approx(expected, rel=0.099)  # at least 3 deviations
+    assert changed.float().mean().item() == pytest.approx(expected, rel=0.099)  # four deviations or more
 
 
 def test_axes_of_a_shift_come_together():

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks against the recorded ones, and what is ours: any shape, any number of channels, layouts,
-errors.
-"""
+"""Networks against the recorded ones, and what is ours: any shape, number of channels, layouts, errors."""
 import itertools
 
 import numpy as np
@@ -35,8 +33,9 @@ def as_tuple(value):
 def test_recorded_layer(case, device):
     npz = index('layers')['npz']
     module = with_state(build(case), npz, case['state_prefix']).train(case['training']).to(device)
-    kwargs = {k: v.to(
-        device) if isinstance(v, torch.Tensor) else v for k, v in resolve(case['kwargs'], npz).items()}
+    kwargs = {
+        k: v.to(device) if isinstance(v, torch.Tensor) else v
+        for k, v in resolve(case['kwargs'], npz).items()}
     for name in case.get('grad', {}):
         kwargs[name].requires_grad_()
     outputs = as_tuple(module(**kwargs))
@@ -88,13 +87,12 @@ def test_recorded_network_has_the_same_parameters_buffers_and_attributes(case):
 
 
 def check_parameter_gradients(case, part, network, value, tol):
-    """Full gradients of some parameters, norms of all; errors relative to the largest norm, as the README
-    says.
-    """
+    """Full gradients of some parameters, norms of all; errors relative to the largest norm (README)."""
     parameters = dict(network.named_parameters())
     grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    grads = {k: torch.zeros_like(
-        p) if g is None else g for (k, p), g in zip(parameters.items(), grads, strict=True)}
+    grads = {
+        k: torch.zeros_like(p) if g is None else g
+        for (k, p), g in zip(parameters.items(), grads, strict=True)}
     floor = 1e-4 * max(part['param_grad_norm'].values())
     for name, expected in resolve(part['param_grad'], case['npz']).items():
         assert_close(grads[name].cpu(), expected, tol, floor, name)
@@ -103,8 +101,9 @@ def check_parameter_gradients(case, part, network, value, tol):
 
 
 def image_of(case, network, device):
-    z, c = (resolve(
-        {'$tensor': f'in/{k}'}, case['npz']) if f'in/{k}' in arrays(case['npz']) else None for k in 'zc')
+    z, c = (
+        resolve({'$tensor': f'in/{k}'}, case['npz']) if f'in/{k}' in arrays(case['npz']) else None
+        for k in 'zc')
     z, c = z.to(device), None if c is None else c.to(device)
     ws = network.mapping(z, c)
     return ws, network.synthesis(ws, noise_mode='const')
@@ -178,8 +177,8 @@ def test_fresh_tensors_follow_the_recorded_distribution(case):
         if rule['kind'] == 'normal':
             # Five standard errors of the mean and of the standard deviation.
             assert abs(values.mean() - rule['mean']) <= 5 * rule['std'] / len(values) ** 0.5, name
-            assert len(
-                values) < 20 or abs(values.std() / rule['std'] - 1) <= 5 / (2 * len(values)) ** 0.5, name
+            deviation = abs(values.std() / rule['std'] - 1)
+            assert len(values) < 20 or deviation <= 5 / (2 * len(values)) ** 0.5, name
         else:
             expected = rule.get('values', rule.get('value'))
             np.testing.assert_allclose(
@@ -204,8 +203,8 @@ SHAPES = [16, 24, (16, 32), (24, 40), (48, 32), (56, 24)]
 
 @pytest.mark.parametrize('resolution, channels, architecture', [
     pytest.param(r, ch, arch, id=f'{r}-{ch}-{arch}')
-    for (r, ch), arch in itertools.product([*zip(SHAPES, [1, 2, 3, 4, 5, 3], strict=True)], ['orig', 'skip',
-    'resnet'])])
+    for (r, ch), arch in itertools.product(
+        [*zip(SHAPES, [1, 2, 3, 4, 5, 3], strict=True)], ['orig', 'skip', 'resnet'])])
 def test_pictures_of_any_shape_and_number_of_channels_pass_through_both_networks(
     resolution, channels, architecture,
 ):
@@ -227,13 +226,13 @@ def test_a_non_square_network_names_its_blocks_by_level():
         G = networks.Generator(z_dim=8, c_dim=0, w_dim=8, img_resolution=(24, 40), img_channels=3)
     shapes = {k: list(v.shape) for k, v in G.state_dict().items()}
     assert G.synthesis.block_resolutions == [4, 8, 16, 32]
-    assert shapes[
-        'synthesis.b4.const'][1:] == [3, 5] and shapes['synthesis.b32.conv1.noise_const'] == [24, 40]
+    assert shapes['synthesis.b4.const'][1:] == [3, 5]
+    assert shapes['synthesis.b32.conv1.noise_const'] == [24, 40]
 
 
 @pytest.mark.parametrize('size, expected', [
-    (32, (4, 4, 3)), (1024, (4, 4, 8)), (8, (4, 4, 1)), (24, (3, 3, 3)), ((48, 64), (3, 4, 4)), ((288, 512),
-    (9, 16, 5)),
+    (32, (4, 4, 3)), (1024, (4, 4, 8)), (8, (4, 4, 1)), (24, (3, 3, 3)), ((48, 64), (3, 4, 4)),
+    ((288, 512), (9, 16, 5)),
 ])
 def test_resolution_splits_into_a_start_and_doublings(size, expected):
     assert resolution_module.split_resolution(size) == expected
@@ -253,7 +252,7 @@ def test_a_resolution_that_no_network_fits_is_refused(size):
     (lambda G, D: D(torch.zeros(1, 3, 8, 8), None), r'img must be \[N, 3, 16, 16\]'),
     (lambda G, D: D(torch.zeros(6, 3, 16, 16), None), 'minibatch std: a batch of 6'),
     (lambda G, D: networks.Discriminator(c_dim=0, img_resolution=16, img_channels=3, architecture='dense'),
-    "'dense'"),
+     "'dense'"),
 ])
 def test_wrong_arguments_are_named(call, text):
     common = {'c_dim': 0, 'img_resolution': 16, 'img_channels': 3}

@@ -142,8 +142,8 @@ def test_recorded_training_iterations():
         assert beta == pytest.approx(expected['ema_beta'], rel=1e-9)
         ema.update_ema(G_ema, G, beta)
         cur_nimg += config['batch']
-        assert cur_nimg == expected[
-            'cur_nimg'] and loss.pl_mean.item() == pytest.approx(expected['pl_mean'], rel=1e-3)
+        assert cur_nimg == expected['cur_nimg']
+        assert loss.pl_mean.item() == pytest.approx(expected['pl_mean'], rel=1e-3)
         check_signatures({'w_avg': G.mapping.w_avg}, {'w_avg': expected['w_avg']})
         for key, module in [('G', G), ('D', D), ('G_ema', G_ema)]:
             check_signatures(module.state_dict(), expected.get(key, {}))

@@ -63,8 +63,9 @@ def define_op(
 ) -> Op:
     """Register an operator under `torch.ops.stylegan2` and return its callable.
 
-    schema: name, arguments and result in the schema language, such as 'scale(Tensor x, float gain) ->
-    Tensor'. fake: same arguments, returns an empty tensor of the right shape, strides, dtype and device.
+    schema: name, arguments and result in the schema language, such as
+    'scale(Tensor x, float gain) -> Tensor'.
+    fake: same arguments, returns an empty tensor of the right shape, strides, dtype and device.
     setup_context(ctx, inputs, output), backward(ctx, *grads): as for torch.library.register_autograd.
     """
     name = schema.partition('(')[0]

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""y = clamp(act(x + b) * gain): bias, activation, gain and clamp in one operator, with gradients of any
-order.
-"""
+"""y = clamp(act(x + b) * gain): bias, activation, gain, clamp in one, with gradients of any order."""
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,8 +60,8 @@ activation_funcs: dict[str, Activation] = {
     'sigmoid': Activation(
         lambda x, alpha: torch.sigmoid(x), slope=_sigmoid_slope,
         curvature=lambda u: -_sigmoid_slope(u) * torch.tanh(u / 2)),
-    'elu': Activation(lambda x, alpha: F.elu(x), slope=_exponential(1.0, 1.0), curvature=_exponential(1.0,
-    0.0)),
+    'elu': Activation(
+        lambda x, alpha: F.elu(x), slope=_exponential(1.0, 1.0), curvature=_exponential(1.0, 0.0)),
     'selu': Activation(
         lambda x, alpha: F.selu(x), slope=_exponential(SELU_EXP, SELU_SCALE),
         curvature=_exponential(SELU_EXP, 0.0)),
@@ -82,7 +80,7 @@ def bias_act(
 
     x: any shape.  b: [x.shape[dim]] or None.  act: a key of `activation_funcs`.  alpha: slope of 'lrelu'.
     gain: None is the activation's default (sqrt(2) for relu, lrelu, swish).  clamp: limit of |y|, None for
-    none. Returns the shape and dtype of x. Raises ValueError for an unknown act, a wrong bias or a negative
+    none.  Returns the shape and dtype of x. Raises ValueError for an unknown act, a wrong bias or a negative
     clamp.
     """
     if act not in activation_funcs:
@@ -95,8 +93,7 @@ def bias_act(
     spec = activation_funcs[act]
     alpha = float(spec.def_alpha if alpha is None else alpha)
     gain = float(spec.def_gain if gain is None else gain)
-    # What torch does natively in one pass needs no operator of ours; the smooth activations take their bias
-    # so, too.
+    # What torch does natively in one pass needs no operator of ours; the smooth ones take their bias so, too.
     if b is not None and (spec.slope is not None or (act == 'linear' and gain == 1)):
         x, b = x + bias_shaped(b, x.ndim, dim), None
     if act == 'linear' and clamp is None and b is None:
@@ -123,8 +120,7 @@ def finish_(y: torch.Tensor, act: str, alpha: float, gain: float, clamp: float) 
     return y.clamp_(-clamp, clamp) if clamp >= 0 else y
 
 
-# The operators. clamp < 0 stands for none. A smooth activation has no bias here (the public function added
-# it).
+# The operators. clamp < 0 stands for none. A smooth activation has no bias here (already in x).
 
 def _reference(
     x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float,

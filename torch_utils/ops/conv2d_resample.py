@@ -16,7 +16,7 @@ def conv2d_resample(  # noqa: PLR0913 (published signature)
 
     x: [N, C, H, W].  w: [O, C // groups, kh, kw], dtype of x.  f: as upfirdn2d(); unused if up == down == 1.
     padding: int, [x, y] or [x0, x1, y0, y1] in pixels of the up-sampled picture, all of it applied at the
-    start. flip_weight: True correlates (as torch does), False is a convolution.  Returns [N, O, H', W'].
+    start.  flip_weight: True correlates (as torch does), False is a convolution.  Returns [N, O, H', W'].
     """
     kh, kw = w.shape[2:]
     x0, x1, y0, y1 = _total_padding(padding, f, up, down)
@@ -42,8 +42,8 @@ def _total_padding(padding: int | Sequence[int], f: torch.Tensor | None, up: int
     """The user's padding plus what keeps the picture centred under the filters."""
     (fw, fh), (x0, x1, y0, y1) = filter_size(f), parse_padding(padding)
     if up > 1:
-        x0, x1, y0, y1 = x0 + (
-            fw + up - 1) // 2, x1 + (fw - up) // 2, y0 + (fh + up - 1) // 2, y1 + (fh - up) // 2
+        x0, x1 = x0 + (fw + up - 1) // 2, x1 + (fw - up) // 2
+        y0, y1 = y0 + (fh + up - 1) // 2, y1 + (fh - up) // 2
     if down > 1:
         x0, x1 = x0 + (fw - down + 1) // 2, x1 + (fw - down) // 2
         y0, y1 = y0 + (fh - down + 1) // 2, y1 + (fh - down) // 2

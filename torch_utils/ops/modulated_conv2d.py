@@ -39,7 +39,8 @@ def modulated_conv2d(  # noqa: PLR0913 (published signature)
     x: [N, I, H, W].  weight: [O, I, k, k].  styles: [N, I], multiplies the input channels.
     noise: added after demodulation; broadcasts to the result [N, O, H * up // down, ...].
     fused_modconv: one grouped convolution with per-sample weights instead of scaled activations; the same
-    numbers. float16: weight and styles are pre-normalised by their maxima, which demodulation cancels; avoids
+    numbers.
+    float16: weight and styles are pre-normalised by their maxima, which demodulation cancels; avoids
     overflow. Raises ValueError if styles is not [N, I].
     """
     weight, styles = _checked(x, weight, styles, demodulate)
@@ -60,8 +61,7 @@ def modulated_layer(
     x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None,
     bias: torch.Tensor, epilogue: Epilogue, **resample: Any,
 ) -> torch.Tensor:
-    """A whole synthesis layer: demodulated convolution, then act((x * d + noise) + bias) * gain in one
-    operator.
+    """A whole synthesis layer: demodulated convolution, act((x * d + noise) + bias) * gain in one operator.
 
     Arguments as modulated_conv2d(); bias: [O]; resample: f, up, padding, flip_weight of conv2d_resample().
     """

@@ -2,8 +2,8 @@
 """Up-sample, filter (FIR), down-sample: the resampling of StyleGAN2 (App. B of StyleGAN; Zhang 2019).
 
 y[n,c,i,j] = gain * sum_{a,b} F[a,b] * z[n,c, i*down_y + a, j*down_x + b], where z is x with up-1 zeros after
-every sample, padded, and F is the filter, reversed unless flip_filter. Sizes are given x first: [x, y], [x0,
-x1, y0, y1].
+every sample, padded, and F is the filter, reversed unless flip_filter. Sizes are given x first: [x, y],
+[x0, x1, y0, y1].
 """
 from collections.abc import Sequence
 from typing import Any

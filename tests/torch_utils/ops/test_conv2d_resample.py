@@ -14,8 +14,8 @@ def by_definition(x, w, f, up, down, padding, groups, flip_weight):
     fw, fh = f.shape[::-1]
     x0, x1, y0, y1 = padding
     if up > 1:
-        x0, x1, y0, y1 = x0 + (
-            fw + up - 1) // 2, x1 + (fw - up) // 2, y0 + (fh + up - 1) // 2, y1 + (fh - up) // 2
+        x0, x1 = x0 + (fw + up - 1) // 2, x1 + (fw - up) // 2
+        y0, y1 = y0 + (fh + up - 1) // 2, y1 + (fh - up) // 2
     if down > 1:
         x0, x1 = x0 + (fw - down + 1) // 2, x1 + (fw - down) // 2
         y0, y1 = y0 + (fh - down + 1) // 2, y1 + (fh - down) // 2

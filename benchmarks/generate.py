@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time the generator alone: pictures a second for several batch sizes, fused or not.
+
+python benchmarks/generate.py --cfg=auto --resolution=256 --device=cuda --batch=1,8
+"""
+import statistics
+import time
+
+import click
+import common
+import torch
+
+from dnnlib.cli import run_command
+from training.config import DatasetInfo, resolve
+from training.networks import Generator
+from training.state import pick_device
+
+SECONDS = 1.5  # of measurement a row
+
+
+@torch.inference_mode()
+def images_per_second(G, batch, device, fused):
+    """Median over batches, after two to warm up."""
+    z, seconds = torch.randn([batch, G.z_dim], device=device), []
+    start = time.perf_counter()
+    while len(seconds) < 5 or time.perf_counter() - start < SECONDS:
+        common.synchronize(device)
+        begin = time.perf_counter()
+        G(z, None, noise_mode='const', fused_modconv=fused)
+        common.synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+    return batch / statistics.median(seconds[2:])
+
+
+@click.command()
+@click.option('--cfg', default='auto', help='Preset of train.py.')
+@click.option('--resolution', default=256, help='Side of the pictures.')
+@click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))
+@click.option('--precision', default='auto', help='auto, fp32, fp16 or bf16.')
+@click.option('--batch', default='1,8,32', help='Batch sizes, separated by commas.')
+@click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')
+def main(cfg, resolution, device, precision, batch, json_path):
+    """Print pictures a second."""
+    device = pick_device(device)
+    flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, 'precision': precision}
+    config = resolve(flags, DatasetInfo('random', 10000, resolution, resolution, 3)).for_device(device.type)
+    torch.manual_seed(0)
+    G = Generator(**config.G_kwargs(), c_dim=0, img_resolution=resolution, img_channels=3)
+    G = G.eval().requires_grad_(requires_grad=False).to(device)
+    rows = []
+    for size in map(int, batch.split(',')):
+        for name, fused in [('default', None), ('fused', True), ('unfused', False)]:
+            speed = images_per_second(G, size, device, fused)
+            row = {'cfg': cfg, 'resolution': resolution, 'variant': f'{name} x{size}', 'img_per_sec': speed}
+            rows.append(row)
+    common.write_json(json_path, device, rows)
+    common.print_table(rows)
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time whole training iterations: seconds per kimg, share of each phase; beside a straightforward program.
+
+python benchmarks/train_step.py --cfg=demo --resolution=32 --device=cpu --baseline
+"""
+import contextlib
+import statistics
+import time
+
+import click
+import common
+import torch
+from baseline import plain_adam, straightforward
+
+from torch_utils import training_stats
+from training import state as state_module
+from training.config import DatasetInfo, resolve
+from training.iteration import PhaseClock, phases_of, run_iteration
+from training.state import build_state, pick_device, seed_iteration
+
+PLAIN = 'straightforward'
+CYCLE = 16  # iterations in which every phase runs as often as it should
+
+
+class Trainer:
+    """A run on random pictures that can be advanced cycle by cycle."""
+
+    def __init__(self, config, device, plain):
+        self.config, self.device = config.for_device(device.type), device
+        with _optimizer(plain):
+            self.state = build_state(
+                self.config, label_dim=0, channels=3, device=device, report=training_stats.Store().report)
+        self.phases, self.clock = phases_of(self.state, self.config), PhaseClock(device)
+        self.plain, self.phase_ms = plain, {p.name: 0.0 for p in self.phases}
+
+    def cycle(self):
+        """Train for CYCLE iterations; returns seconds."""
+        with straightforward() if self.plain else contextlib.nullcontext():
+            common.synchronize(self.device)
+            start = time.perf_counter()
+            for _ in range(CYCLE):
+                self.iterate()
+            common.synchronize(self.device)
+            return time.perf_counter() - start
+
+    def iterate(self):
+        """Train for one iteration and add the times of its phases."""
+        seed_iteration(0, 0, self.state.cur_nimg)
+        img = torch.rand([self.config.batch_size, 3, *self.config.data.size], device=self.device) * 2 - 1
+        due = [p.name for p in self.phases if p.is_due(self.state.batch_idx)]
+        run_iteration(
+            self.state, self.phases, (img, torch.zeros([len(img), 0], device=self.device)),
+            lambda n: torch.zeros([n, 0]), self.config, self.clock)
+        if self.device.type != 'cuda' or len(due) > 1:
+            for name, ms in self.clock.milliseconds().items():
+                self.phase_ms[name] += ms if name in due else 0
+
+
+@contextlib.contextmanager
+def _optimizer(plain):
+    original = state_module.lazy_adam
+    state_module.lazy_adam = plain_adam if plain else original
+    yield
+    state_module.lazy_adam = original
+
+
+def measure(configs, device, cycles):
+    """Rows with the median time of each variant; their cycles alternate, so that noise slows all alike."""
+    trainers = {name: Trainer(config, device, name == PLAIN) for name, config in configs.items()}
+    seconds = {name: [] for name in trainers}
+    for i in range(cycles + 1):
+        for name, trainer in trainers.items():
+            if i == 1:  # the first cycle warms up
+                trainer.phase_ms = dict.fromkeys(trainer.phase_ms, 0.0)
+            seconds[name].append(trainer.cycle())
+    first = next(iter(trainers))
+    return [row(name, trainers[name], seconds[name][1:], seconds[first][1:]) for name in trainers]
+
+
+def row(name, trainer, seconds, reference):
+    """One line of the table; `speedup` is the median ratio to the first variant within the same cycle."""
+    images, total = CYCLE * trainer.config.batch_size, sum(trainer.phase_ms.values()) or 1.0
+    per_kimg = statistics.median(seconds) / images * 1000
+    return {
+        'variant': name, 'sec_per_kimg': per_kimg, 'img_per_sec': 1000 / per_kimg,
+        'speedup': statistics.median(r / s for r, s in zip(reference, seconds, strict=True)),
+        **{f'{phase}_percent': round(100 * ms / total, 1) for phase, ms in trainer.phase_ms.items()},
+    }
+
+
+@click.command()
+@click.option('--cfg', default='demo', help='Preset of train.py.')
+@click.option('--resolution', default=32, help='Side of the pictures.')
+@click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))
+@click.option('--precision', default='auto', help='auto, fp32, fp16, bf16, or several, separated by commas.')
+@click.option('--cbase', type=int, help='Channel base, as in train.py.')
+@click.option('--cmax', type=int, help='Channel maximum, as in train.py.')
+@click.option('--batch', type=int, help='Pictures a step.')
+@click.option('--aug', default='noaug', type=click.Choice(['noaug', 'ada', 'fixed']))
+@click.option('--cycles', default=4, help=f'Measured cycles of {CYCLE} iterations, after one to warm up.')
+@click.option('--baseline', is_flag=True, help='Also time the straightforward implementation, and compare.')
+@click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')
+def main(cfg, resolution, device, precision, cycles, baseline, json_path, **flags):
+    """Print seconds per kimg and the share of each phase."""
+    device = pick_device(device)
+    info = DatasetInfo('random', 10000, resolution, resolution, 3)
+    flags = {k: v for k, v in flags.items() if v is not None}
+    flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, **flags}
+    configs = {PLAIN: resolve({**flags, 'precision': 'fp32'}, info)} if baseline else {}
+    configs |= {name: resolve({**flags, 'precision': name}, info) for name in precision.split(',')}
+    rows = measure(configs, device, cycles)
+    rows = [{'cfg': cfg, 'resolution': resolution, 'batch': configs[r['variant']].batch_size, **r}
+            for r in rows]
+    common.write_json(json_path, device, rows)
+    common.print_table(rows)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: train a small network on the bundled emoji, then write a sheet of new ones."""
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTDIR = ROOT / 'demo-run'
+NUM_PICTURES = 120
+
+
+def latest(pattern: str, folder: Path) -> Path:
+    """The newest file or folder that matches."""
+    return max(folder.glob(pattern), key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def run(script: str, *args: str) -> None:
+    """Run one of the project's scripts; its failure is ours."""
+    subprocess.run([sys.executable, str(ROOT / script), *args], check=True, cwd=ROOT)
+
+
+def main() -> None:
+    """Train, generate, and say where everything is."""
+    start = time.monotonic()
+    print('Training a small StyleGAN2-ADA on 1,906 emoji; about four minutes on two CPU cores.', flush=True)
+    try:
+        run('train.py', f'--outdir={OUTDIR}', '--data=emoji32', '--cfg=demo')
+        folder = latest('*-emoji32-demo', OUTDIR)
+        network = latest('network-snapshot-*.pkl', folder)
+        run('generate.py', f'--network={network}', f'--seeds=0-{NUM_PICTURES - 1}', '--grid',
+            f'--outdir={folder / "generated"}')
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
+    except KeyboardInterrupt:
+        sys.exit('Stopped.')
+    relative = os.path.relpath(folder)
+    print(f'\nDone in {time.monotonic() - start:.0f} s. Look at:\n'
+          f'  {relative}/generated/grid.png     new emoji, made from random numbers\n'
+          f'  {relative}/reals.png              emoji that the network learned from\n'
+          f'  {relative}/training_curves.png    losses, sign of D, augmentation and distance to the data\n'
+          f'More: {os.path.relpath(sys.executable)} generate.py --network={os.path.relpath(network)} '
+          '--seeds=1000-1099 --outdir=out')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU check, with small programs in place of tests and benchmarks: limits, failures, table, results."""
+import json
+import sys
+import time
+
+import pytest
+
+from scripts import gpu_check
+from scripts.gpu_check import ROOT, STEPS, TOTAL_SEC, Step, main, run_all, run_step, summary
+
+GPU = {'gpu': 'a GPU', 'torch': '1', 'cuda': '1', 'driver': '1', 'commit': '1'}
+
+
+def python(name, source, limit_sec=20):
+    return Step(name, limit_sec, ('-c', source))
+
+
+def test_all_steps_fit_into_the_time_and_their_programs_exist():
+    assert sum(step.limit_sec for step in STEPS) <= TOTAL_SEC < 600
+    assert len({step.name for step in STEPS}) == len(STEPS)
+    for step in STEPS:
+        assert step.command[0] == '-m' or (ROOT / step.command[0]).is_file()
+
+
+def test_a_failure_does_not_stop_the_rest(tmp_path):
+    bad = python('bad', 'print("why"); raise SystemExit(3)')
+    rows = run_all([bad, python('good', 'print("fine")')], tmp_path)
+    assert [(row['step'], row['result'], row['summary']) for row in rows] == [
+        ('bad', 'failed (3)', 'why'), ('good', 'ok', 'fine')]
+
+
+def test_a_step_ends_at_its_limit_with_its_children(tmp_path):
+    mark = tmp_path / 'mark'
+    child = f'import time; time.sleep(2); open({str(mark)!r}, "w")'
+    parent = f'import subprocess, sys; subprocess.run([sys.executable, "-c", {child!r}])'
+    start = time.monotonic()
+    row = run_step(python('slow', parent), tmp_path, 0.5)
+    assert row['result'] == 'out of time' and time.monotonic() - start < 1.9
+    time.sleep(max(0, 2.4 - (time.monotonic() - start)))
+    assert not mark.exists()
+
+
+def test_steps_share_the_total_time(tmp_path):
+    steps = [python('first', 'import time; time.sleep(5)'), python('second', 'pass')]
+    rows = run_all(steps, tmp_path, total_sec=0.3)
+    assert [row['result'] for row in rows] == ['out of time', 'out of time']
+
+
+def test_a_benchmark_is_summed_up_by_its_numbers(tmp_path):
+    rows = [{'variant': 'fp16', 'img_per_sec': 12.34, 'sec_per_kimg': 81.0},
+            {'variant': 'batch 1', 'img_per_sec': 5}]
+    (tmp_path / 'b.json').write_text(json.dumps({'rows': rows}))
+    assert summary('b', tmp_path) == 'fp16: 12.3 img/s, 81.00 s/kimg; batch 1: 5.0 img/s'
+
+
+@pytest.mark.parametrize(('log', 'text'), [
+    ('...\n== 3 failed, 20 passed, 1 skipped in 9.99s ==\nrest\n', '3 failed, 20 passed, 1 skipped in 9.99s'),
+    ('20 passed in 1.00s\n', '20 passed in 1.00s'), ('No module named pytest\n\n', 'No module named pytest'),
+    ('', '')])
+def test_a_log_is_summed_up_by_its_counts_or_last_line(tmp_path, log, text):
+    (tmp_path / 't.log').write_text(log)
+    assert summary('t', tmp_path) == text
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, 'environment', lambda: GPU | {'gpu': None})
+    assert main([f'--out={tmp_path / "out"}']) == 2
+    assert 'no CUDA device' in capsys.readouterr().err and not (tmp_path / 'out').exists()
+
+
+def test_a_python_without_torch_counts_as_no_gpu(monkeypatch):
+    monkeypatch.setattr(sys, 'executable', 'no-such-python')
+    assert gpu_check.environment()['gpu'] is None
+
+
+@pytest.mark.parametrize(('source', 'status'), [('print("done")', 0), ('raise SystemExit(1)', 1)])
+def test_results_are_written_and_the_table_comes_last(tmp_path, monkeypatch, capsys, source, status):
+    monkeypatch.setattr(gpu_check, 'environment', lambda: GPU)
+    monkeypatch.setattr(gpu_check, 'STEPS', (python('one', source), python('two', 'print("end")')))
+    assert main([f'--out={tmp_path / "out"}']) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].split() == ['step', 'result', 'seconds', 'summary'] and lines[-1].startswith('two')
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert results['environment']['gpu'] == 'a GPU' and len(results['steps']) == 2
+    assert (tmp_path / 'out' / 'two.log').read_text() == 'end\n'
+
+
+def test_one_step_can_be_chosen_and_an_unknown_one_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, 'environment', lambda: GPU)
+    monkeypatch.setattr(gpu_check, 'STEPS', (python('one', 'pass'), python('two', 'pass')))
+    assert main([f'--out={tmp_path}', '--only=two']) == 0 and not (tmp_path / 'one.log').exists()
+    with pytest.raises(SystemExit) as caught:
+        main(['--only=three'])
+    assert caught.value.code == 2 and 'one, two' in capsys.readouterr().err
