@@ -34,11 +34,11 @@ class FullyConnectedLayer(torch.nn.Module):
         lr_multiplier: float = 1, bias_init: float = 0,
     ):
         super().__init__()
+        # What training changes slowly is stored large: run time multiplies by lr_multiplier again.
+        self.weight = _normal([out_features, in_features], 1 / lr_multiplier)
+        self.bias = _constant([out_features], bias_init) if bias else None
+        self.weight_gain, self.bias_gain = lr_multiplier * in_features ** -0.5, lr_multiplier
         self.activation = activation
-        self.weight = torch.nn.Parameter(torch.randn([out_features, in_features]) / lr_multiplier)
-        self.bias = torch.nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
-        self.weight_gain = lr_multiplier / math.sqrt(in_features)
-        self.bias_gain = lr_multiplier
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, in] -> [N, out], in the dtype of x."""
@@ -170,8 +170,8 @@ class SynthesisLayer(torch.nn.Module):
         self.weight = torch.nn.Parameter(_conv_weight(in_channels, out_channels, kernel_size, channels_last))
         if use_noise:
             self.register_buffer('noise_const', torch.randn(height_width(resolution)))
-            self.noise_strength = torch.nn.Parameter(torch.zeros([]))
-        self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
+            self.noise_strength = _constant([], 0)
+        self.bias = _constant([out_channels], 0)
 
     def forward(
         self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = 'random', fused_modconv: bool = True,
@@ -215,7 +215,7 @@ class ToRGBLayer(torch.nn.Module):
         self.conv_clamp = conv_clamp
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         self.weight = torch.nn.Parameter(_conv_weight(in_channels, out_channels, kernel_size, channels_last))
-        self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
+        self.bias = _constant([out_channels], 0)
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size ** 2)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, fused_modconv: bool = True) -> torch.Tensor:
@@ -243,22 +243,21 @@ class SynthesisBlock(torch.nn.Module):
         self.use_fp16, self.half_dtype = use_fp16, half_dtype
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(resample_filter))
-        self.num_conv, self.num_torgb = (1 if in_channels == 0 else 2), 0
+        self.num_conv = 1 if in_channels == 0 else 2
+        enlarge = {'up': 2, 'resample_filter': resample_filter}
         common = {'conv_clamp': conv_clamp, 'channels_last': self.channels_last}
         layer_kwargs = {'w_dim': w_dim, 'resolution': resolution, **common, **layer_kwargs}
         if in_channels == 0:
-            self.const = torch.nn.Parameter(torch.randn([out_channels, *height_width(resolution)]))
+            self.const = _normal([out_channels, *height_width(resolution)])
         else:
-            self.conv0 = SynthesisLayer(
-                in_channels, out_channels, up=2, resample_filter=resample_filter, **layer_kwargs)
+            self.conv0 = SynthesisLayer(in_channels, out_channels, **enlarge, **layer_kwargs)
         self.conv1 = SynthesisLayer(out_channels, out_channels, **layer_kwargs)
-        if is_last or architecture == 'skip':
-            self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **common)
-            self.num_torgb = 1
-        if in_channels != 0 and architecture == 'resnet':
+        self.num_torgb = int(architecture == 'skip' or is_last)
+        if self.num_torgb:
+            self.torgb = ToRGBLayer(out_channels, img_channels, w_dim, **common)
+        if architecture == 'resnet' and in_channels > 0:
             self.skip = Conv2dLayer(
-                in_channels, out_channels, kernel_size=1, bias=False, up=2, resample_filter=resample_filter,
-                channels_last=self.channels_last)
+                in_channels, out_channels, 1, bias=False, channels_last=self.channels_last, **enlarge)
 
     def forward(
         self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, force_fp32: bool = False,
@@ -541,6 +540,14 @@ class Discriminator(torch.nn.Module):
             x, img = getattr(self, f'b{level}')(x, img, **block_kwargs)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
         return self.b4(x, img, cmap)
+
+
+def _normal(shape: list[int], deviation: float = 1.0) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.randn(shape) * deviation)
+
+
+def _constant(shape: list[int], value: float) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.full(shape, float(value)))
 
 
 def _conv_weight(in_channels: int, out_channels: int, kernel_size: int, channels_last: bool) -> torch.Tensor:
