@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics: what is reported is what collectors show, per update, device and process."""
 import math
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -165,7 +166,8 @@ def test_one_process_has_rank_0_and_reduces_to_itself(capsys):
 
 def _run_rank(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2, timeout=timedelta(seconds=60))
     store = Store(rank=rank, sync_device=torch.device('cpu'))
     collector = Collector(store=store)
     store.report('all', [1.0, 2.0] if rank == 0 else [6.0])
@@ -173,6 +175,8 @@ def _run_rank(rank, folder):
     collector.update()
     result = {'stats': collector.as_dict(), 'rank': distributed.rank(), 'size': distributed.world_size()}
     torch.save(result, f'{folder}/{rank}.pt')
+    # Who leaves last removes the file that they met in, so nobody leaves before both have met.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
