@@ -35,10 +35,10 @@ def environment(device):
 def cpu_name():
     """The model name of the processor."""
     info = Path('/proc/cpuinfo')
-    names = [line.split(
-        ':', 1)[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')] \
-        if info.exists() else []
-    return names[0] if names else platform.processor() or 'unknown CPU'
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith('model name'):
+            return line.split(':', 1)[1].strip()
+    return platform.processor() or 'unknown CPU'
 
 
 def synchronize(device):
@@ -51,8 +51,9 @@ def print_table(rows):
     """Rows (dicts with the same keys) as an aligned table."""
     if not rows:
         return
-    cells = [list(
-        rows[0])] + [[f'{v:.4g}' if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    cells = [list(rows[0])]
+    for row in rows:
+        cells.append([f'{v:.4g}' if isinstance(v, float) else str(v) for v in row.values()])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     for line in cells:
         print('  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

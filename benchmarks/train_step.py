@@ -12,6 +12,7 @@ import common
 import torch
 from baseline import plain_adam, straightforward
 
+from dnnlib.cli import run_command
 from torch_utils import training_stats
 from training import state as state_module
 from training.config import DatasetInfo, resolve
@@ -116,4 +117,4 @@ def main(cfg, resolution, device, precision, cycles, baseline, json_path, **flag
 
 
 if __name__ == '__main__':
-    main()
+    run_command(main)

@@ -19,10 +19,15 @@ def check_channels(channels: int) -> None:
                         '(gray and alpha), 3 (RGB) or 4 (RGBA); use the network in Python for raw values')
 
 
-def to_uint8(img: Any) -> np.ndarray:
-    """Tensor in [-1, 1] -> uint8 array of the same shape: round((x + 1) * 127.5), limited to 0..255."""
+def quantize(img: Any) -> Any:
+    """Tensor in [-1, 1] -> uint8 tensor of the same shape: round((x + 1) * 127.5), limited to 0..255."""
     # Adding 128 and cutting off the fraction is how the published tools round: pictures come out equal.
-    return (img * 127.5 + 128).nan_to_num(0).clamp(0, 255).to('cpu').numpy().astype(np.uint8)
+    return (img * 127.5 + 128).nan_to_num(0).clamp(0, 255).byte()
+
+
+def to_uint8(img: Any) -> np.ndarray:
+    """quantize() as an array on the CPU."""
+    return quantize(img).to('cpu').numpy()
 
 
 def save_png(path: str | os.PathLike, pixels: np.ndarray) -> None:

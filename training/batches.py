@@ -63,8 +63,3 @@ def draw_labels(dataset: Dataset, count: int, rng: np.random.Generator) -> torch
         return torch.zeros([count, 0])
     return torch.from_numpy(
         np.stack([dataset.get_label(int(i)) for i in rng.integers(len(dataset), size=count)]))
-
-
-def draw_labels_with(dataset: Dataset, count: int, seed: int) -> torch.Tensor:
-    """draw_labels() with a generator of its own."""
-    return draw_labels(dataset, count, np.random.default_rng(seed))

@@ -7,10 +7,10 @@ import numpy as np
 import PIL.Image
 import torch
 
+from dnnlib.image_io import MODES
 from dnnlib.util import replace_file
 
 TARGET_WIDTH_PX, TARGET_HEIGHT_PX = 7680, 4320
-MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
 
 def grid_size(height: int, width: int, max_images: int | None = None) -> tuple[int, int]:

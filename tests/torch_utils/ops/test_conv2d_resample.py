@@ -33,3 +33,16 @@ def test_every_form_equals_the_definition(up, down, kernel, groups, flip):
         expected = by_definition(x, w, f, up, down, padding, groups, flip)
         actual = conv2d_resample(x, w, f, up=up, down=down, padding=padding, groups=groups, flip_weight=flip)
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize('kernel', [1, 3, 5])
+@pytest.mark.parametrize('taps', [[1.0, 3.0, 3.0, 1.0], [1.0, 2.0, 1.0], [1.0, 4.0]])
+def test_a_convolution_that_changes_nothing_leaves_plain_resampling(kernel, taps):
+    x, f = torch.randn(2, 3, 6, 8).double(), upfirdn2d.setup_filter(taps)
+    w = torch.zeros(3, 3, kernel, kernel).double()
+    w[range(3), range(3), kernel // 2, kernel // 2] = 1
+    # Half the kernel on each side keeps every picture in its place.
+    larger = conv2d_resample(x, w, f, up=2, padding=kernel // 2)
+    torch.testing.assert_close(larger, upfirdn2d.upsample2d(x, f))
+    smaller = conv2d_resample(x, w, f, down=2, padding=kernel // 2)
+    torch.testing.assert_close(smaller, upfirdn2d.downsample2d(x, f))
