@@ -140,9 +140,13 @@ def print_parameter_counts(config: cfg.TrainConfig, dataset: cfg.DatasetInfo) ->
 
 def check_launch(config: cfg.TrainConfig) -> None:
     """Raise UserError for what a dry run lets pass: files and devices that are not there."""
-    if config.num_gpus > 1:
-        raise UserError(f'--gpus={config.num_gpus} needs {config.num_gpus} CUDA devices, a process for each, '
-                        'which this version cannot start; use --gpus=1, and --batch-gpu to limit memory')
+    from training.state import pick_device
+    if pick_device(config.device).type == 'cuda':
+        import torch
+        available = torch.cuda.device_count()
+        if available < config.num_gpus:
+            raise UserError(f'--gpus={config.num_gpus}: this machine has {available}; use --gpus={available}, or '
+                            'torchrun for several machines')
     source = config.resume_pkl
     if source is not None and '://' not in source and not os.path.isfile(source):
         raise UserError(f'--resume={source}: no such file; give a network .pkl, a URL, or a name from --help')
@@ -173,8 +177,12 @@ def run_training(dry_run: bool, outdir: str, data: str, **flags: Any) -> None:
         click.echo('Dry run; exiting.')
         return
     save_options(config)
+    from torch_utils import distributed
     from training.training_loop import train
-    train(config)
+    if config.num_gpus == 1:
+        train(config)
+    else:
+        distributed.launch(train, (config,), config.num_gpus)
 
 
 command = TrainCommand(

@@ -22,15 +22,15 @@ class Progress:
     """A running total that shows itself; an iterable and a context manager. Made by `progress`."""
 
     def __init__(
-        self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str, initial: int,
+        self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str, initial: int, show: bool,
     ) -> None:
         self._iterable = iterable
         self.total, self.desc, self.unit = total, desc, unit
         self.n = self._initial = initial
         self._postfix = ''
-        self._is_closed = False
+        self._is_closed, self._is_shown = False, show
         self._start_sec = self._last_line_sec = time.monotonic()
-        terminal = _terminal()
+        terminal = _terminal() if show else None
         self._bar = None if terminal is None else _make_bar(self, terminal)
         if self._bar is not None:
             _active.append(self)
@@ -96,24 +96,24 @@ class Progress:
 
     def _print_line(self) -> None:
         self._last_line_sec = time.monotonic()
-        if sys.stderr is not None:  # as under pythonw
+        if self._is_shown and sys.stderr is not None:  # None under pythonw
             print(self.line(), file=sys.stderr, flush=True)
 
 
 def progress(
     iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = '', unit: str = 'it',
-    initial: int = 0,
+    initial: int = 0, show: bool = True,
 ) -> Progress:
     """Show how far long work has come: loop over the result, or enter it (`with`) and call its `update`.
 
     total: the count at the end, by default len(iterable) where it has one; None if unknown. initial: the
-    count to start from. In a terminal this is a bar with an ETA; elsewhere a line every LINE_INTERVAL_SEC
+    count to start from. show: False counts in silence, as all processes of a run but one do. In a terminal this is a bar with an ETA; elsewhere a line every LINE_INTERVAL_SEC
     and one at the end.
     """
     # Generators and the like have no length and get no ETA.
     if total is None and hasattr(iterable, '__len__'):
         total = len(iterable)
-    return Progress(iterable, total, desc, unit, initial)
+    return Progress(iterable, total, desc, unit, initial, show)
 
 
 def write(text: str) -> None:

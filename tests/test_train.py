@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from golden_cases import ROOT, cases
 from PIL import Image
 
@@ -229,10 +230,12 @@ def test_a_run_gets_a_folder_with_its_options_and_then_trains(run, trained, tmp_
 
 
 @pytest.mark.parametrize('args, message', [
-    (['--gpus=2'], '--gpus=2 needs 2 CUDA devices'), (['--resume=nowhere.pkl'], '--resume=nowhere.pkl'),
+    (['--gpus=64', '--batch=64', '--device=cuda'],
+     '--gpus=64: this machine has' if torch.cuda.is_available() else '--device=cuda: '),
+    (['--resume=nowhere.pkl'], '--resume=nowhere.pkl'),
 ])
 def test_what_cannot_start_creates_nothing(args, message, run, trained, tmp_path):
-    args = [*args, '--cfg=demo', '--batch=4']
+    args = ['--cfg=demo', '--batch=4', *args]
     status, _, stderr = run(f'--outdir={tmp_path}/o', f'--data={make_dataset(tmp_path)}', *args)
     assert status == 2 and message in stderr
     assert not trained and not (tmp_path / 'o').exists()

@@ -1,7 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of a run: rank, size, the few collective operations. Without a group: one process, rank 0."""
+"""Processes of a run: how they start, rank, size, the few collective operations. Without a group: one process,
+rank 0.
+
+Processes come from PyTorch's own launcher, be it torchrun or launch() below; it tells each one its place in
+environment variables that torch.distributed reads.
+"""
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
 import torch
 import torch.distributed as dist
+
+from dnnlib.util import UserError
+
+TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long ends the run
 
 
 def is_initialized() -> bool:
@@ -30,3 +47,86 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def average(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace each tensor by its mean over all processes, in place, with one operation. All must call."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = all_reduce_sum(torch.cat([t.flatten() for t in tensors])) / world_size()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def broadcast_value(value: Any) -> Any:
+    """The plain value that rank 0 passed. All processes must call."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def join(device_type: str) -> torch.device:
+    """Join the group that the launcher prepared, and take the device of this process.
+
+    NCCL between GPUs, gloo between CPUs, where the cores are shared out. Call once, before any collective.
+    """
+    local_rank = dist.get_node_local_rank(fallback_rank=0)
+    if device_type == 'cuda':
+        device = torch.device('cuda', local_rank)
+        torch.cuda.set_device(device)
+        dist.init_process_group('nccl', timeout=TIMEOUT, device_id=device)
+        return device
+    dist.init_process_group('gloo', timeout=TIMEOUT)
+    # Threads of several processes on the same core would starve each other.
+    torch.set_num_threads(max(torch.get_num_threads() // local_world_size(), 1))
+    return torch.device('cpu')
+
+
+def local_world_size() -> int:
+    """Number of processes of the run on this machine."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
+
+
+def leave() -> None:
+    """Leave the group, after everyone has come so far; nothing without one."""
+    if is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def launch(function: Callable[..., None], args: tuple, num_processes: int) -> None:
+    """Run function(*args) in so many processes of this machine, each of which calls join().
+
+    If one fails, the others are stopped. Raises UserError if that was its reason; otherwise says what happened
+    and leaves with its status.
+    """
+    # Optional in builds of torch, and slow to import.
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    # The launcher's own reports of a failure would bury the line that names the cause.
+    for name in ('torch.distributed.elastic', 'torch.multiprocessing.spawn'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend='c10d',
+        rdzv_endpoint='localhost:0', run_id='train', max_restarts=0, start_method='spawn')
+    try:
+        elastic_launch(config, function)(*args)
+    except ChildFailedError as error:
+        _stop(*error.get_first_failure())
+
+
+def _stop(rank: int, failure: Any) -> None:
+    """Leave as a process left, with its UserError, its traceback, or the signal that killed it."""
+    details = failure.message if isinstance(failure.message, dict) else {}
+    kind, _, text = details.get('message', '').partition(': ')
+    if kind == UserError.__name__:
+        raise UserError(text) from None
+    if details:
+        trace = details.get('extraInfo', {}).get('py_callstack', details['message'])
+        print(f'Process {rank} of the run failed:\n{trace}', file=sys.stderr)
+    elif failure.exitcode < 0:
+        print(f'Error: process {rank} was killed by {signal.Signals(-failure.exitcode).name}, so the others were '
+              'stopped; short memory is the usual cause', file=sys.stderr)
+    sys.exit(failure.exitcode if failure.exitcode > 0 else 1)

@@ -9,7 +9,7 @@ import torch
 
 import legacy
 from dnnlib.util import UserError
-from torch_utils import misc
+from torch_utils import distributed, misc
 from training import ada, augment, ema, networks
 from training.config import TrainConfig
 from training.loss import StyleGAN2Loss
@@ -36,7 +36,10 @@ class TrainingState:
     batch_idx: int = 0
 
     def advance(self, config: TrainConfig) -> None:
-        """After the phases of an iteration: average G, count, and move p where it is due."""
+        """After the phases of an iteration: average G, count, and move p where it is due. All processes call it."""
+        # Running means of what each process saw; both are linear in it, so that averaging them loses nothing.
+        means = [self.loss.pl_mean, *(b for name, b in self.G.named_buffers() if name.endswith('w_avg'))]
+        distributed.average(means)
         beta = ema.ema_beta(self.cur_nimg, config.batch_size, config.ema_kimg, config.ema_rampup)
         ema.update_ema(self.G_ema, self.G, beta)
         self.cur_nimg += config.batch_size

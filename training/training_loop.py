@@ -36,11 +36,16 @@ CPU_GRID_IMAGES = 240  # the published sheet of 1,024 small pictures would take 
 def train(config: TrainConfig) -> None:
     """Train as configured in the existing folder config.run_dir, until config.total_kimg.
 
+    With config.num_gpus > 1 this is one of so many processes, started by torchrun or distributed.launch().
     Raises UserError for what the user can mend: no such device, a picture that cannot be read, a full disk.
     """
     device = pick_device(config.device)
-    with RunLog(config.run_dir, rank=distributed.rank(), store=Store(distributed.rank())) as log:
+    if config.num_gpus > 1:
+        device = distributed.join(device.type)
+    store = Store(distributed.rank(), device if config.num_gpus > 1 else None)
+    with RunLog(config.run_dir, rank=distributed.rank(), store=store) as log:
         Training(config.for_device(device.type), device, log).run()
+    distributed.leave()
 
 
 class Training:
@@ -57,18 +62,21 @@ class Training:
         self.phase_clock = PhaseClock(device)
         self.tick_clock = TickClock(self.state.cur_nimg)
         self.metrics = TrainingMetrics(config.metrics, self.dataset, config.run_dir)
+        self.is_writer = distributed.rank() == 0
         self.sheet = Sheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
         self.num_snapshots, self.last_snapshot_sec = 0, time.monotonic()
 
     def run(self) -> None:
         """Iterate until done; the last tick saves everything."""
-        self.log.print(f'Training on {_device_name(self.device)}, {len(self.dataset)} pictures.')
+        processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
+        self.log.print(f'Training on {processes}{_device_name(self.device)}, {len(self.dataset)} pictures.')
         self._print_summaries()
         self.log.save_grid('reals.png', self.sheet.reals, (0, 255), self.sheet.size)
         self._save_fakes('fakes_init.png')
         config, state, tick, tick_start_nimg = self.config, self.state, 0, self.state.cur_nimg
         with progress(
-            total=config.total_kimg * 1000, initial=state.cur_nimg, desc='Training', unit='img') as bar:
+            total=config.total_kimg * 1000, initial=state.cur_nimg, desc='Training', unit='img',
+            show=self.is_writer) as bar:
             batches = self._batches()
             self.tick_clock.start_tick(state.cur_nimg)
             while True:
@@ -115,7 +123,7 @@ class Training:
         if images:
             bar.set_postfix_str('sample sheet')
             self._save_fakes(f'fakes{kimg_number(state.cur_nimg)}.png')
-        if networks:
+        if networks and self.is_writer:
             bar.set_postfix_str('snapshot')
             self._save_networks(f'network-snapshot-{kimg_number(state.cur_nimg)}.pkl', done)
         if images or networks:
@@ -124,6 +132,8 @@ class Training:
         bar.set_postfix_str(f'tick {tick}, augment {report.augment:.2f}')
 
     def _save_fakes(self, name: str) -> None:
+        if not self.is_writer:
+            return
         self.log.save_grid(
             name, self.sheet.fakes(self.state.G_ema, self.config.batch_gpu), (-1, 1), self.sheet.size)
 

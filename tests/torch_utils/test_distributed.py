@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes: how they start, what they share, and how a run ends when one of them fails."""
+import os
+import signal
+
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import distributed
+
+needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
+
+
+def share(folder):
+    device = distributed.join('cpu')
+    a, b = torch.tensor([[1.0 + distributed.rank()]]), torch.tensor([4.0, 6.0]) * distributed.rank()
+    distributed.average([a, b])
+    found = {'rank': distributed.rank(), 'size': distributed.world_size(), 'a': a, 'b': b,
+             'local_size': distributed.local_world_size(), 'threads': torch.get_num_threads(),
+             'value': distributed.broadcast_value({'from': distributed.rank()})}
+    torch.save(found, f'{folder}/{distributed.rank()}.pt')
+    distributed.leave()
+    assert device.type == 'cpu' and distributed.world_size() == 1
+
+
+def fail(how):
+    distributed.join('cpu')
+    if distributed.rank() == 0:
+        # Waits for the other, as in the middle of a reduction.
+        distributed.average([torch.zeros(1)])
+    if how == 'user error':
+        raise UserError('--option=1: is wrong; use 2')
+    if how == 'bug':
+        raise KeyError('lost')
+    if how == 'killed':
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(75)
+
+
+@needs_processes
+def test_processes_of_a_launch_share_means_and_values(tmp_path):
+    threads = torch.get_num_threads()
+    distributed.launch(share, (str(tmp_path),), 2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f'{rank}.pt')
+        assert (found['rank'], found['size'], found['local_size']) == (rank, 2, 2)
+        assert found['a'].tolist() == [[1.5]] and found['b'].tolist() == [2.0, 3.0]
+        assert found['value'] == {'from': 0} and found['threads'] >= 1
+    assert torch.get_num_threads() == threads and not torch.distributed.is_initialized()
+
+
+@needs_processes
+def test_a_user_error_of_a_process_is_the_error_of_the_launch(tmp_path):
+    with pytest.raises(UserError, match='^--option=1: is wrong; use 2$'):
+        distributed.launch(fail, ('user error',), 2)
+
+
+@needs_processes
+@pytest.mark.parametrize('how, status, words', [
+    ('bug', 1, ['Process 1', "KeyError: 'lost'"]), ('killed', 1, ['Error: process 1 was killed by SIGKILL']),
+    ('status', 75, []),
+])
+def test_a_failing_process_ends_the_launch_and_says_why(how, status, words, capfd):
+    with pytest.raises(SystemExit) as caught:
+        distributed.launch(fail, (how,), 2)
+    assert caught.value.code == status
+    shown = capfd.readouterr().err
+    assert all(word in shown for word in words) and (words or 'rocess' not in shown)
+
+
+def test_without_a_group_everything_is_local():
+    x = torch.ones(2)
+    distributed.average([x])
+    distributed.leave()
+    assert x.tolist() == [1, 1] and distributed.broadcast_value('v') == 'v'
+    assert distributed.local_world_size() == 1
