@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a generator on a folder or zip of pictures: python train.py --outdir=runs --data=pictures.zip"""
+import contextlib
 import dataclasses
 import json
 import os
@@ -43,18 +44,23 @@ def click_option(option: cfg.Option) -> click.Option:
         type=click.Choice(option.kind) if is_choice else CLICK_TYPES[option.kind])
 
 
-def open_dataset(name_or_path: str) -> cfg.DatasetInfo:
-    """Read what a run must know of a dataset: the first picture, the names and the labels."""
+def open_dataset(name_or_path: str, cond: bool) -> tuple[cfg.DatasetInfo, str | None]:
+    """What a run must know of a dataset (first picture, names, labels), and words on its labels."""
     # Imported here, and so below, because torch takes seconds and --help needs none of it.
     from training.dataset import ImageFolderDataset, find_dataset
-    path = find_dataset(name_or_path)
+    from training.dataset_labels import LabelError
+    from training.label_report import describe_labels, ignored_labels_notice
+    path, labels = find_dataset(name_or_path), (False, 0)
     try:
         dataset = ImageFolderDataset(path=path, use_labels=True)
-        labels = dataset.has_labels, dataset.label_dim
+        # Labels that nobody asks for need not be right.
+        with contextlib.nullcontext() if cond else contextlib.suppress(LabelError):
+            labels = dataset.has_labels, dataset.label_dim
     except (UserError, OSError) as error:
         raise UserError(f'--data: {error}') from error
+    text = '\n'.join(describe_labels(dataset)) if cond else ignored_labels_notice(dataset)
     return cfg.DatasetInfo(path, len(dataset), dataset.height, dataset.width, dataset.num_channels,
-                           *labels)
+                           *labels), text
 
 
 def existing_numbers(outdir: Path) -> Iterator[int]:
@@ -138,6 +144,13 @@ def print_parameter_counts(config: cfg.TrainConfig, dataset: cfg.DatasetInfo) ->
         click.echo(f'{name + ":":<20}{sum(p.numel() for p in network.parameters()):,} parameters')
 
 
+def print_estimate(config: cfg.TrainConfig, dataset: cfg.DatasetInfo) -> None:
+    """Print how much memory and time the training will take on this machine; takes some seconds."""
+    from training.estimate import describe
+    label_dim = dataset.label_dim if config.data.use_labels else 0
+    click.echo('\n'.join(describe(config, label_dim, dataset.channels)))
+
+
 def check_launch(config: cfg.TrainConfig) -> None:
     """Raise UserError for what a dry run lets pass: files and devices that are not there."""
     from training.state import pick_device
@@ -145,8 +158,8 @@ def check_launch(config: cfg.TrainConfig) -> None:
         import torch
         available = torch.cuda.device_count()
         if available < config.num_gpus:
-            raise UserError(f'--gpus={config.num_gpus}: this machine has {available}; use --gpus={available}, or '
-                            'torchrun for several machines')
+            raise UserError(f'--gpus={config.num_gpus}: this machine has {available}; use '
+                            f'--gpus={available}, or torchrun for several machines')
     source = config.resume_pkl
     if source is not None and '://' not in source and not os.path.isfile(source):
         raise UserError(f'--resume={source}: no such file; give a network .pkl, a URL, or a name from --help')
@@ -160,7 +173,7 @@ def run_training(dry_run: bool, outdir: str, data: str, **flags: Any) -> None:
     """
     # Importing torch takes seconds: what can be refused without it is refused before.
     cfg.check_flags(flags, before='data')
-    dataset = open_dataset(data)
+    dataset, label_text = open_dataset(data, bool(flags.get('cond')))
     config, description = cfg.resolve(flags, dataset), cfg.run_description(flags, dataset)
     if dry_run:
         run_dir = Path(outdir, f'{next_run_number(Path(outdir)):05d}-{description}')
@@ -171,6 +184,9 @@ def run_training(dry_run: bool, outdir: str, data: str, **flags: Any) -> None:
     print_config(config)
     if dry_run:
         print_parameter_counts(config, dataset)
+        print_estimate(config, dataset)
+    if label_text is not None:
+        click.echo(f'\n{label_text}\n')
     for note in cfg.notes(flags, dataset, config):
         click.echo(f'Note: {note}')
     if dry_run:

@@ -22,7 +22,8 @@ class Progress:
     """A running total that shows itself; an iterable and a context manager. Made by `progress`."""
 
     def __init__(
-        self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str, initial: int, show: bool,
+        self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str, initial: int,
+        show: bool,
     ) -> None:
         self._iterable = iterable
         self.total, self.desc, self.unit = total, desc, unit
@@ -107,8 +108,8 @@ def progress(
     """Show how far long work has come: loop over the result, or enter it (`with`) and call its `update`.
 
     total: the count at the end, by default len(iterable) where it has one; None if unknown. initial: the
-    count to start from. show: False counts in silence, as all processes of a run but one do. In a terminal this is a bar with an ETA; elsewhere a line every LINE_INTERVAL_SEC
-    and one at the end.
+    count to start from. show: False counts in silence, as all processes of a run but one do. In a terminal
+    this is a bar with an ETA; elsewhere a line every LINE_INTERVAL_SEC and one at the end.
     """
     # Generators and the like have no length and get no ETA.
     if total is None and hasattr(iterable, '__len__'):

@@ -18,9 +18,10 @@ SCRIPT_LEVEL = 5
 # Not everyone has these, or --help should not wait for them: what may be imported inside functions, and
 # where.
 LATE_IMPORTS = {
-    'train': {'torch', 'training.dataset', 'training.networks', 'training.training_loop'},
+    'train': {'torch', 'torch_utils', 'training'},
+    'torch_utils.distributed': {'torch.distributed'},
     'training.dataset_sources': {'lmdb'},
-    'training.run_log': {'torch.utils'}, 'training.ticks': {'psutil'},
+    'training.stats_sinks': {'torch.utils', 'wandb'}, 'training.ticks': {'psutil'},
     'training.training_curves': {'matplotlib'},
     'dnnlib.download': {'requests'},
 }

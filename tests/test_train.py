@@ -179,7 +179,7 @@ def test_unusable_data_is_explained_in_one_line(run, tmp_path):
     odd = make_dataset(tmp_path, 'odd', resolution=100, width=90)
     nested = make_dataset(tmp_path, 'nested', labels=[[[1.0, 2.0]]] * 4)
     for path in (tmp_path / 'none', empty, text, corrupt, unlabelled, odd, nested):
-        status, stdout, stderr = run('--outdir=o', f'--data={path}', '-n')
+        status, stdout, stderr = run('--outdir=o', f'--data={path}', '-n', '--cond=1')
         assert (status, stdout) == (2, ''), path
         assert re.fullmatch(r'Error: --data[^\n]+\n', stderr), stderr
 
@@ -193,7 +193,25 @@ def test_a_dry_run_counts_parameters_and_says_what_is_unexpected(run, tmp_path):
     assert parse_output(stdout)[1]['Image resolution'] == '48x32'
     counts = dict(re.findall(r'^(Generator|Discriminator): +([\d,]+) parameters$', stdout, re.MULTILINE))
     assert 100_000 < int(counts['Generator'].replace(',', '')) < 1_000_000
-    assert re.search(r'^Note: .*labels .*--cond=1', stdout, re.MULTILINE)
+    assert 'THE LABELS OF THIS DATASET ARE NOT USED' in stdout
+    assert 'Pictures of each class: 0: 1, 1: 2' in stdout
+    assert re.search(r'^Estimated memory: .* GB', stdout, re.MULTILINE)
+
+
+def test_the_layout_of_labels_is_told(run, tmp_path):
+    data = make_dataset(tmp_path, labels=[0, 1, 2, 1])
+    status, stdout, _ = run(f'--outdir={tmp_path}/o', f'--data={data}', '--cfg=demo', '--cond=1', '-n')
+    assert status == 0 and 'Labels: 3 classes, given as class numbers' in stdout and 'NOT USED' not in stdout
+
+
+def test_labels_that_nobody_asks_for_need_not_be_complete(run, tmp_path):
+    data = make_dataset(tmp_path, labels=[0, 1, 2, 1])
+    table = json.loads((data / 'dataset.json').read_text())
+    (data / 'dataset.json').write_text(json.dumps({'labels': table['labels'][1:]}))
+    args = [f'--outdir={tmp_path}/o', f'--data={data}', '--cfg=demo', '-n']
+    assert run(*args)[0] == 0
+    status, _, stderr = run(*args, '--cond=1')
+    assert status == 2 and '1 of 4 pictures have no label' in stderr
 
 
 def test_the_bundled_dataset_is_found_by_name(run, tmp_path):

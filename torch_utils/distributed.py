@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of a run: how they start, rank, size, the few collective operations. Without a group: one process,
-rank 0.
+"""Processes of a run: how they start, rank, size, the few collective operations.
 
+Without a group there is one process, of rank 0.
 Processes come from PyTorch's own launcher, be it torchrun or launch() below; it tells each one its place in
 environment variables that torch.distributed reads.
 """
@@ -99,8 +99,8 @@ def leave() -> None:
 def launch(function: Callable[..., None], args: tuple, num_processes: int) -> None:
     """Run function(*args) in so many processes of this machine, each of which calls join().
 
-    If one fails, the others are stopped. Raises UserError if that was its reason; otherwise says what happened
-    and leaves with its status.
+    If one fails, the others are stopped. Raises UserError if that was its reason; otherwise says what
+    happened and leaves with its status.
     """
     # Optional in builds of torch, and slow to import.
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -127,6 +127,7 @@ def _stop(rank: int, failure: Any) -> None:
         trace = details.get('extraInfo', {}).get('py_callstack', details['message'])
         print(f'Process {rank} of the run failed:\n{trace}', file=sys.stderr)
     elif failure.exitcode < 0:
-        print(f'Error: process {rank} was killed by {signal.Signals(-failure.exitcode).name}, so the others were '
-              'stopped; short memory is the usual cause', file=sys.stderr)
+        name = signal.Signals(-failure.exitcode).name
+        print(f'Error: process {rank} was killed by {name}, so the others were stopped; short memory is the '
+              'usual cause', file=sys.stderr)
     sys.exit(failure.exitcode if failure.exitcode > 0 else 1)

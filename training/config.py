@@ -120,9 +120,6 @@ def notes(flags: Mapping[str, Any], dataset: DatasetInfo, config: TrainConfig) -
     request = Request(flags, dataset)
     preset = _preset(request)
     found = []
-    if dataset.has_labels and not config.data.use_labels:
-        found.append(f'The dataset has labels ({dataset.label_dim} numbers each), which this run ignores; '
-                     '--cond=1 uses them.')
     if config.D.mbstd_group_size != preset.mbstd:
         found.append(f'Minibatch standard deviation uses groups of {config.D.mbstd_group_size} pictures, not '
                      f'{preset.mbstd}, to divide the {config.batch_gpu} pictures at a time on each device.')

@@ -25,7 +25,7 @@ PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
 DEVICES = ('auto', 'cuda', 'cpu')
 # Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
 OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
-                'metrics_every', 'snapshot_minutes')
+                'metrics_every', 'snapshot_minutes', 'wandb')
 TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
@@ -35,11 +35,12 @@ class TrainConfig:
 
     run_dir: its folder.  image_snapshot_ticks, network_snapshot_ticks: ticks between snapshots, None for
     none.  snapshot_minutes: instead, minutes between both.  metrics: names, computed at every
-    `metrics_every`-th network snapshot.  total_kimg: length, in thousand pictures.  batch_size: pictures a
-    step; batch_gpu: of these at a time on each device.  ema_kimg: half-life of the averaged generator;
-    ema_rampup: limits it to this share of the pictures so far, None for no limit.  ada_kimg: thousand
-    pictures in which p can move by 1; ada_interval: steps between its moves.  G_reg_interval, D_reg_interval:
-    steps between regularisations, None: in every step.  resume_pkl: path or URL of the networks to start
+    `metrics_every`-th network snapshot.  wandb: log to Weights & Biases, too.  total_kimg: length, in
+    thousand pictures.  batch_size: pictures a step; batch_gpu: of these at a time on each device.  ema_kimg:
+    half-life of the averaged generator; ema_rampup: limits it to this share of the pictures so far, None for
+    no limit.  ada_kimg: thousand pictures in which p can move by 1; ada_interval: steps between its moves.
+    G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
+    URL of the networks to start
     from.  Raises UserError for what cannot be trained.
     """
 
@@ -73,6 +74,7 @@ class TrainConfig:
     device: str = 'auto'
     metrics_every: int = 1
     snapshot_minutes: float | None = None
+    wandb: bool = False
 
     def __post_init__(self) -> None:
         check_minimum(self, 1, 'num_gpus', 'batch_size', 'batch_gpu')

@@ -15,6 +15,10 @@ Label: TypeAlias = int | list[float]
 LabelTable: TypeAlias = dict[str, Label]
 
 
+class LabelError(UserError):
+    """Labels that can be read but not trained with; without --cond they do no harm."""
+
+
 def normalise_name(name: str) -> str:
     """A relative file name with forward slashes, so that tables written on any system match."""
     return name.replace('\\', '/').removeprefix('./')
@@ -54,17 +58,17 @@ def label_array(names: Sequence[str], table: LabelTable, origin: str) -> np.ndar
     """The labels of the pictures `names`, in their order, as one checked array.
 
     Classes: int64 [N]. Vectors: float32 [N, length]. Entries for other names are ignored.
-    Raises UserError, naming the picture, if one has no label, a label is no class >= 0 and no vector of
+    Raises LabelError, naming the picture, if one has no label, a label is no class >= 0 and no vector of
     finite numbers, or it differs in kind or length from the first.
     """
     missing = [name for name in names if name not in table]
     if missing:
-        raise UserError(f'{origin}: {len(missing)} of {len(names)} pictures have no label, the first is '
+        raise LabelError(f'{origin}: {len(missing)} of {len(names)} pictures have no label, the first is '
                         f'{missing[0]}; add them, or train without --cond')
     labels = [_checked_label(table[name], f'{origin}: the label of {name}') for name in names]
     for name, label in zip(names, labels, strict=True):
         if _layout(label) != _layout(labels[0]):
-            raise UserError(f'{origin}: the label of {name} is {_layout(label)}, but that of {names[0]} is '
+            raise LabelError(f'{origin}: the label of {name} is {_layout(label)}, but that of {names[0]} is '
                             f'{_layout(labels[0])}; all must be alike')
     if labels and isinstance(labels[0], int):
         return np.array(labels, dtype=np.int64)
@@ -76,11 +80,11 @@ def _checked_label(label: object, what: str) -> Label:
     if _is_number(label):
         # The published code cuts 0.5 to class 0 without a word.
         if label != int(label) or label < 0:
-            raise UserError(f'{what} is {label}; a class is 0, 1, 2, ..., and a number goes in a list: '
+            raise LabelError(f'{what} is {label}; a class is 0, 1, 2, ..., and a number goes in a list: '
                             f'[{label}]')
         return int(label)
     if not isinstance(label, list) or not all(_is_number(value) for value in label):
-        raise UserError(f'{what} is {json.dumps(label)[:60]}; give a class such as 3 or a vector such as '
+        raise LabelError(f'{what} is {json.dumps(label)[:60]}; give a class such as 3 or a vector such as '
                         '[0.5, 1]')
     return label
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The phases of an iteration: which losses, whose parameters, how often."""
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,10 +16,11 @@ class FlatGradients:
     """A network's gradients in one buffer: zeroed, reduced over processes, sanitised in one operation each.
 
     Every parameter's .grad is a view of it, so a parameter that a phase does not touch has the gradient zero.
+    is_local: leave out the reduction, as for a trial on this process alone.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]):
-        self.parameters = list(parameters)
+        self.parameters, self.is_local = list(parameters), False
         sizes = [p.numel() for p in self.parameters]
         self.buffer = torch.zeros([sum(sizes)], device=self.parameters[0].device)
         # Laid out in memory like the parameter, as fused optimizers expect.
@@ -32,12 +34,18 @@ class FlatGradients:
         for p, view in zip(self.parameters, self.views, strict=True):
             p.grad = view
 
-    def reduce(self) -> None:
-        """Average over processes; nan becomes 0, infinities the limit. Finite values stay as they are."""
-        if distributed.world_size() > 1:
+    def reduce(self) -> torch.Tensor:
+        """Average over processes; nan becomes 0, infinities the limit. Finite values stay as they are.
+
+        Returns the sum before that, a scalar, which is finite if and only if all values were (or it exceeds
+        float32).
+        """
+        if distributed.world_size() > 1 and not self.is_local:
             distributed.all_reduce_sum(self.buffer)
             self.buffer.div_(distributed.world_size())
+        total = self.buffer.sum()  # by far the cheapest look at all values
         torch.nan_to_num(self.buffer, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=self.buffer)
+        return total
 
 
 @dataclass
@@ -47,6 +55,9 @@ class Phase:
     losses: yields per-sample losses of a MicroBatch.  interval: the phase runs in every interval-th
     iteration, with its gradient scaled by the interval to make up for the others (lazy regularisation,
     StyleGAN2, App. B).
+    total_loss: scalar on the device, what the last run differentiated.  num_broken: int64 scalar there, the
+    steps so far with a loss or gradient that was not finite.
+    examination: context that each run enters for its losses and backward passes; by default nothing.
     """
 
     name: str
@@ -56,6 +67,14 @@ class Phase:
     gradients: FlatGradients
     interval: int = 1
     active: bool = field(default=False, init=False)  # whether the last run had any loss
+    total_loss: torch.Tensor = field(init=False)
+    num_broken: torch.Tensor = field(init=False)
+    examination: contextlib.AbstractContextManager = field(default_factory=contextlib.nullcontext, init=False)
+
+    def __post_init__(self) -> None:
+        device = self.gradients.buffer.device
+        self.total_loss = torch.zeros([], device=device)
+        self.num_broken = torch.zeros([], dtype=torch.int64, device=device)
 
     def is_due(self, batch_idx: int) -> bool:
         """Whether the phase runs in this iteration."""
@@ -66,13 +85,18 @@ class Phase:
         self.gradients.attach()
         self.module.requires_grad_(requires_grad=True)
         self.active = False
-        for micro in rounds:
-            for loss in self.losses(micro):
-                (loss.mean() * (self.interval / len(rounds))).backward()
-                self.active = True
+        self.total_loss.zero_()
+        with self.examination:
+            for micro in rounds:
+                for loss in self.losses(micro):
+                    mean = loss.mean() * (self.interval / len(rounds))
+                    mean.backward()
+                    self.total_loss += mean.detach()
+                    self.active = True
         self.module.requires_grad_(requires_grad=False)
         if self.active:
-            self.gradients.reduce()
+            # Counted on the device: whoever wants to know reads it at the end of a tick.
+            self.num_broken += (self.total_loss + self.gradients.reduce()).isfinite().logical_not()
             self.opt.step()
 
 

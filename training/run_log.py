@@ -5,10 +5,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,33 +15,38 @@ import torch
 from dnnlib import progress
 from dnnlib.util import Logger, UserError
 from torch_utils.training_stats import Collector, Store
+from training.progress_page import WARNING, write_progress_page
 from training.sample_grid import grid_indices, grid_size, save_image_grid
+from training.stats_sinks import open_sinks
 from training.ticks import TickClock, TickReport, is_done, kimg_number, snapshot_due, tick_ends
 from training.training_curves import plot_training_curves
 
 __all__ = [
     'RunLog', 'StatsWriter', 'TickClock', 'TickReport', 'grid_indices', 'grid_size', 'is_done', 'kimg_number',
-    'plot_training_curves', 'save_image_grid', 'snapshot_due', 'tick_ends',
+    'plot_training_curves', 'save_image_grid', 'snapshot_due', 'tick_ends', 'write_progress_page',
 ]
 
 
 class StatsWriter:
-    """Appends statistics to stats.jsonl in the folder of a run and, if it can be imported, to TensorBoard.
+    """Appends statistics to stats.jsonl in the folder of a run, and passes them on.
 
-    start_time: of the run, in seconds since the epoch; TensorBoard shows times relative to it.
+    To TensorBoard, if it can be imported, and with `wandb` to Weights & Biases.  start_time: of the run, in
+    seconds since the epoch; TensorBoard shows times relative to it. Raises UserError if the folder cannot be
+    written to, or wandb is missing.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, start_time: float | None = None) -> None:
-        self._start_time = time.time() if start_time is None else start_time
+    def __init__(
+        self, run_dir: str | os.PathLike, start_time: float | None = None, *, wandb: bool = False,
+    ) -> None:
         self._path = Path(run_dir) / 'stats.jsonl'
-        # TensorBoard is optional; stats.jsonl holds the same numbers.
-        self._tensorboard = _open_tensorboard(run_dir)
         try:
             _end_last_line(self._path)
             self._file = self._path.open('a', encoding='utf-8')
         except OSError as error:
             raise UserError(f'{self._path}: cannot be written ({error.strerror}); check the folder, its '
                             'permissions and the free space') from error
+        # They are optional: stats.jsonl holds the same numbers.
+        self._sinks = open_sinks(run_dir, time.time() if start_time is None else start_time, wandb=wandb)
 
     def write(self, statistics: Mapping[str, Mapping[str, float]], cur_nimg: int) -> None:
         """Add one line: {name: {'num', 'mean', 'std'}, ..., 'timestamp'}.
@@ -63,42 +67,48 @@ class StatsWriter:
             progress.write(f'{self._path}: cannot be written ({error.strerror}); free some space')
 
     def write_metrics(self, results: Mapping[str, float], cur_nimg: int) -> None:
-        """Show new metric results in TensorBoard as Metrics/<name>."""
+        """Show new metric results as Metrics/<name>."""
         scalars = {f'Metrics/{name}': value for name, value in results.items()}
         self._add_scalars(scalars, cur_nimg, time.time())
 
+    def write_sheet(self, path: str | os.PathLike, cur_nimg: int) -> None:
+        """Show a sheet of generated pictures that was saved as `path`."""
+        for sink in self._sinks:
+            sink.add_sheet(path, cur_nimg)
+
     def _add_scalars(self, scalars: Mapping[str, float], cur_nimg: int, now: float) -> None:
-        if self._tensorboard is None:
-            return
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(
-                name, value, global_step=int(cur_nimg / 1000), walltime=now - self._start_time)
-        self._tensorboard.flush()
+        for sink in self._sinks:
+            sink.add_scalars(scalars, cur_nimg, now)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close everything."""
         with contextlib.suppress(OSError):  # said already when the line was written
             self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 class RunLog:
     """The records of a run; on ranks other than 0 it writes nothing but takes part in collective updates.
 
     store: where losses are reported; what is reported before this is made is not included. A context manager:
-    log.txt copies everything printed until it closes.
+    log.txt copies everything printed until it closes.  wandb: show the run in Weights & Biases, too.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, rank: int = 0, store: Store | None = None) -> None:
+    def __init__(
+        self, run_dir: str | os.PathLike, rank: int = 0, store: Store | None = None, *, wandb: bool = False,
+    ) -> None:
         self.run_dir = Path(run_dir)
+        self._cur_nimg = 0
+        # A curve that cannot be drawn is a line of the log, once, and not one at every snapshot.
+        self._said: set[str] = set()
         self.store = Store(rank) if store is None else store
         # A name without new values is left empty instead of repeating old ones.
         self.collector = Collector(keep_previous=False, store=self.store)
         self._logger = self._writer = None
         # One process writes: several would mix their lines.
         if rank == 0:
-            self._writer = StatsWriter(run_dir)
+            self._writer = StatsWriter(run_dir, wandb=wandb)
             self._logger = self._open_logger()
 
     def _open_logger(self) -> Logger:
@@ -121,12 +131,17 @@ class RunLog:
         if self._writer is not None:
             progress.write(text)
 
+    def warn(self, text: str) -> None:
+        """Print a line on rank 0 that progress.html shows among the warnings."""
+        self.print(f'{WARNING}{text}')
+
     def tick(self, report: TickReport, phase_ms: Mapping[str, float] | None = None) -> None:
         """Print the status line and write all statistics. All ranks must call it.
 
         phase_ms: milliseconds of the latest execution of each phase, written as Timing/<phase>.
         """
         self.print(report.line())
+        self._cur_nimg = report.cur_nimg
         # Reported like losses, so that they pass through float32 and collectors as published.
         timings = {f'Timing/{name}': ms for name, ms in (phase_ms or {}).items()}
         for name, value in {**report.statistics(), **timings}.items():
@@ -136,7 +151,7 @@ class RunLog:
             self._writer.write(self.collector.as_dict(), report.cur_nimg)
 
     def write_metrics(self, results: Mapping[str, float], cur_nimg: int) -> None:
-        """Show new metric results in TensorBoard; metric-*.jsonl is written by the metrics themselves."""
+        """Show new metric results in TensorBoard and W&B; the metrics write metric-*.jsonl themselves."""
         if self._writer is not None:
             self._writer.write_metrics(results, cur_nimg)
 
@@ -147,13 +162,28 @@ class RunLog:
         """Write a sheet of samples, such as fakes000100.png, into the run's folder; see save_image_grid."""
         if self._writer is not None:
             save_image_grid(self.run_dir / name, images, drange, grid)
+            if name.startswith('fakes'):
+                self._writer.write_sheet(self.run_dir / name, self._cur_nimg)
 
     def plot(self) -> Path:
-        """Draw training_curves.png from what has been written so far; returns its path."""
+        """Draw training_curves.png and write progress.html from what there is so far; returns the path of the
+        picture.
+
+        What cannot be written costs a line of the log, not the run.
+        """
         path = self.run_dir / 'training_curves.png'
         if self._writer is not None:
-            plot_training_curves(self.run_dir / 'stats.jsonl', path)
+            self._show(lambda: plot_training_curves(self.run_dir / 'stats.jsonl', path))
+            self._show(lambda: write_progress_page(self.run_dir))
         return path
+
+    def _show(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except (UserError, OSError) as error:
+            if str(error) not in self._said:
+                self.print(f'Training goes on, but {error}')
+            self._said.add(str(error))
 
     def close(self) -> None:
         """Close all files and give stdout and stderr back; more than once does no harm."""
@@ -178,12 +208,3 @@ def _end_last_line(path: Path) -> None:
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b'\n':
             file.write(b'\n')
-
-
-def _open_tensorboard(run_dir: str | os.PathLike) -> Any:
-    try:
-        from torch.utils import tensorboard
-    except ImportError as error:
-        progress.write(f'No TensorBoard events ({error}); for them: pip install tensorboard')
-        return None
-    return tensorboard.SummaryWriter(str(run_dir))

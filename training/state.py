@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """TrainingState: everything that a run is between two iterations."""
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-import legacy
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
 from training import ada, augment, ema, networks
 from training.config import TrainConfig
 from training.loss import StyleGAN2Loss
 from training.phases import lazy_adam
+from training.transfer import transfer
 
 
 @dataclass
@@ -36,7 +37,10 @@ class TrainingState:
     batch_idx: int = 0
 
     def advance(self, config: TrainConfig) -> None:
-        """After the phases of an iteration: average G, count, and move p where it is due. All processes call it."""
+        """After the phases of an iteration: average G, count, and move p where it is due.
+
+        All processes must call.
+        """
         # Running means of what each process saw; both are linear in it, so that averaging them loses nothing.
         means = [self.loss.pl_mean, *(b for name, b in self.G.named_buffers() if name.endswith('w_avg'))]
         distributed.average(means)
@@ -46,6 +50,42 @@ class TrainingState:
         self.batch_idx += 1
         if self.ada is not None and self.ada.is_due(self.batch_idx):
             self.ada.update(self.augment_pipe.p)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as plain values and tensors, which are the state's own. All processes call it."""
+        networks = {
+            name: dict(misc.named_params_and_buffers(module)) for name, module in self._networks().items()}
+        controller = None if self.ada is None else self.ada.state_dict()
+        if controller is not None:
+            # What a process has gathered since p moved last is its own; a sum of signs is exact.
+            distributed.all_reduce_sum(controller['pending'])
+        return {
+            **networks, 'G_opt': self.G_opt.state_dict(), 'D_opt': self.D_opt.state_dict(),
+            'pl_mean': self.loss.pl_mean, 'ada': controller,
+            'augment_p': None if self.augment_pipe is None else self.augment_pipe.p,
+            'cur_nimg': self.cur_nimg, 'batch_idx': self.batch_idx}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what state_dict() returned; settings such as learning rates stay those of this run.
+
+        Raises UserError if the networks differ.
+        """
+        for name, module in self._networks().items():
+            _load_tensors(name, module, state[name])
+        for name, opt in (('G_opt', self.G_opt), ('D_opt', self.D_opt)):
+            opt.load_state_dict({**state[name], 'param_groups': opt.state_dict()['param_groups']})
+        self.loss.pl_mean.copy_(state['pl_mean'])
+        # A run that goes on with another kind of augmentation (--allow-changes) has its own p.
+        if self.augment_pipe is not None and state['augment_p'] is not None and self.ada is not None:
+            self.augment_pipe.p.copy_(state['augment_p'])
+        if self.ada is not None and state['ada'] is not None:
+            self.ada.load_state_dict(state['ada'])
+            if distributed.rank() != 0:
+                self.ada.pending.zero_()
+        self.cur_nimg, self.batch_idx = state['cur_nimg'], state['batch_idx']
+
+    def _networks(self) -> dict[str, torch.nn.Module]:
+        return {'G': self.G, 'D': self.D, 'G_ema': self.G_ema}
 
     @property
     def augment_p(self) -> float:
@@ -86,7 +126,7 @@ def build_state(
     D = _at_rest(networks.Discriminator(**config.D_kwargs(), **shape), device)
     G_ema = copy.deepcopy(G).eval()
     if config.resume_pkl is not None:
-        transfer(config.resume_pkl, {'G': G, 'D': D, 'G_ema': G_ema})
+        transfer(config.resume_pkl, {'G': G, 'D': D, 'G_ema': G_ema}, config.run_dir)
     pipe, controller = _build_augmentation(config, device)
     return TrainingState(
         G=G, D=D, G_ema=G_ema, augment_pipe=pipe, ada=controller,
@@ -95,18 +135,17 @@ def build_state(
         loss=StyleGAN2Loss(G, D, pipe, **config.loss.kwargs(), report=_with_signs(report, controller)))
 
 
-def transfer(path_or_url: str, into: dict[str, torch.nn.Module]) -> None:
-    """Copy every tensor of equal name and shape from a network pickle into the modules of the same key."""
-    source = legacy.load_network(path_or_url)
-    for name, module in into.items():
-        tensors = dict(misc.named_params_and_buffers(source[name]))
-        kept = 0
-        for key, target in misc.named_params_and_buffers(module):
-            if key in tensors and tensors[key].shape == target.shape:
-                target.detach().copy_(tensors[key].detach())
-                kept += 1
-        total = len(misc.params_and_buffers(module))
-        print(f'{name}: {kept} of {total} tensors taken from {path_or_url}, {total - kept} made fresh')
+@torch.no_grad()
+def _load_tensors(name: str, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into the module's of the same name; all must be there, in the same shape."""
+    own = dict(misc.named_params_and_buffers(module))
+    shapes, found = [{key: tuple(t.shape) for key, t in each.items()} for each in (own, tensors)]
+    if shapes != found:
+        key = next(key for key in [*shapes, *found] if shapes.get(key) != found.get(key))
+        raise UserError(f'--resume: {name}.{key} is {found.get(key, "absent")} in the training state, but '
+                        f'{shapes.get(key, "absent")} in this run; keep the options of the networks')
+    for key, target in own.items():
+        target.copy_(tensors[key])
 
 
 def _at_rest(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:

@@ -43,11 +43,26 @@ def plot_training_curves(stats_jsonl: str | os.PathLike, png_path: str | os.Path
     Where a run was continued from an earlier point, what it wrote afterwards counts. Raises UserError if
     the file is missing or holds no tick.
     """
-    stats_jsonl = Path(stats_jsonl)
+    rows = read_ticks(stats_jsonl)
+    _draw(training_panels(rows, Path(stats_jsonl).parent), png_path)
+
+
+def read_ticks(stats_jsonl: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of stats.jsonl, ascending in images shown, without those that a continued run wrote anew.
+
+    Raises UserError if the file is missing or holds no tick.
+    """
     rows = _without_abandoned(read_jsonl(stats_jsonl))
     if not rows:
         raise UserError(f'{stats_jsonl}: holds no tick yet; train until the first status line appears')
-    _draw([*_loss_panels(rows), *_metric_panels(stats_jsonl.parent, rows)], png_path)
+    return rows
+
+
+def training_panels(rows: list[dict[str, Any]], run_dir: str | os.PathLike) -> list[Panel]:
+    """What there is to draw: the statistics in the rows of read_ticks, and metric-*.jsonl in run_dir."""
+    # Path length is not measured in every configuration, nor R1.
+    optional = [panel for panel in _side_panels(rows) if any(curve.points for curve in panel.curves)]
+    return [*_loss_panels(rows), *_metric_panels(Path(run_dir), rows), *optional]
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -78,13 +93,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _mean(row: dict[str, Any], name: str) -> float | None:
+def mean_of(row: dict[str, Any], name: str) -> float | None:
+    """The mean of a statistic in a line of stats.jsonl, None where it has no value."""
     moments = row.get(name)
     return moments.get('mean') if isinstance(moments, dict) else None
 
 
 def _kimg(row: dict[str, Any]) -> float | None:
-    return _mean(row, 'Progress/kimg')
+    return mean_of(row, 'Progress/kimg')
 
 
 def _without_abandoned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,16 +115,34 @@ def _without_abandoned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept[::-1]
 
 
+def _curve(rows: list[dict[str, Any]], label: str, name: str, color: str) -> Curve:
+    return Curve(label, curve_points(rows, _kimg, lambda row: mean_of(row, name)), color)
+
+
 def _loss_panels(rows: list[dict[str, Any]]) -> list[Panel]:
-    def curve(label: str, name: str, color: str) -> Curve:
-        return Curve(label, curve_points(rows, _kimg, lambda row: _mean(row, name)), color)
     return [
         Panel('Losses', 'loss per image', [
-            curve('generator', 'Loss/G/loss', BLUE), curve('discriminator', 'Loss/D/loss', ORANGE)]),
+            _curve(rows, 'generator', 'Loss/G/loss', BLUE),
+            _curve(rows, 'discriminator', 'Loss/D/loss', ORANGE)]),
         Panel('Discriminator: mean sign of its output', 'sign', [
-            curve('real images (r_t)', 'Loss/signs/real', BLUE),
-            curve('generated images', 'Loss/signs/fake', ORANGE)], limits=(-1.05, 1.05)),
-        Panel('Augmentation probability', 'p', [curve('p', 'Progress/augment', GREEN)], limits=(-0.02, 1.02)),
+            _curve(rows, 'real images (r_t)', 'Loss/signs/real', BLUE),
+            _curve(rows, 'generated images', 'Loss/signs/fake', ORANGE)], limits=(-1.05, 1.05)),
+        Panel('Augmentation probability', 'p', [
+            _curve(rows, 'p', 'Progress/augment', GREEN)], limits=(-0.02, 1.02)),
+    ]
+
+
+def _side_panels(rows: list[dict[str, Any]]) -> list[Panel]:
+    """What one looks at when something is wrong."""
+    return [
+        Panel('Discriminator: mean output', 'score', [
+            _curve(rows, 'real images', 'Loss/scores/real', BLUE),
+            _curve(rows, 'generated images', 'Loss/scores/fake', ORANGE)]),
+        Panel('Regularisation', 'penalty', [
+            _curve(rows, 'R1 (before gamma)', 'Loss/r1_penalty', BLUE),
+            _curve(rows, 'path length', 'Loss/pl_penalty', ORANGE)]),
+        Panel('Time for a thousand images', 'sec/kimg', [
+            _curve(rows, 'sec/kimg', 'Timing/sec_per_kimg', GREEN)]),
     ]
 
 

@@ -17,7 +17,9 @@ from training.batches import Batches, draw_labels
 from training.checkpoint import save_network_snapshot
 from training.config import TrainConfig
 from training.dataset import ImageFolderDataset
+from training.guards import DiversityProbe, Guards
 from training.iteration import PhaseClock, phases_of, run_iteration
+from training.memory import fit_to_memory
 from training.run_log import (
     RunLog,
     TickClock,
@@ -43,7 +45,7 @@ def train(config: TrainConfig) -> None:
     if config.num_gpus > 1:
         device = distributed.join(device.type)
     store = Store(distributed.rank(), device if config.num_gpus > 1 else None)
-    with RunLog(config.run_dir, rank=distributed.rank(), store=store) as log:
+    with RunLog(config.run_dir, rank=distributed.rank(), store=store, wandb=config.wandb) as log:
         Training(config.for_device(device.type), device, log).run()
     distributed.leave()
 
@@ -64,12 +66,14 @@ class Training:
         self.metrics = TrainingMetrics(config.metrics, self.dataset, config.run_dir)
         self.is_writer = distributed.rank() == 0
         self.sheet = Sheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
+        self.guards = Guards(self.state, self.phases, self._diversity_probe())
         self.num_snapshots, self.last_snapshot_sec = 0, time.monotonic()
 
     def run(self) -> None:
         """Iterate until done; the last tick saves everything."""
         processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
         self.log.print(f'Training on {processes}{_device_name(self.device)}, {len(self.dataset)} pictures.')
+        self.config = fit_to_memory(self.state, self.phases, self.config, self.log.print)
         self._print_summaries()
         self.log.save_grid('reals.png', self.sheet.reals, (0, 255), self.sheet.size)
         self._save_fakes('fakes_init.png')
@@ -115,7 +119,9 @@ class Training:
         report = self.tick_clock.end_tick(tick, state.cur_nimg, state.augment_p, self.device)
         self.log.tick(report, self.phase_clock.milliseconds())
         if state.ada is not None and (warning := state.ada.warning(state.augment_p, state.cur_nimg)):
-            self.log.print(warning)
+            self.log.warn(warning)
+        for line in self.guards.tick(self.log.collector.mean, report.augment):
+            self.log.warn(line)
         minutes = (time.monotonic() - self.last_snapshot_sec) / 60
         images, networks = [
             snapshot_due(tick, done, every, config.snapshot_minutes, minutes)
@@ -130,6 +136,9 @@ class Training:
             self.last_snapshot_sec = time.monotonic()
             self.log.plot()
         bar.set_postfix_str(f'tick {tick}, augment {report.augment:.2f}')
+
+    def _diversity_probe(self) -> DiversityProbe | None:
+        return self.sheet.diversity_probe(self.config.batch_gpu) if distributed.rank() == 0 else None
 
     def _save_fakes(self, name: str) -> None:
         if not self.is_writer:
@@ -148,7 +157,7 @@ class Training:
                 path, G=state.G, D=state.D, G_ema=state.G_ema, augment_pipe=state.augment_pipe,
                 training_set_kwargs=data)
         except UserError as error:
-            self.log.print(f'Snapshot not saved, training goes on: {error}')
+            self.log.warn(f'Snapshot not saved, training goes on: {error}')
             return
         if self.num_snapshots % self.config.metrics_every == 0 or done:
             results = self.metrics.compute(state.G_ema, self.device, str(path), self.log.print)
@@ -183,6 +192,10 @@ class Sheet:
         generator = torch.Generator().manual_seed(seed)
         self._z = torch.randn([len(reals), z_dim], generator=generator).to(device)
         self._c = torch.from_numpy(np.stack(labels)).to(device)
+
+    def diversity_probe(self, batch: int) -> DiversityProbe:
+        """What measures how much the pictures of this sheet differ from each other."""
+        return DiversityProbe(self.reals, self._z, self._c, batch)
 
     def fakes(self, G_ema: torch.nn.Module, batch: int) -> torch.Tensor:
         """Generated pictures float32 [columns * rows, C, H, W] on the CPU."""

@@ -52,7 +52,7 @@ def test_processes_of_a_launch_share_means_and_values(tmp_path):
 
 @needs_processes
 def test_a_user_error_of_a_process_is_the_error_of_the_launch(tmp_path):
-    with pytest.raises(UserError, match='^--option=1: is wrong; use 2$'):
+    with pytest.raises(UserError, match=r'^--option=1: is wrong; use 2$'):
         distributed.launch(fail, ('user error',), 2)
 
 

@@ -123,7 +123,8 @@ def test_the_size_that_the_error_proposes_fits_and_stays_square():
 # --- Flags: one entry for each, and where its value ends up
 
 EFFECTS = [
-    ('gpus', 2, 'num_gpus', 2), ('snap', '10', 'network_snapshot_ticks', 10),
+    ('gpus', 2, 'num_gpus', 2), ('wandb', True, 'wandb', True),
+    ('snap', '10', 'network_snapshot_ticks', 10),
     ('snap', '10', 'image_snapshot_ticks', 10), ('snap', '30m', 'snapshot_minutes', 30.0),
     ('snap', '1.5m', 'network_snapshot_ticks', None), ('metrics', 'none', 'metrics', ()),
     ('metrics', 'NONE', 'metrics', ()), ('metrics', '', 'metrics', ()),
@@ -291,7 +292,7 @@ def test_a_run_is_named_after_the_last_part_of_the_dataset_path(path, name):
 
 
 @pytest.mark.parametrize('flags, info, word', [
-    ({}, LABELLED, '--cond=1'), ({'cfg': 'paper256', 'batch': 12}, {}, 'groups of 6 .*not 8'),
+    ({'cfg': 'paper256', 'batch': 12}, {}, 'groups of 6 .*not 8'),
     ({}, {'channels': 2}, 'colours'), ({'resume': 'a.pkl'}, {}, 'from picture 0, with the weights of a.pkl'),
 ])
 def test_what_a_user_may_not_expect_is_said(flags, info, word):

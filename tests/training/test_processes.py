@@ -15,7 +15,7 @@ def gradients(num_rounds, rank=0):
     """Flat gradients by phase for rounds rank * num_rounds ..., without randomness in the networks."""
     torch.manual_seed(0)
     loss = tiny_pair(style_mixing_prob=0, pl_weight=0)
-    for name, block in loss.G.synthesis.named_modules():
+    for block in loss.G.synthesis.modules():
         if hasattr(block, 'use_noise'):
             block.use_noise = False
     sources = [PhaseSource(m, lazy_adam(list(m.parameters()), 0.0, (0.0, 0.99), 1e-8, 4), 4)

@@ -4,11 +4,9 @@ import json
 import math
 import os
 import sys
-import types
 
 import numpy as np
 import pytest
-import torch
 
 from dnnlib.util import UserError
 from torch_utils.training_stats import Store
@@ -21,27 +19,32 @@ REPORT = TickReport(
 MOMENTS = {'num': 2, 'mean': 1.5, 'std': 0.5}
 
 
-class Events:
-    """Stands in for TensorBoard's writer."""
+class Sink:
+    """Stands in for TensorBoard and W&B."""
 
     def __init__(self):
-        self.scalars, self.is_closed = [], False
+        self.scalars, self.sheets, self.is_closed = [], [], False
 
-    def add_scalar(self, name, value, global_step, walltime):
-        self.scalars.append((name, value, global_step, walltime))
+    def add_scalars(self, scalars, cur_nimg, now):
+        self.scalars += [(name, value, cur_nimg) for name, value in scalars.items()]
 
-    def flush(self):
-        pass
+    def add_sheet(self, path, cur_nimg):
+        self.sheets.append((path.name, cur_nimg))
 
     def close(self):
         self.is_closed = True
 
 
 @pytest.fixture(autouse=True)
-def events(monkeypatch):
-    events = Events()
-    monkeypatch.setattr(run_log, '_open_tensorboard', lambda run_dir: events)
-    return events
+def sink(monkeypatch):
+    sink = Sink()
+    sink.asked = []
+
+    def open_sinks(run_dir, start_time, wandb):
+        sink.asked.append(wandb)
+        return [sink]
+    monkeypatch.setattr(run_log, 'open_sinks', open_sinks)
+    return sink
 
 
 def strict_rows(path):
@@ -79,30 +82,22 @@ def test_a_full_disk_costs_the_line_but_not_the_run(tmp_path, capsys):
     assert 'stats.jsonl: cannot be written' in capsys.readouterr().out
 
 
-def test_tensorboard_gets_new_values_in_time_since_the_start(tmp_path, events, monkeypatch):
-    monkeypatch.setattr(run_log.time, 'time', lambda: 1007.0)
-    writer = StatsWriter(tmp_path, start_time=1000.0)
+def test_new_values_are_passed_on(tmp_path, sink):
+    writer = StatsWriter(tmp_path)
     writer.write({'a': MOMENTS, 'b': {'num': 0, 'mean': math.nan, 'std': 0}}, 4999)
     writer.write_metrics({'swd': 3.0}, 5000)
+    writer.write_sheet(tmp_path / 'fakes.png', 6000)
     writer.close()
-    assert events.scalars == [('a', 1.5, 4, 7.0), ('Metrics/swd', 3.0, 5, 7.0)] and events.is_closed
+    assert sink.scalars == [('a', 1.5, 4999), ('Metrics/swd', 3.0, 5000)]
+    assert sink.sheets == [('fakes.png', 6000)] and sink.is_closed
 
 
-def test_without_tensorboard_a_line_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
-    monkeypatch.delattr(torch.utils, 'tensorboard', raising=False)
-    StatsWriter(tmp_path).close()
-    assert 'pip install tensorboard' in capsys.readouterr().out
-
-
-def test_with_tensorboard_events_go_to_the_run_folder(monkeypatch, tmp_path):
-    monkeypatch.undo()
-    module = types.ModuleType('torch.utils.tensorboard')
-    module.SummaryWriter = lambda folder: folder
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', module)
-    monkeypatch.setattr(torch.utils, 'tensorboard', module, raising=False)
-    assert run_log._open_tensorboard(tmp_path) == str(tmp_path)
+@pytest.mark.parametrize('wandb', [False, True])
+def test_wandb_is_a_matter_of_rank_0_and_of_being_asked(tmp_path, sink, wandb):
+    RunLog(tmp_path, rank=1, wandb=wandb).close()
+    assert not sink.asked
+    RunLog(tmp_path, wandb=wandb).close()
+    assert sink.asked == [wandb]
 
 
 def test_a_tick_prints_its_line_and_writes_losses_and_timings(tmp_path, capsys):
@@ -142,16 +137,36 @@ def test_other_ranks_write_nothing_but_take_part(tmp_path, capsys):
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ''
 
 
-def test_sheets_metrics_and_curves_land_in_the_run_folder(tmp_path, events):
+def test_sheets_metrics_curves_and_the_page_land_in_the_run_folder(tmp_path, sink):
     pytest.importorskip('matplotlib')
     with RunLog(tmp_path) as log:
         log.save_grid('reals.png', np.zeros([1, 3, 2, 2]), (0, 1), (1, 1))
         log.tick(REPORT)
+        log.save_grid('fakes000001.png', np.zeros([1, 3, 2, 2]), (0, 1), (1, 1))
         log.write_metrics({'swd': 1.0}, 1500)
+        log.warn('p is high')
         assert log.plot() == tmp_path / 'training_curves.png'
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {'reals.png', 'stats.jsonl', 'log.txt', 'training_curves.png'}
-    assert ('Metrics/swd', 1.0, 1) in [scalar[:3] for scalar in events.scalars]
+    assert names == {
+        'reals.png', 'fakes000001.png', 'stats.jsonl', 'log.txt', 'training_curves.png', 'progress.html'}
+    assert ('Metrics/swd', 1.0, 1500) in sink.scalars
+    # Training pictures do not change, and need no place among those over time.
+    assert sink.sheets == [('fakes000001.png', 1500)]
+    assert 'Warning: p is high' in (tmp_path / 'log.txt').read_text()
+    assert '<li>p is high</li>' in (tmp_path / 'progress.html').read_text()
+
+
+def test_curves_that_cannot_be_drawn_cost_one_line_and_not_the_run(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise UserError('no matplotlib')
+    monkeypatch.setattr(run_log, 'plot_training_curves', fail)
+    with RunLog(tmp_path) as log:
+        log.tick(REPORT)
+        capsys.readouterr()
+        log.plot()
+        log.plot()
+    assert capsys.readouterr().out == 'Training goes on, but no matplotlib\n'
+    assert (tmp_path / 'progress.html').is_file()
 
 
 def test_streams_are_given_back_after_an_error(tmp_path):

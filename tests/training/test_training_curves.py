@@ -50,6 +50,15 @@ def test_panels_show_losses_signs_augmentation_and_metrics(tmp_path, monkeypatch
     assert panels['Image quality: swd'] == {'swd': [(0, 9), (2, 4)]}
 
 
+def test_what_is_not_measured_has_no_panel(tmp_path, monkeypatch):
+    measured = {'Loss/r1_penalty': 0.5, 'Timing/sec_per_kimg': 9.0}
+    write(tmp_path / 'stats.jsonl', [tick(1), tick(2, **measured)])
+    panels = draw(tmp_path, monkeypatch)
+    assert panels['Regularisation'] == {'R1 (before gamma)': [(2, 0.5)], 'path length': []}
+    assert panels['Time for a thousand images'] == {'sec/kimg': [(2, 9.0)]}
+    assert 'Discriminator: mean output' not in panels
+
+
 def test_a_run_with_a_single_tick_can_be_drawn(tmp_path, monkeypatch):
     write(tmp_path / 'stats.jsonl', [tick(0.1)])
     panels = draw(tmp_path, monkeypatch)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training of tiny networks on random pictures, without files, that tests can build in milliseconds."""
+import torch
+
+from torch_utils import training_stats
+from training.config import DatasetInfo, resolve
+from training.iteration import PhaseClock, phases_of, run_iteration
+from training.state import build_state, seed_iteration
+
+CPU = torch.device('cpu')
+
+
+def small_config(side=8, **flags):
+    """--cfg=demo with next to no feature maps, on pictures of side x side."""
+    flags = {'cfg': 'demo', 'data': 'x', 'outdir': 'x', 'batch': 4, 'cbase': 4 * side, 'cmax': 4,
+             'device': 'cpu', **flags}
+    return resolve(flags, DatasetInfo('x', 12, side, side, 3, has_labels=False, label_dim=0))
+
+
+class SmallRun:
+    """State, phases and statistics of a training, which step() advances by iterations."""
+
+    def __init__(self, config):
+        self.config = config
+        self.store = training_stats.Store()
+        self.collector = training_stats.Collector(keep_previous=False, store=self.store)
+        self.state = build_state(config, 0, 3, CPU, self.store.report)
+        self.phases = phases_of(self.state, config)
+
+    def phase(self, name):
+        return next(p for p in self.phases if p.name == name)
+
+    def step(self, count=1):
+        for _ in range(count):
+            seed_iteration(0, 0, self.state.cur_nimg)
+            real = torch.rand([self.config.batch_size, 3, *self.config.data.size]) * 2 - 1
+            run_iteration(self.state, self.phases, (real, torch.zeros([len(real), 0])),
+                          lambda n: torch.zeros([n, 0]), self.config, PhaseClock(CPU))

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guards: at the end of each tick, what looks wrong with a run, and what usually helps.
+
+Three things are watched: values that are not finite, pictures that hardly differ from each other, and a
+discriminator that is always right. Nothing here waits for the device but tick() and an examination.
+"""
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from training.examination import Examination, Finding
+from training.phases import Phase
+from training.state import TrainingState
+
+PATIENCE_TICKS = 4  # what lasts shorter happens in healthy runs, too
+REPEAT_TICKS = 10  # between reports of one phase
+
+MIN_DIVERSITY = 0.1  # of the training pictures'; runs of the demo had 0.4 to 1 from 4 kimg on, 2 at the start
+DIVERSITY_SIDE = 16  # pixels; finer detail, such as noise, says nothing about the choice of pictures
+DIVERSITY_IMAGES = 32
+
+WON_SIGN = 0.95  # mean sign of D's logits: right for 97.5 % of the pictures
+WON_LOSS = 0.1  # of D; a coin would have 1.39
+HIGHEST_P = 0.99  # of augmentation; ADA has nothing left to add
+
+
+@dataclass
+class Alarm:
+    """Something that is reported once it has lasted `patience` ticks, and again only after it was away."""
+
+    patience: int = PATIENCE_TICKS
+    num_ticks: int = 0
+
+    def update(self, is_on: bool) -> bool:
+        """Take in a tick; whether this is the one to report."""
+        self.num_ticks = self.num_ticks + 1 if is_on else 0
+        return self.num_ticks == self.patience
+
+
+class DiversityProbe:
+    """How much generated pictures differ, relative to training pictures, from fixed latents.
+
+    reals: uint8 [n, C, H, W].  z, c: latents [n, z_dim] and labels [n, c_dim], on the device of the
+    generator. Of the n at most DIVERSITY_IMAGES are used, spread evenly.  batch: pictures at a time.
+    """
+
+    def __init__(self, reals: np.ndarray, z: torch.Tensor, c: torch.Tensor, batch: int):
+        count = min(len(reals), DIVERSITY_IMAGES)
+        chosen = np.linspace(0, len(reals) - 1, count).astype(int)
+        self._z, self._c, self._batch = z[chosen], c[chosen], batch
+        self.real_distance = nearest_distance(torch.from_numpy(reals[chosen]).float() / 127.5 - 1)
+
+    @torch.inference_mode()
+    def ratio(self, G_ema: torch.nn.Module) -> float:
+        """Distance of a generated picture from its nearest neighbour, in units of that of the real ones.
+
+        nan if the real pictures are all the same, or the generated ones not finite.
+        """
+        img = torch.cat([_small(G_ema(z, c, noise_mode='const')) for z, c in zip(
+            self._z.split(self._batch), self._c.split(self._batch), strict=True)])
+        return nearest_distance(img) / self.real_distance if self.real_distance > 0 else math.nan
+
+
+def nearest_distance(img: torch.Tensor) -> float:
+    """Mean distance of each picture [n, C, H, W] in [-1, 1] from the one most similar to it; 0 if n < 2.
+
+    Unlike the mean over all pairs it also falls when a generator knows only a few pictures. Root mean square
+    over the pixels of small versions.
+    """
+    if len(img) < 2:
+        return 0.0
+    flat = _small(img).flatten(1).double()
+    distances = torch.cdist(flat, flat, compute_mode='donot_use_mm_for_euclid_dist')
+    distances.fill_diagonal_(math.inf)
+    return float(distances.amin(dim=1).mean()) / math.sqrt(flat.shape[1])
+
+
+def _small(img: torch.Tensor) -> torch.Tensor:
+    size = [min(side, DIVERSITY_SIDE) for side in img.shape[2:]]
+    return F.adaptive_avg_pool2d(img.float().clamp(-1, 1), size)
+
+
+class Guards:
+    """Watches a run; make it when the phases are made, and call tick() when each tick has been reported.
+
+    probe: measures diversity; None where this process is not to (all but rank 0).
+    """
+
+    def __init__(self, state: TrainingState, phases: Sequence[Phase], probe: DiversityProbe | None):
+        self.state, self.phases, self.probe = state, {p.name: p for p in phases}, probe
+        self.collapsed, self.won = Alarm(), Alarm()
+        self.num_ticks = 0
+        # Steps that were not finite, by phase: before this process, and at the last tick.
+        self._before = dict.fromkeys(self.phases, 0)
+        self._known = dict.fromkeys(self.phases, 0)
+        self._quiet_until = dict.fromkeys(self.phases, 0)
+        self._lines: list[str] = []
+
+    def tick(self, mean: Callable[[str], float], augment_p: float) -> list[str]:
+        """Lines to print, mostly none. Waits for the device.
+
+        What an examination finds is told by the tick after it; the rest at once.
+        mean(name): mean of a statistic over the tick, nan if there is none.  augment_p: current probability.
+        """
+        self.num_ticks += 1
+        self._examine_broken()
+        lines, self._lines = self._lines, []
+        return lines + self._collapse() + self._victory(mean, augment_p)
+
+    def _examine_broken(self) -> None:
+        """Let the next runs of phases that were not finite be looked at closely."""
+        counts = torch.stack([phase.num_broken for phase in self.phases.values()]).tolist()
+        for (name, phase), count in zip(self.phases.items(), counts, strict=True):
+            if count > self._known[name] and self.num_ticks >= self._quiet_until[name]:
+                self._quiet_until[name] = self.num_ticks + REPEAT_TICKS
+                state = self.state
+                networks = {'G': state.G, 'D': state.D, 'augment': state.augment_pipe}
+                phase.examination = Examination(
+                    phase, {key: module for key, module in networks.items() if module is not None},
+                    {'pl_mean': state.loss.pl_mean}, functools.partial(self._report, phase))
+            self._known[name] = count
+
+    def _report(self, phase: Phase, finding: Finding | None) -> None:
+        count = self._before[phase.name] + int(phase.num_broken) + (finding is not None)
+        self._lines.append(broken_line(phase.name, finding, self.state.cur_nimg / 1000, count))
+
+    def _collapse(self) -> list[str]:
+        ratio = math.nan if self.probe is None else self.probe.ratio(self.state.G_ema)
+        if not self.collapsed.update(ratio < MIN_DIVERSITY):
+            return []
+        return ['The generator seems to have collapsed: its pictures have differed from each other by less '
+                f'than {MIN_DIVERSITY:.0%} of what training pictures do for {PATIENCE_TICKS} ticks (now '
+                f'{ratio:.1%}). Remedies: --resume from a snapshot of before, a higher --gamma, a lower '
+                '--glr or --dlr.']
+
+    def _victory(self, mean: Callable[[str], float], augment_p: float) -> list[str]:
+        has_won = (mean('Loss/signs/real') > WON_SIGN and mean('Loss/signs/fake') < -WON_SIGN
+                   and mean('Loss/D/loss') < WON_LOSS)
+        # Below its limit ADA is about to make the task harder by itself.
+        is_alone = self.state.ada is None or augment_p >= HIGHEST_P
+        if not self.won.update(has_won and is_alone):
+            return []
+        help_first = '--aug=ada, ' if self.state.ada is None else '--resume from a trained network, '
+        return ['The discriminator has won: it has told nearly all training pictures from generated ones for '
+                f'{PATIENCE_TICKS} ticks, so that the generator hardly learns any more. Remedies: '
+                f'{help_first}more training pictures, --mirror=1, a higher --gamma, or a lower --dlr.']
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continuation needs to go on counting, as plain values."""
+        totals = {name: self._before[name] + known for name, known in self._known.items()}
+        return {
+            'num_ticks': self.num_ticks, 'collapsed': self.collapsed.num_ticks, 'won': self.won.num_ticks,
+            'num_broken': totals, 'quiet_until': dict(self._quiet_until)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what state_dict() returned; phases that this run does not have are left out."""
+        self.num_ticks = state['num_ticks']
+        self.collapsed.num_ticks, self.won.num_ticks = state['collapsed'], state['won']
+        for name in self.phases:
+            self._before[name] = state['num_broken'].get(name, 0)
+            self._quiet_until[name] = state['quiet_until'].get(name, 0)
+
+
+def broken_line(phase: str, finding: Finding | None, kimg: float, count: int) -> str:
+    """One line on values that are not finite: where, when, how often, and what helps.
+
+    phase: its name, the first letter of which is that of its network.  finding: None if later runs were fine.
+    """
+    network = finding.where[0] if finding is not None and finding.where[:2] in ('G.', 'D.') else phase[0]
+    times = f'{count} step{"s" if count != 1 else ""} so far'
+    if finding is None:
+        where = f'a loss or gradient was not finite, but not in the runs examined up to {kimg:.1f} kimg'
+    else:
+        where = f'{_place(finding)} is not finite at {kimg:.1f} kimg'
+    remedies = itertools.chain(
+        _causes_in_state(finding), [f'a lower --{network.lower()}lr', 'a higher --gamma'],
+        ['--precision=fp32'] if finding is None or finding.is_half else [])
+    return (f'{phase}: {where} ({times}). Training goes on without the broken gradients. '
+            f'Remedies if this lasts: {", ".join(remedies)}.')
+
+
+def _place(finding: Finding) -> str:
+    if finding.kind == 'activation':
+        precision = '16-bit ' if finding.is_half else ''
+        return f'the {precision}output of {finding.where}'
+    if finding.kind == 'loss':
+        return f'the loss, as its {finding.where},' if finding.where else 'the loss, after finite outputs,'
+    return f'the {finding.kind} {"of " if finding.kind == "gradient" else ""}{finding.where}'
+
+
+def _causes_in_state(finding: Finding | None) -> list[str]:
+    # What is stored stays broken, however small the steps.
+    if finding is not None and (finding.kind == 'weight' or (finding.kind == 'loss' and finding.where)):
+        return ['start again from an earlier snapshot with --resume']
+    return []

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a tensor of a trained network becomes one of another shape, for transfer learning.
+
+Wherever possible the network goes on computing what it did: scales make up for the gains of equalised
+learning rates, which depend on the number of inputs, and what is new starts without influence.
+"""
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from torch_utils.resolution import height_width
+
+COLOUR_PLANES = {1: 1, 2: 1, 3: 3, 4: 3}  # channels of a picture -> those that are not alpha
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two tensors of the same name: `old` of the network `source`, `new` fresh in `target`.
+
+    Both lie on the CPU. Neither is changed.
+    """
+
+    name: str
+    old: torch.Tensor
+    new: torch.Tensor
+    source: torch.nn.Module
+    target: torch.nn.Module
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What becomes of a pair. value: of the shape of `new`, None where the fresh tensor stays.
+    how: in words, empty where `old` is taken as it is.
+    """
+
+    value: torch.Tensor | None
+    how: str = ''
+
+
+def fit_tensor(pair: Pair) -> Fit:
+    """The value that the tensor of the new network gets."""
+    if pair.old.shape == pair.new.shape and not _is_bias_of_other_picture(pair):
+        return Fit(pair.old)
+    rule = next(rule for pattern, rule in RULES if re.search(pattern, pair.name))
+    return rule(pair)
+
+
+def picture_map(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(matrix [new, old], offset [new]) that turn a picture of `old` channels in [-1, 1] into one of `new`.
+
+    Gray becomes R = G = B, colour its mean, a missing alpha opaque. With more than 4 channels, equal numbers
+    correspond and the others are 0.
+    """
+    if old not in COLOUR_PLANES or new not in COLOUR_PLANES:
+        return torch.eye(new, old), torch.zeros([new])
+    matrix, offset = torch.zeros([new, old]), torch.zeros([new])
+    planes_old, planes_new = COLOUR_PLANES[old], COLOUR_PLANES[new]
+    same = planes_old == planes_new
+    colours = torch.eye(planes_new) if same else torch.full([planes_new, planes_old], 1 / planes_old)
+    matrix[:planes_new, :planes_old] = colours
+    # Alpha is the last channel of pictures of 2 or 4.
+    if new > planes_new:
+        if old > planes_old:
+            matrix[-1, -1] = 1
+        else:
+            offset[-1] = 1
+    return matrix, offset
+
+
+def resize_plane(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[..., h, w] -> [..., height, width], bilinear."""
+    planes = x.reshape(1, -1, *x.shape[-2:]).to(torch.float32)
+    planes = torch.nn.functional.interpolate(planes, size=(height, width), mode='bilinear')
+    return planes.reshape(*x.shape[:-2], height, width)
+
+
+def overlap(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """A copy of `new` with the values of `old` wherever both have an element; the ranks must be equal."""
+    common = tuple(slice(min(a, b)) for a, b in zip(old.shape, new.shape, strict=True))
+    value = new.detach().clone()
+    value[common] = old[common].to(value.dtype)
+    return value
+
+
+def _is_bias_of_other_picture(pair: Pair) -> bool:
+    # A bias of D's first layer has one shape for all pictures, but takes over what a constant alpha gave.
+    return (pair.name.endswith('fromrgb.bias')
+            and pair.source.img_channels != pair.target.img_channels)
+
+
+def _stays_fresh(reason: str) -> Callable[[Pair], Fit]:
+    def rule(pair: Pair) -> Fit:
+        return Fit(None, reason)
+    return rule
+
+
+def _cut(pair: Pair) -> Fit:
+    """Other numbers of feature maps: those with the same numbers are taken."""
+    if pair.old.ndim != pair.new.ndim:
+        return Fit(None, 'of another kind')
+    fits_inside = all(a >= b for a, b in zip(pair.old.shape, pair.new.shape, strict=True))
+    return Fit(overlap(pair.old, pair.new), 'first part taken' if fits_inside else 'common part, rest fresh')
+
+
+def _resize_noise(pair: Pair) -> Fit:
+    """The fixed noise, smoothed by resizing, gets back its mean and deviation."""
+    value = resize_plane(pair.old, *pair.new.shape)
+    mean, deviation = pair.old.mean(), pair.old.std(unbiased=False)
+    value = (value - value.mean()) / value.std(unbiased=False).clamp(min=1e-8)
+    return Fit(value * deviation + mean, 'bilinear, same deviation')
+
+
+def _resize_const(pair: Pair) -> Fit:
+    return Fit(overlap(resize_plane(pair.old, *pair.new.shape[1:]), pair.new), 'bilinear')
+
+
+def _resize_epilogue(pair: Pair) -> Fit:
+    """D's fully connected layer sees [C, h, w] flattened: a coarser or finer picture of the same."""
+    old_size, new_size = (height_width(net.b4.resolution) for net in (pair.source, pair.target))
+    old = pair.old.unflatten(1, (-1, *old_size))  # [O, I, h, w]
+    new = pair.new.unflatten(1, (-1, *new_size))
+    # The sum runs over another number of positions; half of that is in the gain already.
+    scale = math.sqrt(math.prod(old_size) / math.prod(new_size))
+    value = old if old_size == new_size else resize_plane(old, *new_size) * scale
+    return Fit(overlap(value, new).flatten(1), 'bilinear' if old_size != new_size else 'common part')
+
+
+def _cut_deviation_last(pair: Pair) -> Fit:
+    """D's last convolution: the minibatch deviation is its last input, whatever the number of the others."""
+    value = overlap(pair.old[:, :-1], pair.new[:, :-1])
+    deviation = overlap(pair.old[:, -1:], pair.new[:, -1:])
+    return Fit(torch.cat([value, deviation], dim=1), 'common part, rest fresh')
+
+
+def _recolour_output(pair: Pair) -> Fit:
+    """ToRGB makes the picture of other channels that corresponds to what it made."""
+    old, new = pair.source.img_channels, pair.target.img_channels
+    if old == new:
+        return _cut(pair)
+    matrix, offset = picture_map(old, new)
+    how = f'picture of {old} channels -> {new}'
+    if pair.old.ndim > 1:
+        return Fit(overlap(torch.einsum('no,oi...->ni...', matrix, pair.old), pair.new), how)
+    # The picture is the sum over all blocks: a constant enters once.
+    first = next(name for name, _ in pair.target.named_parameters() if name.endswith('torgb.bias'))
+    return Fit(matrix @ pair.old + offset * (pair.name == first), how)
+
+
+def _recolour_input(pair: Pair) -> Fit:
+    """FromRGB responds to a picture of other channels as it did to the corresponding one."""
+    old, new = pair.source.img_channels, pair.target.img_channels
+    if old == new:
+        return _cut(pair)
+    matrix, offset = picture_map(new, old)
+    how = f'picture of {old} channels -> {new}'
+    if pair.old.ndim > 1:
+        value = torch.einsum('oc...,cn->on...', pair.old, matrix) * math.sqrt(new / old)
+        return Fit(overlap(value, pair.new), how)
+    if not offset.any():
+        return Fit(pair.old) if pair.old.shape == pair.new.shape else _cut(pair)
+    layer = pair.source.get_submodule(pair.name.removesuffix('.bias'))
+    weight = layer.weight.detach().cpu().flatten(1)  # [O, C]
+    return Fit(overlap(pair.old + weight @ offset / math.sqrt(old), pair.new), f'{how}, alpha as opaque')
+
+
+def _resize_embedding(pair: Pair) -> Fit:
+    """Labels of equal number keep their embedding; new ones get a fresh one."""
+    (width, old), (new_width, new) = pair.old.shape, pair.new.shape
+    if width != new_width:
+        return Fit(None, 'w of another length')
+    return Fit(overlap(pair.old * math.sqrt(new / old), pair.new), f'{min(old, new)} of {new} labels taken')
+
+
+def _resize_first_layer(pair: Pair) -> Fit:
+    """With or without a label beside it, z has the same influence; a new label starts with none."""
+    z_dim = pair.source.mapping.z_dim
+    if z_dim != pair.target.mapping.z_dim or len(pair.old) != len(pair.new) or z_dim == 0:
+        return Fit(None, 'z or w of another length')
+    value = torch.zeros_like(pair.new)
+    value[:, :z_dim] = pair.old[:, :z_dim] * math.sqrt(pair.new.shape[1] / pair.old.shape[1])
+    return Fit(value, 'the part for z')
+
+
+def _cut_affine(pair: Pair) -> Fit:
+    if pair.old.shape[1] != pair.new.shape[1]:
+        return Fit(None, 'w of another length')
+    return _cut(pair)
+
+
+def _cut_output(pair: Pair) -> Fit:
+    """D's last layer gives one number without labels, a vector to compare with the label's with them."""
+    if 1 in (len(pair.old), len(pair.new)):
+        return Fit(None, 'with labels and without differ')
+    return _cut(pair)
+
+
+# The first pattern found in a tensor's name decides; asked only where shapes differ.
+RULES: list[tuple[str, Callable[[Pair], Fit]]] = [
+    (r'resample_filter$', _stays_fresh('a setting of this run')),
+    (r'noise_const$', _resize_noise),
+    (r'^mapping\.embed\.weight$', _resize_embedding),
+    (r'^mapping\.fc0\.weight$', _resize_first_layer),
+    (r'^mapping\.', _stays_fresh('another mapping network')),
+    (r'affine\.weight$', _cut_affine),
+    (r'torgb\.(weight|bias)$', _recolour_output),
+    (r'fromrgb\.(weight|bias)$', _recolour_input),
+    (r'^synthesis\.b4\.const$', _resize_const),
+    (r'^b4\.conv\.weight$', _cut_deviation_last),
+    (r'^b4\.fc\.weight$', _resize_epilogue),
+    (r'^b4\.out\.', _cut_output),
+    (r'', _cut),
+]
