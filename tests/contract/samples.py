@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils.ops import bias_act, modulated_conv2d, upfirdn2d
+from torch_utils.ops import bias_act, epilogue, modulated_conv2d, upfirdn2d
 from torch_utils.ops._registry import Op
 
 
@@ -87,6 +87,59 @@ EPILOGUE = {
 }
 
 
+def _epilogue_grad(noise_shape, wants=(True, True, True, True), bare=False, layout=torch.contiguous_format):
+    def make(dtype, device):
+        shape = (3, 2, 4, 5)
+        dy, x, y = (randn(*shape, dtype=dtype, device=device, layout=layout) for _ in range(3))
+        d = randn(*shape[:2], dtype=dtype, device=device)
+        return (dy, None if bare else x, y, None if bare else d, list(noise_shape), list(wants), 'lrelu', 0.2,
+                1.25, 0.8)
+    return make
+
+
+EPILOGUE_GRAD = {
+    'all': _epilogue_grad((3, 1, 4, 5)),
+    'shared_noise': _epilogue_grad((4, 5)),
+    'only_picture': _epilogue_grad((), (True, False, False, False)),
+    'only_sums': _epilogue_grad((3, 1, 4, 5), (False, True, True, True)),
+    'without_scale': _epilogue_grad((3, 1, 4, 5), (True, False, True, True), bare=True),
+    'channels_last': _epilogue_grad((3, 1, 4, 5), layout=torch.channels_last),
+}
+
+
+def _filtered_epilogue(noise_shape, f, layout=torch.contiguous_format):
+    def make(dtype, device):
+        x = randn(2, 2, 5, 6, dtype=dtype, device=device, layout=layout)
+        taps = torch.tensor(f, dtype=torch.float32, device=device)
+        d = randn(2, 2, dtype=dtype, device=device)
+        noise = None if noise_shape is None else randn(*noise_shape, dtype=dtype, device=device)
+        height = 5 + 3 - taps.shape[0] + 1
+        assert noise is None or noise.shape[-2] == height
+        return (x, taps, [1, 1, 2, 1], False, 2.0, d, noise, randn(2, dtype=dtype, device=device), 'lrelu',
+                0.2, 1.25, 1.5)
+    return make
+
+
+FILTERED = {
+    'no_noise': _filtered_epilogue(None, FILTER_2D),
+    'noise': _filtered_epilogue((2, 1, 7, 6), FILTER_2D),
+    'channels_last': _filtered_epilogue((7, 6), FILTER_2D, torch.channels_last),
+}
+
+
+def _tensors(*shapes, after=()):
+    def make(dtype, device):
+        return (*[randn(*shape, dtype=dtype, device=device) for shape in shapes], *after)
+    return make
+
+
+def _modulated_weight(has_d):
+    def make(dtype, device):
+        weight, styles, d = (randn(*s, dtype=dtype, device=device) for s in [(2, 3, 3, 3), (4, 3), (4, 2)])
+        return weight, styles, d if has_d else None, dtype
+    return make
+
+
 def _act_grad(act, clamp=-1.0):
     def make(dtype, device):
         return (randn(3, 2, 5, dtype=dtype, device=device), randn(3, 2, 5, dtype=dtype, device=device),
@@ -94,9 +147,22 @@ def _act_grad(act, clamp=-1.0):
     return make
 
 
+PICTURE, COLUMNS = (3, 2, 4, 5), (3, 2)
+SMOOTH = [act for act, spec in bias_act.activation_funcs.items() if spec.curvature is not None]
 SAMPLES = [
     *[Sample(f'upfirdn2d-{k}', upfirdn2d._upfirdn2d, v) for k, v in UPFIRDN2D.items()],
     *[Sample(f'bias_act-{k}', bias_act._bias_act, v) for k, v in BIAS_ACT.items()],
     *[Sample(f'bias_act_grad-{act}', bias_act.act_grad, _act_grad(act)) for act in bias_act.activation_funcs],
-    *[Sample(f'modulated_epilogue-{k}', modulated_conv2d._epilogue, v) for k, v in EPILOGUE.items()],
+    Sample('bias_act_grad-clamped', bias_act.act_grad, _act_grad('lrelu', clamp=0.7)),
+    *[Sample(f'bias_act_curvature-{act}', bias_act.act_curvature,
+             _tensors((2, 3), (2, 3), (2, 3), after=(act, 1.25, 0.4 if act == 'swish' else -1.0)))
+      for act in SMOOTH],
+    *[Sample(f'modulated_epilogue-{k}', epilogue.epilogue, v) for k, v in EPILOGUE.items()],
+    *[Sample(f'modulated_epilogue_grad-{k}', epilogue.epilogue_grad, v) for k, v in EPILOGUE_GRAD.items()],
+    *[Sample(f'filtered_epilogue-{k}', epilogue.filtered_epilogue, v) for k, v in FILTERED.items()],
+    Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
+    Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
+    Sample('demodulation', modulated_conv2d._demodulation, _tensors((2, 3, 3, 3), (4, 3), after=(1e-8,))),
+    Sample('modulated_weight', modulated_conv2d._modulated_weight, _modulated_weight(True)),
+    Sample('modulated_weight-no_d', modulated_conv2d._modulated_weight, _modulated_weight(False)),
 ]

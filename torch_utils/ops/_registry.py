@@ -2,16 +2,21 @@
 """define_op(): the one way an operator comes into being, and the only code that touches torch.library.
 
 An operator is four plain functions: reference (the mathematics in torch code), fake (shape and strides of the
-result), setup_context and backward (which call operators again, so that every order of gradient works).
+result), setup_context and backward (which call operators again, so that every order of gradient works), and
+where there is one a fifth, cuda, which launches a kernel.
 """
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from torch_utils import custom_ops
+
 NAMESPACE = 'stylegan2'
 _LIBRARY = torch.library.Library(NAMESPACE, 'FRAGMENT')
 _PLAIN_TENSORS = frozenset([torch.Tensor, torch.nn.Parameter])
+Result = torch.Tensor | tuple[torch.Tensor, ...]
+OPS: dict[str, 'Op'] = {}  # every operator by its name
 
 
 class Op:
@@ -23,20 +28,31 @@ class Op:
 
     def __init__(
         self, name: str, reference: Callable, fake: Callable, setup_context: Callable, backward: Callable,
+        cuda: Callable | None = None,
     ):
         self.name = name
         self.setup_context = setup_context
         self.backward = backward
         self.fake = fake
-        self.kernels: dict[str, Callable] = {'cpu': reference, 'cuda': reference, 'meta': fake}
+        self.native = cuda
+        on_cuda = reference if cuda is None else self.run_native
+        self.kernels: dict[str, Callable] = {'cpu': reference, 'cuda': on_cuda, 'meta': fake}
         self.reference = reference
         self.overload: Callable = reference
 
-    def run(self, *args: Any) -> torch.Tensor:
+    def run(self, *args: Any) -> Result:
         """The implementation for the device of the first argument, without autograd."""
         return self.kernels.get(args[0].device.type, self.reference)(*args)
 
-    def __call__(self, *args: Any) -> torch.Tensor:
+    def run_native(self, *args: Any) -> Result:
+        """By the kernel where it can be had and knows the case, else by the reference."""
+        try:
+            result = self.native(*args) if custom_ops.is_available(args[0].device) else None
+        except custom_ops.CompileError:  # has been warned of
+            result = None
+        return self.reference(*args) if result is None else result
+
+    def __call__(self, *args: Any) -> Result:
         """Compute with gradients of any order."""
         if torch.compiler.is_compiling() or type(args[0]) not in _PLAIN_TENSORS:
             return self.overload(*args)
@@ -47,29 +63,32 @@ class _EagerOp(torch.autograd.Function):
     """Autograd of any Op. The op comes last, so that needs_input_grad has the op's own numbering."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+    def forward(ctx: Any, *args: Any) -> Result:
         *inputs, ctx.op = args
         output = ctx.op.run(*inputs)
         ctx.op.setup_context(ctx, inputs, output)
         return output
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple:
         return (*ctx.op.backward(ctx, *grads), None)
 
 
 def define_op(
     schema: str, *, reference: Callable, fake: Callable, setup_context: Callable, backward: Callable,
+    cuda: Callable | None = None,
 ) -> Op:
     """Register an operator under `torch.ops.stylegan2` and return its callable.
 
-    schema: name, arguments and result in the schema language, such as
-    'scale(Tensor x, float gain) -> Tensor'.
-    fake: same arguments, returns an empty tensor of the right shape, strides, dtype and device.
+    schema: name, arguments and results in the schema language, such as
+    'scale(Tensor x, float gain) -> Tensor'; the first argument is a tensor.
+    fake: same arguments, returns an empty tensor (a tuple of them, if there are several results) of the right
+    shape, strides, dtype and device.
     setup_context(ctx, inputs, output), backward(ctx, *grads): as for torch.library.register_autograd.
+    cuda: same arguments, computes the results with a kernel or returns None to leave them to the reference.
     """
     name = schema.partition('(')[0]
-    op = Op(name, reference, fake, setup_context, backward)
+    op = Op(name, reference, fake, setup_context, backward, cuda)
     qualified = f'{NAMESPACE}::{name}'
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ['CPU', 'CUDA']:
@@ -77,6 +96,7 @@ def define_op(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     op.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    OPS[name] = op
     return op
 
 

@@ -1,76 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """y = clamp(act(x + b) * gain): bias, activation, gain, clamp in one, with gradients of any order."""
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from torch_utils.ops import bias_act_cuda
 from torch_utils.ops._registry import define_op
+from torch_utils.ops.activations import Activation, activation_funcs, saves_output
 
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017, Sec. 2
-
-
-@dataclass(frozen=True)
-class Activation:
-    """One row of `activation_funcs`; func(x, alpha) is the activation without its gain.
-
-    slope and curvature are act' and act'' of the smooth activations as differentiable torch code; the
-    piecewise linear ones have none, since a sign is all that their derivative needs.
-    """
-
-    func: Callable[[torch.Tensor, float], torch.Tensor]
-    def_alpha: float = 0.0
-    def_gain: float = 1.0
-    slope: Callable[[torch.Tensor], torch.Tensor] | None = None
-    curvature: Callable[[torch.Tensor], torch.Tensor] | None = None
-
-
-def _sigmoid_slope(u: torch.Tensor) -> torch.Tensor:
-    return torch.sigmoid(u) * torch.sigmoid(-u)
-
-
-def _tanh_slope(u: torch.Tensor) -> torch.Tensor:
-    return 1 - torch.tanh(u).square()
-
-
-def _swish_slope(u: torch.Tensor) -> torch.Tensor:
-    return torch.sigmoid(u) + u * _sigmoid_slope(u)
-
-
-def _swish_curvature(u: torch.Tensor) -> torch.Tensor:
-    return _sigmoid_slope(u) * (2 - u * torch.tanh(u / 2))
-
-
-def _exponential(scale: float, positive: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    # The exponent is limited first: where() would otherwise pass on inf * 0 in its own backward.
-    return lambda u: torch.where(u > 0, torch.full_like(u, positive), scale * u.clamp(max=0).exp())
-
-
-SELU_EXP = SELU_SCALE * SELU_ALPHA
-activation_funcs: dict[str, Activation] = {
-    'linear': Activation(lambda x, alpha: x),
-    'relu': Activation(lambda x, alpha: F.relu(x), def_gain=math.sqrt(2)),
-    'lrelu': Activation(F.leaky_relu, def_alpha=0.2, def_gain=math.sqrt(2)),
-    'tanh': Activation(
-        lambda x, alpha: torch.tanh(x), slope=_tanh_slope,
-        curvature=lambda u: -2 * torch.tanh(u) * _tanh_slope(u)),
-    'sigmoid': Activation(
-        lambda x, alpha: torch.sigmoid(x), slope=_sigmoid_slope,
-        curvature=lambda u: -_sigmoid_slope(u) * torch.tanh(u / 2)),
-    'elu': Activation(
-        lambda x, alpha: F.elu(x), slope=_exponential(1.0, 1.0), curvature=_exponential(1.0, 0.0)),
-    'selu': Activation(
-        lambda x, alpha: F.selu(x), slope=_exponential(SELU_EXP, SELU_SCALE),
-        curvature=_exponential(SELU_EXP, 0.0)),
-    'softplus': Activation(lambda x, alpha: F.softplus(x), slope=torch.sigmoid, curvature=_sigmoid_slope),
-    'swish': Activation(
-        lambda x, alpha: x * torch.sigmoid(x), def_gain=math.sqrt(2), slope=_swish_slope,
-        curvature=_swish_curvature),
-}
-
+__all__ = ['Activation', 'act_grad', 'activation_funcs', 'bias_act', 'bias_shaped', 'finish_', 'saves_output']
 
 def bias_act(
     x: torch.Tensor, b: torch.Tensor | None = None, dim: int = 1, act: str = 'linear',
@@ -104,11 +43,6 @@ def bias_act(
 def bias_shaped(b: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
     """b [C] viewed with `ndim` axes, its values along axis `dim`."""
     return b.reshape([-1 if i == dim else 1 for i in range(ndim)])
-
-
-def saves_output(act: str, alpha: float, gain: float) -> bool:
-    """Whether the slope can be told from the sign of the output, so that the input need not be kept."""
-    return activation_funcs[act].slope is None and alpha >= 0 and gain > 0
 
 
 def finish_(y: torch.Tensor, act: str, alpha: float, gain: float, clamp: float) -> torch.Tensor:
@@ -168,7 +102,7 @@ def _grad_reference(
         dx = torch.ops.aten.leaky_relu_backward(dy, saved, slope, from_output).mul_(gain)
     if clamp >= 0:
         y = saved if from_output else activation_funcs[act].func(saved, alpha) * gain
-        dx = dx.masked_fill(y.abs() >= clamp, 0)
+        dx.masked_fill_(y.abs() >= clamp, 0)
     return dx
 
 
@@ -185,28 +119,65 @@ def _grad_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 def _grad_backward(ctx: Any, ddx: torch.Tensor) -> tuple:
     dy, saved = ctx.saved_tensors
-    return act_grad(ddx, saved, *ctx.spec), _curvature(dy * ddx, saved, *ctx.spec), None, None, None, None
+    act, _, gain, clamp = ctx.spec
+    is_curved = activation_funcs[act].curvature is not None and ctx.needs_input_grad[1]
+    curvature = act_curvature(dy, ddx, saved, act, gain, clamp) if is_curved else None
+    return act_grad(ddx, saved, *ctx.spec), curvature, None, None, None, None
 
 
-def _curvature(
-    dy_ddx: torch.Tensor, u: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
-) -> torch.Tensor | None:
-    """dy * ddx * gain * act''(u) of a smooth activation, itself differentiable; None where act'' is zero."""
-    spec = activation_funcs[act]
-    if spec.curvature is None:
-        return None
-    result = dy_ddx * spec.curvature(u) * gain
+# dy * ddx * gain * act''(u) of a smooth activation, zero where the clamp is at work.
+
+def _curvature_reference(
+    dy: torch.Tensor, ddx: torch.Tensor, u: torch.Tensor, act: str, gain: float, clamp: float,
+) -> torch.Tensor:
+    return _within_clamp(dy * ddx * activation_funcs[act].curvature(u) * gain, u, act, gain, clamp)
+
+
+def _curvature_fake(
+    dy: torch.Tensor, ddx: torch.Tensor, u: torch.Tensor, act: str, gain: float, clamp: float,
+) -> torch.Tensor:
+    return torch.empty_like(u)
+
+
+def _curvature_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    dy, ddx, u, *ctx.spec = inputs
+    ctx.save_for_backward(dy, ddx, u)
+
+
+def _curvature_backward(ctx: Any, grad: torch.Tensor) -> tuple:
+    (dy, ddx, u), (act, gain, clamp) = ctx.saved_tensors, ctx.spec
+    wants = ctx.needs_input_grad
+    to_dy = act_curvature(grad, ddx, u, *ctx.spec) if wants[0] else None
+    to_ddx = act_curvature(dy, grad, u, *ctx.spec) if wants[1] else None
+    if not wants[2]:
+        return to_dy, to_ddx, None, None, None, None
+    to_u = _within_clamp(grad * dy * ddx * activation_funcs[act].jerk(u) * gain, u, act, gain, clamp)
+    return to_dy, to_ddx, to_u, None, None, None
+
+
+def _within_clamp(
+    values: torch.Tensor, u: torch.Tensor, act: str, gain: float, clamp: float,
+) -> torch.Tensor:
+    """values, but zero where act(u) * gain is clamped."""
     if clamp < 0:
-        return result
-    return result.masked_fill((spec.func(u, alpha) * gain).abs() >= clamp, 0)
+        return values
+    return values.masked_fill((activation_funcs[act].func(u, 0.0) * gain).abs() >= clamp, 0)
 
 
 _bias_act = define_op(
     'bias_act(Tensor x, Tensor? b, int dim, str act, float alpha, float gain, float clamp) -> Tensor',
     reference=_reference, fake=_fake, setup_context=_setup_context, backward=_backward,
+    cuda=bias_act_cuda.bias_act,
 )
 
 act_grad = define_op(
     'bias_act_grad(Tensor dy, Tensor saved, str act, float alpha, float gain, float clamp) -> Tensor',
     reference=_grad_reference, fake=_grad_fake, setup_context=_grad_setup_context, backward=_grad_backward,
+    cuda=bias_act_cuda.bias_act_grad,
+)
+
+act_curvature = define_op(
+    'bias_act_curvature(Tensor dy, Tensor ddx, Tensor u, str act, float gain, float clamp) -> Tensor',
+    reference=_curvature_reference, fake=_curvature_fake, setup_context=_curvature_setup_context,
+    backward=_curvature_backward, cuda=bias_act_cuda.bias_act_curvature,
 )

@@ -32,10 +32,23 @@ def conv2d_resample(  # noqa: PLR0913 (published signature)
     if up == 1:
         x = upfirdn2d(x, f, padding=[x0, x1, y0, y1], flip_filter=flip_filter)
         return _convolve(x, w, [0] * 4, down, groups, flip_weight)
-    x = _convolve_transposed(x, w, up, groups, flip_weight)
-    remaining = [x0 - (kw - 1), x1 - (kw - up), y0 - (kh - 1), y1 - (kh - up)]
+    x, remaining = convolve_before_filter(x, w, f, up, padding, groups, flip_weight, down)
     x = upfirdn2d(x, f, padding=remaining, gain=up ** 2, flip_filter=flip_filter)
     return x if down == 1 else upfirdn2d(x, f, down=down, flip_filter=flip_filter)
+
+
+def convolve_before_filter(
+    x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, padding: int | Sequence[int] = 0,
+    groups: int = 1, flip_weight: bool = True, down: int = 1,
+) -> tuple[torch.Tensor, list[int]]:
+    """Up-sampling without its filter: the transposed convolution, and the padding to filter its result with.
+
+    Arguments as conv2d_resample() with up > 1. The filter that follows has gain up ** 2.
+    """
+    kh, kw = w.shape[2:]
+    x0, x1, y0, y1 = _total_padding(padding, f, up, down)
+    remaining = [x0 - (kw - 1), x1 - (kw - up), y0 - (kh - 1), y1 - (kh - up)]
+    return _convolve_transposed(x, w, up, groups, flip_weight), remaining
 
 
 def _total_padding(padding: int | Sequence[int], f: torch.Tensor | None, up: int, down: int) -> list[int]:

@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from torch_utils.ops import epilogue_cuda
 from torch_utils.ops._registry import define_op
-from torch_utils.ops.bias_act import act_grad, bias_act, bias_shaped, finish_, saves_output
-from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.bias_act import bias_act, saves_output
+from torch_utils.ops.conv2d_resample import conv2d_resample, convolve_before_filter
+from torch_utils.ops.epilogue import epilogue as apply_epilogue
+from torch_utils.ops.epilogue import filtered_epilogue, scale_channels
 
 DEMODULATION_EPS = 1e-8  # inside the square root
 
@@ -49,11 +52,11 @@ def modulated_conv2d(  # noqa: PLR0913 (published signature)
         x = _grouped(x, weight, styles, demodulate, resample)
         return x if noise is None else x + noise.to(x.dtype)
     d = demodulation(weight, styles) if demodulate else None
-    x = conv2d_resample(x * _per_channel(styles, x), weight.to(x.dtype), **resample)
+    x = conv2d_resample(scale_channels(x, styles.to(x.dtype)), weight.to(x.dtype), **resample)
     if d is not None and noise is not None:
-        return torch.addcmul(noise.to(x.dtype), x, _per_channel(d, x))
+        return torch.addcmul(noise.to(x.dtype), x, d.to(x.dtype)[:, :, None, None])
     if d is not None:
-        return x * _per_channel(d, x)
+        return scale_channels(x, d.to(x.dtype))
     return x if noise is None else x + noise.to(x.dtype)
 
 
@@ -74,16 +77,21 @@ def modulated_layer(
             clamp=epilogue.clamp)
     weight, styles = _checked(x, weight, styles, demodulate=True)
     d = demodulation(weight, styles).to(x.dtype)
-    x = conv2d_resample(x * _per_channel(styles, x), weight.to(x.dtype), **resample)
+    x, weight = scale_channels(x, styles.to(x.dtype)), weight.to(x.dtype)
     noise = None if noise is None else noise.to(x.dtype)
     clamp = -1.0 if epilogue.clamp is None else float(epilogue.clamp)
-    return _epilogue(x, d, noise, bias.to(x.dtype), epilogue.act, epilogue.alpha, epilogue.gain, clamp)
+    finish = (d, noise, bias.to(x.dtype), epilogue.act, epilogue.alpha, epilogue.gain, clamp)
+    f, up = resample.get('f'), resample.get('up', 1)
+    if f is None or up == 1 or resample.get('down', 1) > 1 or weight.shape[2:].numel() == 1:
+        return apply_epilogue(conv2d_resample(x, weight, **resample), *finish)
+    x, padding = convolve_before_filter(x, weight, **resample)
+    flip_filter = False
+    return filtered_epilogue(x, f, padding, flip_filter, float(up ** 2), *finish)
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     """[N, O]: reciprocal norm of each sample's modulated weight per output channel (StyleGAN2, Eq. 3)."""
-    energy = weight.square().sum([2, 3])  # [O, I]
-    return (styles.square() @ energy.t() + DEMODULATION_EPS).rsqrt()
+    return _demodulation(weight, styles, DEMODULATION_EPS)[0]
 
 
 def _checked(
@@ -98,61 +106,93 @@ def _checked(
     return weight, styles
 
 
-def _per_channel(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """[N, C] as [N, C, 1, 1] in the dtype of x."""
-    return values.to(x.dtype)[:, :, None, None]
-
-
 def _grouped(
     x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool, resample: dict[str, Any],
 ) -> torch.Tensor:
     """One convolution with N groups, each with the weight of its sample."""
     n, _, h, w = x.shape
-    per_sample = weight * styles[:, None, :, None, None]  # [N, O, I, k, k]
-    if demodulate:
-        per_sample = per_sample * demodulation(weight, styles)[:, :, None, None, None]
-    grouped = per_sample.flatten(0, 1).to(x.dtype)
+    d = demodulation(weight, styles) if demodulate else None
+    grouped = _modulated_weight(weight, styles, d, x.dtype).flatten(0, 1)
     y = conv2d_resample(x.reshape(1, -1, h, w), grouped, groups=n, **resample)
     return y.reshape(n, weight.shape[0], *y.shape[2:])
 
 
-# The operator act((x * d + noise) + b) * gain, clamped; only for activations whose slope the output tells.
+# Demodulation coefficients d [N, O], and for the backward pass the energy [O, I] of each pair of channels.
 
-def _reference(
-    x: torch.Tensor, d: torch.Tensor, noise: torch.Tensor | None, b: torch.Tensor, act: str, alpha: float,
-    gain: float, clamp: float,
+def _demodulation_reference(
+    weight: torch.Tensor, styles: torch.Tensor, eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    energy = weight.square().sum([2, 3])
+    return (styles.square() @ energy.t() + eps).rsqrt(), energy
+
+
+def _demodulation_fake(
+    weight: torch.Tensor, styles: torch.Tensor, eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return styles.new_empty([styles.shape[0], weight.shape[0]]), weight.new_empty(weight.shape[:2])
+
+
+def _demodulation_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(*inputs[:2], *output)
+    ctx.set_materialize_grads(False)
+
+
+def _demodulation_backward(
+    ctx: Any, to_d: torch.Tensor | None, to_energy: torch.Tensor | None,
+) -> tuple:
+    weight, styles, d, energy = ctx.saved_tensors
+    to_styles = None
+    if to_d is not None:
+        to_square = to_d * d.pow(3) * -0.5  # of the squared norm [N, O]
+        to_styles = 2 * styles * (to_square @ energy) if ctx.needs_input_grad[1] else None
+        through_d = to_square.t() @ styles.square()
+        to_energy = through_d if to_energy is None else to_energy + through_d
+    if to_energy is None or not ctx.needs_input_grad[0]:
+        return None, to_styles, None
+    return weight * (2 * to_energy)[:, :, None, None], to_styles, None
+
+
+# weight[o, i] * styles[n, i] * d[n, o], as [N, O, I, k, k] in another element type.
+
+def _weight_reference(
+    weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor | None, dtype: torch.dtype,
 ) -> torch.Tensor:
-    y = torch.addcmul(bias_shaped(b, 4, 1), x, d[:, :, None, None])
-    if noise is not None:
-        y.add_(noise)
-    return finish_(y, act, alpha, gain, clamp)
+    return (weight * _weight_scale(styles, d)).to(dtype, memory_format=torch.contiguous_format)
 
 
-def _fake(
-    x: torch.Tensor, d: torch.Tensor, noise: torch.Tensor | None, b: torch.Tensor, act: str, alpha: float,
-    gain: float, clamp: float,
+def _weight_scale(styles: torch.Tensor, d: torch.Tensor | None) -> torch.Tensor:
+    scale = styles[:, None] if d is None else styles[:, None] * d[:, :, None]  # [N, O, I]
+    return scale[..., None, None]
+
+
+def _weight_fake(
+    weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor | None, dtype: torch.dtype,
 ) -> torch.Tensor:
-    return torch.empty_like(x)
+    return weight.new_empty([styles.shape[0], *weight.shape], dtype=dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    x, d, noise, _, *ctx.spec = inputs
-    ctx.noise_shape = None if noise is None else noise.shape
-    ctx.save_for_backward(x, d, output)
+def _weight_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
 
 
-def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    x, d, y = ctx.saved_tensors
-    g = act_grad(dy, y, *ctx.spec)
-    dx = g * d[:, :, None, None] if ctx.needs_input_grad[0] else None
-    dd = (g * x).sum([2, 3]) if ctx.needs_input_grad[1] else None
-    dnoise = g.sum_to_size(ctx.noise_shape) if ctx.needs_input_grad[2] else None
-    db = g.sum([0, 2, 3]) if ctx.needs_input_grad[3] else None
-    return dx, dd, dnoise, db, None, None, None, None
+def _weight_backward(ctx: Any, grad: torch.Tensor) -> tuple:
+    weight, styles, d = ctx.saved_tensors
+    grad = grad.to(weight.dtype)
+    to_weight = (grad * _weight_scale(styles, d)).sum(0) if ctx.needs_input_grad[0] else None
+    to_scale = (grad * weight).sum([3, 4])  # [N, O, I]
+    to_d = None if d is None else (to_scale * styles[:, None]).sum(2)
+    to_styles = (to_scale if d is None else to_scale * d[:, :, None]).sum(1)
+    return to_weight, to_styles, to_d, None
 
 
-_epilogue = define_op(
-    'modulated_epilogue(Tensor x, Tensor d, Tensor? noise, Tensor b, str act, float alpha, float gain, '
-    'float clamp) -> Tensor',
-    reference=_reference, fake=_fake, setup_context=_setup_context, backward=_backward,
+_demodulation = define_op(
+    'demodulation(Tensor weight, Tensor styles, float eps) -> (Tensor, Tensor)',
+    reference=_demodulation_reference, fake=_demodulation_fake, setup_context=_demodulation_setup_context,
+    backward=_demodulation_backward, cuda=epilogue_cuda.demodulation,
+)
+
+_modulated_weight = define_op(
+    'modulated_weight(Tensor weight, Tensor styles, Tensor? d, ScalarType dtype) -> Tensor',
+    reference=_weight_reference, fake=_weight_fake, setup_context=_weight_setup_context,
+    backward=_weight_backward, cuda=epilogue_cuda.modulated_weight,
 )

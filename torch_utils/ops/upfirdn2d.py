@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from torch_utils.ops import upfirdn2d_cuda
 from torch_utils.ops._registry import define_op, memory_format_of
 
 SEPARABLE_TAPS = 8  # 1-D filters of this many taps stay 1-D; shorter ones are cheaper as one 2-D pass.
@@ -208,17 +209,27 @@ def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
     (f,) = ctx.saved_tensors
-    (fw, fh), (x0, _, y0, _) = filter_size(f), ctx.padding
-    (h, w), (out_h, out_w), (ux, uy), (down_x, down_y) = ctx.in_size, ctx.out_size, ctx.up, ctx.down
-    padding = [
-        fw - x0 - 1, w * ux - out_w * down_x + x0 - ux + 1,
-        fh - y0 - 1, h * uy - out_h * down_y + y0 - uy + 1]
+    padding = adjoint_padding(filter_size(f), ctx.up, ctx.down, ctx.padding, ctx.in_size, ctx.out_size)
     dx = _upfirdn2d(dy, f, ctx.down, ctx.up, padding, not ctx.flip, ctx.gain)
     return dx, None, None, None, None, None, None
+
+
+def adjoint_padding(
+    size: tuple[int, int], up: list[int], down: list[int], padding: list[int], in_size: Sequence[int],
+    out_size: Sequence[int],
+) -> list[int]:
+    """Padding of the gradient: upfirdn2d with up and down swapped and the filter turned round.
+
+    size: (width, height) of the filter; in_size, out_size: [rows, columns] of the forward pass.
+    """
+    (fw, fh), (x0, _, y0, _), (h, w), (out_h, out_w) = size, padding, in_size, out_size
+    return [fw - x0 - 1, w * up[0] - out_w * down[0] + x0 - up[0] + 1,
+            fh - y0 - 1, h * up[1] - out_h * down[1] + y0 - up[1] + 1]
 
 
 _upfirdn2d = define_op(
     'upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip_filter, float gain) '
     '-> Tensor',
     reference=_reference, fake=_fake, setup_context=_setup_context, backward=_backward,
+    cuda=upfirdn2d_cuda.upfirdn2d,
 )

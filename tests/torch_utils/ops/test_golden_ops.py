@@ -59,6 +59,11 @@ def test_recorded_call(group, case, device):
         assert_close(second.cpu(), resolve(value, npz), tolerance(case, 2), 1e-4, what=f'grad2 {name}')
 
 
+@pytest.mark.parametrize('group, case', ALL)
+def test_recorded_call_through_the_emulated_kernels(group, case, emulated):
+    test_recorded_call(group, case, torch.device('cpu'))
+
+
 def test_activation_table_has_the_recorded_defaults():
     recorded = {k: v for k, v in index('ops_bias_act').items() if isinstance(v, dict)}
     if not recorded:

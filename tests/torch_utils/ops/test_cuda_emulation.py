@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels, run by the emulation in tests/cuda_emulation: the contract of the operators, and
+the shapes and layouts at which launch geometry goes wrong. Recorded calls are in test_golden_ops.py.
+"""
+from unittest import mock
+
+import pytest
+import torch
+from contract import test_op_contract as contract
+from contract.samples import SAMPLES
+
+from torch_utils import custom_ops
+from torch_utils.ops import bias_act, epilogue, modulated_conv2d, upfirdn2d
+
+pytestmark = pytest.mark.usefixtures('emulated')
+CPU = torch.device('cpu')
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 2e-7, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+FORMATS = [torch.contiguous_format, torch.channels_last]
+both_layouts = pytest.mark.parametrize('layout', FORMATS, ids=['nchw', 'nhwc'])
+FILTER = [[1.0, 2.0, -1.0, 0.5], [0.5, 1.0, 3.0, 1.0], [2.0, 0.0, 1.0, -1.0], [1.0, 1.5, 0.5, 2.0]]
+
+
+def agree(op, *args):
+    """The kernel's results are those of the reference in float64, to the last places of the element type."""
+    actual = contract.results(op.run_native(*args))
+    exact = [a.double() if isinstance(a, torch.Tensor) and i != contract.filter_index(op) else a
+             for i, a in enumerate(args)]
+    with mock.patch.object(custom_ops, 'is_available', lambda device: False):
+        exact = contract.results(op.reference(*exact))
+    for value, expected in zip(actual, exact, strict=True):
+        error = (value.double() - expected.double()).abs().max()
+        assert error <= TOLERANCE[args[0].dtype] * expected.abs().max().clamp(min=1), op.name
+
+
+def picture(*shape, dtype=torch.float32, layout=torch.contiguous_format):
+    return torch.randn(shape, dtype=torch.float64).to(dtype).contiguous(memory_format=layout)
+
+
+@contract.every_sample
+def test_derivatives_match_finite_differences(sample, emulated):
+    function, tensors = contract.call_on(sample, sample.make(torch.float64, CPU))
+    tensors = [t.requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+    assert emulated
+
+
+@contract.every_sample
+def test_results_have_the_strides_that_the_fake_promises(sample):
+    contract.test_fake_tensors_have_the_shape_and_strides_of_real_ones(sample, CPU)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', [
+    'upfirdn2d-up', 'upfirdn2d-channels_last', 'bias_act-lrelu_clamped', 'bias_act-swish',
+    'bias_act_grad-lrelu',
+    'modulated_epilogue-noise_per_sample', 'modulated_epilogue_grad-all', 'filtered_epilogue-channels_last',
+    'modulated_weight'])
+def test_low_precision_agrees_with_float64(name, dtype):
+    sample = next(s for s in SAMPLES if s.name == name)
+    contract.test_low_precision_agrees_with_float64(sample, dtype, TOLERANCE[dtype], CPU)
+
+
+@both_layouts
+@pytest.mark.parametrize('up, down, padding', [
+    ([1, 1], [1, 1], [2, 1, 2, 1]), ([2, 2], [1, 1], [2, 1, 3, 2]), ([1, 1], [2, 2], [1, 1, 0, 2]),
+    ([2, 1], [1, 2], [-1, 2, 1, -2])])
+def test_specialised_filters_of_pictures_larger_than_a_tile(layout, up, down, padding, emulated):
+    x = picture(2, 4, 37, 70, layout=layout)
+    agree(upfirdn2d._upfirdn2d, x, torch.tensor(FILTER), up, down, padding, False, 1.5)
+    entry = 'upfirdn2d_tile' if layout == torch.contiguous_format else 'upfirdn2d_pixel'
+    assert emulated[-1].entry == entry
+
+
+@pytest.mark.parametrize('up, down', [(2, 1), (1, 2)])
+def test_the_separable_filter_of_the_augmentation(up, down, emulated):
+    x = picture(1, 3, 34, 69)
+    agree(upfirdn2d._upfirdn2d, x, torch.randn(12), [up] * 2, [down] * 2, [6, 5, 6, 5], True, 2.0)
+    assert [kernel.entry for kernel in emulated] == ['upfirdn2d_tile']
+
+
+@both_layouts
+@pytest.mark.parametrize('up, down', [([1, 1], [1, 1]), ([3, 1], [2, 4])])
+def test_any_other_filter_goes_through_the_general_kernel(layout, up, down, emulated):
+    for f in (torch.randn(32, 31), torch.randn(24)):
+        x = picture(2, 3, 9, 7, layout=layout)
+        agree(upfirdn2d._upfirdn2d, x, f, up, down, [17, 16, 18, 15], False, 0.1)
+    assert {kernel.entry for kernel in emulated} == {'upfirdn2d'}
+
+
+def test_a_filter_that_is_not_contiguous_and_an_input_with_gaps():
+    x = picture(2, 6, 20, 40)[:, ::2, 1:, ::2]
+    agree(upfirdn2d._upfirdn2d, x, torch.tensor(FILTER).t(), [1, 1], [1, 1], [1, 2, 2, 1], False, 1.0)
+    agree(bias_act._bias_act, x, torch.randn(6)[::2], 1, 'lrelu', 0.2, 1.4, 0.8)
+
+
+@both_layouts
+@pytest.mark.parametrize('shape', [(2, 8, 6, 6), (1, 3, 5, 5), (3, 1, 9, 4), (1, 300, 3, 3), (2, 16, 24, 24)])
+def test_epilogue_and_its_gradient_at_many_shapes(shape, layout):
+    x, dy, y = (picture(*shape, layout=layout) for _ in range(3))
+    d, b, noise = torch.randn(shape[:2]), torch.randn(shape[1]), torch.randn(shape[0], 1, *shape[2:])
+    spec = ('lrelu', 0.2, 1.3, 0.9)
+    agree(epilogue.epilogue, x, d, noise, b, *spec)
+    agree(epilogue.epilogue_grad, dy, x, y, d, noise.shape, [True] * 4, *spec)
+    agree(epilogue.epilogue_grad, dy, None, y, None, noise.shape[2:], [True, False, True, True], *spec)
+    agree(epilogue.scale_channels, x, d)
+    agree(epilogue.scale_channels_grad, dy, x, d)
+
+
+@both_layouts
+def test_filter_and_epilogue_in_one_kernel(layout, emulated):
+    shape = (2, 8, 18, 40)
+    x, d, b = picture(2, 8, 19, 41, layout=layout), torch.randn(2, 8), torch.randn(8)
+    agree(epilogue.filtered_epilogue, x, torch.tensor(FILTER), [1] * 4, False, 4.0, d,
+          torch.randn(2, 1, *shape[2:]), b, 'lrelu', 0.2, 1.3, 9.0)
+    assert len(emulated) == 1
+
+
+def test_noise_of_another_shape_is_left_to_the_reference(emulated):
+    x, d, b = picture(2, 3, 4, 5), torch.randn(2, 3), torch.randn(3)
+    for shape in [(2, 3, 4, 5), (), (4, 1), (1, 3, 1, 1)]:
+        agree(epilogue.epilogue, x, d, torch.randn(shape), b, 'lrelu', 0.2, 1.0, -1.0)
+    assert not emulated
+
+
+def test_what_kernels_do_not_know_is_left_to_the_reference(emulated):
+    x = torch.zeros(0, 3, 4, 5)
+    assert bias_act._bias_act.run_native(x, None, 1, 'lrelu', 0.2, 1.0, -1.0).shape == x.shape
+    bias_act.bias_act(torch.randn(2, 3, dtype=torch.complex64), gain=2.0)
+    bias_act.bias_act(torch.randn(2, 3).half(), torch.randn(3), act='relu')
+    assert not emulated
+
+
+@pytest.mark.parametrize('offset', [1, 2, 4])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_memory_that_is_not_aligned_to_vectors(offset, dtype):
+    memory = torch.randn(2 * 8 * 16 + offset).to(dtype)[offset:].view(2, 8, 4, 4)
+    agree(bias_act._bias_act, memory, torch.randn(8).to(dtype), 1, 'relu', 0.0, 1.5, -1.0)
+    agree(epilogue.scale_channels, memory, torch.randn(2, 8).to(dtype))
+
+
+@pytest.mark.parametrize('shape, dim', [
+    ((5, 7), 1), ((5, 8), 1), ((3, 4, 6), 2), ((6, 5), 0), ((2, 1, 3), 1)])
+def test_bias_along_any_axis_of_any_layout(shape, dim):
+    x, b = torch.randn(shape), torch.randn(shape[dim])
+    agree(bias_act._bias_act, x, b, dim, 'lrelu', 0.2, 1.5, -1.0)
+    x = torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))
+    agree(bias_act._bias_act, x, b, dim, 'lrelu', 0.2, 1.5, -1.0)
+
+
+@pytest.mark.parametrize('act', bias_act.activation_funcs)
+def test_activations_at_extreme_inputs_and_not_a_number(act):
+    x = torch.tensor([-1e4, -90.0, -1e-4, 0.0, 1e-4, 19.9, 20.1, 1e4, float('nan')])
+    kernel = bias_act._bias_act.run_native(x, None, 0, act, 0.2, 1.0, 50.0)
+    expected = bias_act._bias_act.reference(x.double(), None, 0, act, 0.2, 1.0, 50.0)
+    torch.testing.assert_close(kernel.double(), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize('kernel_size', [1, 3])
+def test_demodulation_and_modulated_weights_of_any_width(kernel_size):
+    weight, styles = torch.randn(5, 67, kernel_size, kernel_size), torch.randn(11, 67)
+    agree(modulated_conv2d._demodulation, weight, styles, 1e-8)
+    agree(modulated_conv2d._modulated_weight, weight, styles, torch.randn(11, 5), torch.float32)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel that is built ahead of time compiles for all architectures, the hot ones without spilling."""
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from torch_utils import custom_ops
+from torch_utils.ops import modulated_conv2d, upfirdn2d, variants
+from torch_utils.ops.bias_act import bias_act
+
+ARCHITECTURES = ['sm_75', 'sm_80', 'sm_90', 'sm_120']
+NVCC = shutil.which('nvcc')
+ALL = variants.all_variants()
+QUICK = list({kernel.entry: kernel for kernel in reversed(ALL)}.values())  # one of each entry point
+MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
+
+
+def compiled(kernel, arch):
+    try:
+        return custom_ops.compile_cubin(kernel, arch)
+    except ValueError as error:  # UserError: no compiler here
+        pytest.skip(str(error))
+
+
+def resources(kernel, arch, folder):
+    """What ptxas reports for each entry point of the kernel's file."""
+    defines = [f'-D{name}={value}' for name, value in kernel.defines]
+    command = [NVCC, '-std=c++17', f'-arch={arch}', '-cubin', '--resource-usage', *defines,
+               '-o', str(folder / 'kernel.cubin'), str(custom_ops.SOURCE_FOLDER / kernel.source)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stderr + result.stdout
+
+
+def check_resources(kernel, arch, folder):
+    report = resources(kernel, arch, folder)
+    spilled = [int(n) for n in re.findall(r'(\d+) bytes spill', report)]
+    used = [int(n) for n in re.findall(r'Used (\d+) registers', report)]
+    assert spilled and not any(spilled), f'{kernel}: {report}'
+    assert used and max(used) <= MAX_REGISTERS, f'{kernel}: {report}'
+
+
+def test_each_variant_is_listed_once_and_hot_ones_belong_to_them():
+    assert len(set(ALL)) == len(ALL) and set(variants.HOT) <= set(ALL)
+    assert all(kernel.defines == tuple(sorted(kernel.defines)) for kernel in ALL)
+    assert all((custom_ops.SOURCE_FOLDER / kernel.source).is_file() for kernel in ALL)
+
+
+@pytest.mark.parametrize('arch', ARCHITECTURES)
+@pytest.mark.parametrize('kernel', QUICK, ids=lambda kernel: kernel.entry)
+def test_one_of_each_entry_point_compiles(kernel, arch):
+    assert compiled(kernel, arch)[:4] == b'\x7fELF'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', ARCHITECTURES)
+def test_every_variant_compiles(arch):
+    assert all(compiled(kernel, arch)[:4] == b'\x7fELF' for kernel in ALL)
+
+
+@pytest.mark.skipif(NVCC is None, reason='nvcc reports registers and spills; there is none')
+def test_a_hot_kernel_of_each_entry_point_does_not_spill(tmp_path):
+    for kernel in {kernel.entry: kernel for kernel in variants.HOT}.values():
+        check_resources(kernel, 'sm_90', tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason='nvcc reports registers and spills; there is none')
+@pytest.mark.parametrize('arch', ARCHITECTURES)
+def test_no_hot_kernel_spills(arch, tmp_path):
+    for kernel in variants.HOT:
+        check_resources(kernel, arch, tmp_path)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+@pytest.mark.parametrize('up', [1, 2])
+def test_a_layer_of_the_presets_asks_for_listed_kernels_only(dtype, layout, up, emulated):
+    x = torch.randn(2, 8, 16, 16).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    weight, styles = torch.randn(16, 8, 3, 3, requires_grad=True), torch.randn(2, 8, requires_grad=True)
+    f = upfirdn2d.setup_filter([1, 3, 3, 1])
+    layer = modulated_conv2d.Epilogue('lrelu', 0.2, 1.4, 256.0)
+    y = modulated_conv2d.modulated_layer(
+        x, weight, styles, torch.randn(2, 1, 16 * up, 16 * up), torch.zeros(16), layer, f=f, up=up, padding=1,
+        flip_weight=up == 1)
+    small = bias_act(upfirdn2d.downsample2d(y, f), torch.zeros(16, dtype=dtype), act='lrelu')
+    torch.autograd.grad(small.float().sum(), [x, weight, styles])
+    missing = [str(kernel) for kernel in set(emulated) if kernel not in ALL]
+    assert not missing, '\n'.join(missing)

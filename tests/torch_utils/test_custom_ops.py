@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modes, availability, loading and launching of kernels; what needs a GPU is marked so."""
+import ctypes
+import types
+import warnings
+
+import pytest
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import custom_ops, nvrtc
+from torch_utils.custom_ops import Kernel
+
+CUDA = torch.device('cuda', 0)
+DOUBLE_IT = '''#include "twice.cuh"
+extern "C" __global__ void double_it(const T* x, T* y, long long size, double add, const T* none) {
+    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i < size && none == nullptr) y[i] = twice(x[i]) + (T)add;
+}
+'''
+HEADER = '__device__ inline float twice(float v) { return FACTOR * v; }\n'
+KERNEL = Kernel('double.cu', 'double_it', (('FACTOR', '2'), ('T', 'float')))
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """No decision of another test, and a cache of its own."""
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    custom_ops.reset()
+    yield
+    custom_ops.reset()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / 'csrc').mkdir()
+    (tmp_path / 'csrc' / 'double.cu').write_text(DOUBLE_IT)
+    (tmp_path / 'csrc' / 'twice.cuh').write_text(HEADER)
+    return tmp_path / 'csrc'
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A torch that says it has a GPU of capability 9.0; nothing can be run on it."""
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr(nvrtc, 'problem', lambda: None)
+    monkeypatch.setattr(nvrtc, 'architectures', lambda: (75, 80, 90))
+
+
+@pytest.fixture
+def launches(monkeypatch, fake_gpu):
+    """What would reach cuda-core: (stream, config, function, *values)."""
+    seen = []
+    core = types.SimpleNamespace(
+        launch=lambda *a: seen.append(a), LaunchConfig=lambda **k: k,
+        Stream=types.SimpleNamespace(from_handle=lambda handle: f'stream {handle}'))
+    monkeypatch.setattr(nvrtc, 'core', lambda: core)
+    monkeypatch.setattr(torch.cuda, 'device', lambda device: warnings.catch_warnings())
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: types.SimpleNamespace(cuda_stream=77))
+    custom_ops._launch_config.cache_clear()
+    custom_ops._stream.cache_clear()
+    yield seen
+    custom_ops._launch_config.cache_clear()
+    custom_ops._stream.cache_clear()
+
+
+def messages(caught):
+    return [str(w.message) for w in caught]
+
+
+def test_nothing_is_available_on_a_cpu_and_that_is_no_warning():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        assert not custom_ops.is_available(torch.device('cpu'))
+    assert not caught and 'cpu' in custom_ops.why_not(torch.device('cpu'))
+
+
+def test_a_missing_compiler_warns_once_with_cause_and_command(fake_gpu, monkeypatch):
+    monkeypatch.setattr(nvrtc, 'problem', lambda: 'cuda-core is missing; run: pip install cuda-core')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        assert not any(custom_ops.is_available(torch.device('cuda', i)) for i in (0, 1, 0))
+    assert len(caught) == 1 and 'pip install cuda-core' in messages(caught)[0]
+
+
+def test_mode_cuda_is_an_error_where_auto_would_fall_back(fake_gpu, monkeypatch):
+    monkeypatch.setattr(nvrtc, 'problem', lambda: 'the compiler is gone')
+    custom_ops.set_mode('cuda')
+    with pytest.raises(UserError, match=r'--ops=cuda.*compiler is gone'):
+        custom_ops.is_available(CUDA)
+
+
+def test_mode_torch_never_uses_kernels_and_says_nothing(fake_gpu):
+    custom_ops.set_mode('torch')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        assert not custom_ops.is_available(CUDA)
+    assert not caught
+    custom_ops.set_mode('auto')
+    assert custom_ops.is_available(CUDA)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="mode='gpu'"):
+        custom_ops.set_mode('gpu')
+    assert custom_ops.get_mode() == 'auto'
+
+
+def test_a_device_that_the_compiler_has_forgotten_is_left_to_torch(fake_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (6, 1))
+    with pytest.warns(RuntimeWarning, match=r'capability 6\.1'):
+        assert not custom_ops.is_available(CUDA)
+
+
+def test_arguments_become_pointers_integers_and_doubles():
+    x = torch.zeros(3)
+    packed = custom_ops.pack((x, torch.nn.Parameter(x), None, 2 ** 40, True, -0.5))
+    assert packed == [x.data_ptr(), x.data_ptr(), 0, 2 ** 40, 1, -0.5]
+    assert [type(value) for value in packed] == [int] * 5 + [float]
+
+
+@pytest.mark.skipif(nvrtc.problem() is not None, reason='no cuda-core')
+def test_cuda_core_passes_eight_bytes_for_every_argument():
+    handler = pytest.importorskip('cuda.core._kernel_arg_handler')
+    holder = handler.ParamHolder(tuple(custom_ops.pack((2 ** 40, -3, None, 0.5))))
+    pointers = ctypes.cast(holder.ptr, ctypes.POINTER(ctypes.c_void_p))
+    kinds = [ctypes.c_int64] * 3 + [ctypes.c_double]
+    values = [ctypes.cast(pointers[i], ctypes.POINTER(kind))[0] for i, kind in enumerate(kinds)]
+    assert values == [2 ** 40, -3, 0, 0.5]
+
+
+@pytest.mark.skipif(nvrtc.problem() is not None, reason='no cuda-core')
+def test_a_launch_configuration_is_what_cuda_core_takes():
+    config = custom_ops._launch_config((3, 2, 1), (64, 4, 1), 128)
+    assert (tuple(config.grid), tuple(config.block), config.shmem_size) == ((3, 2, 1), (64, 4, 1), 128)
+
+
+def test_an_argument_of_another_type_is_refused():
+    with pytest.raises(KeyError):
+        custom_ops.pack(['text'])
+
+
+def test_a_launch_passes_stream_geometry_and_arguments(launches, monkeypatch):
+    monkeypatch.setattr(custom_ops, '_load', lambda kernel, device: 'function')
+    x = torch.zeros(3)
+    custom_ops.launch(KERNEL, (4, 1, 1), (256, 1, 1), (x, None, 3), CUDA, shared_bytes=64)
+    config = {'grid': (4, 1, 1), 'block': (256, 1, 1), 'shmem_size': 64}
+    assert launches == [('stream 77', config, 'function', x.data_ptr(), 0, 3)]
+
+
+def test_a_kernel_is_loaded_once_for_each_device(launches, monkeypatch):
+    loads = []
+    monkeypatch.setattr(custom_ops, '_load', lambda kernel, device: loads.append(device) or 'function')
+    for index in (0, 1, 0):
+        custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), torch.device('cuda', index))
+    assert loads == [torch.device('cuda', 0), torch.device('cuda', 1)]
+
+
+def test_more_shared_memory_than_is_granted_is_refused(launches, monkeypatch):
+    monkeypatch.setattr(custom_ops, '_load', lambda kernel, device: 'function')
+    with pytest.raises(ValueError, match='shared_bytes=50000'):
+        custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), CUDA, shared_bytes=50000)
+
+
+@pytest.fixture
+def broken_kernel(fake_gpu, monkeypatch):
+    def fail(*args):
+        raise custom_ops.CompileError('line 3: error: nonsense')
+    monkeypatch.setattr(custom_ops, 'obtain', fail)
+    monkeypatch.setattr(nvrtc, 'core_error', lambda: RuntimeError)
+
+
+def test_a_kernel_that_does_not_compile_warns_once_and_stays_unavailable(broken_kernel):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        assert [custom_ops.prepare(KERNEL, CUDA) for _ in range(2)] == [False, False]
+        assert custom_ops.preload([KERNEL], CUDA) == 0
+        with pytest.raises(custom_ops.CompileError):
+            custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), CUDA)
+    assert len(caught) == 1
+    assert all(part in messages(caught)[0] for part in ('double_it', 'FACTOR=2', 'nonsense', 'doctor'))
+
+
+def test_a_kernel_that_does_not_compile_is_an_error_in_mode_cuda(broken_kernel):
+    custom_ops.set_mode('cuda')
+    with pytest.raises(UserError, match='nonsense'):
+        custom_ops.prepare(KERNEL, CUDA)
+
+
+def test_the_key_depends_on_everything_that_the_code_depends_on(folder):
+    def key(kernel=KERNEL, arch='sm_90', release='13.0'):
+        return custom_ops.key(kernel, arch, release, folder)
+    keys = [key(), key(arch='sm_80'), key(release='12.9'), key(Kernel('double.cu', 'other', KERNEL.defines)),
+            key(Kernel('double.cu', 'double_it', (('FACTOR', '3'),)))]
+    (folder / 'twice.cuh').write_text(HEADER + '// changed\n')
+    keys.append(key())
+    (folder / 'double.cu').write_text(DOUBLE_IT + '// changed\n')
+    keys.append(key())
+    assert len(set(keys)) == len(keys) and key() == keys[-1]
+
+
+
+
+@pytest.fixture
+def on_gpu(folder, monkeypatch):
+    """Kernels from the test's own folder, and a launch of y = 2 * x + 0.5."""
+    if nvrtc.problem():
+        pytest.skip(nvrtc.problem())
+    code = custom_ops.obtain(KERNEL, custom_ops.architecture_of(CUDA), folder=folder)
+    monkeypatch.setattr(custom_ops, 'obtain', lambda kernel, arch: code)
+
+    def run(x, y):
+        custom_ops.launch(KERNEL, (-(-x.numel() // 64), 1, 1), (64, 1, 1), (x, y, x.numel(), 0.5, None), CUDA)
+    return run
+
+
+@pytest.mark.gpu
+def test_a_kernel_runs_on_the_current_stream(on_gpu):
+    x = torch.arange(1000.0, device=CUDA)
+    y, stream = torch.empty_like(x), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        on_gpu(x, y)
+    stream.synchronize()
+    assert torch.equal(y, 2 * x + 0.5)
+
+
+@pytest.mark.gpu
+def test_a_kernel_can_be_captured_in_a_graph(on_gpu):
+    x = torch.zeros(1000, device=CUDA)
+    y, graph = torch.empty_like(x), torch.cuda.CUDAGraph()
+    assert custom_ops.preload([KERNEL], CUDA) == 1
+    with torch.cuda.graph(graph):
+        on_gpu(x, y)
+    x.fill_(3.0)
+    graph.replay()
+    assert torch.equal(y, torch.full_like(y, 6.5))

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From kernel source to a launch: compiled by NVRTC at first use, kept on disk, loaded once for each device.
+
+Without a compiler everything runs by the operators' references, and one warning says why and what helps.
+"""
+import functools
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib.util import UserError, make_cache_dir_path
+from torch_utils import distributed, nvrtc
+from torch_utils.cubin_cache import CubinCache, key_of
+from torch_utils.nvrtc import CompileError
+
+SOURCE_FOLDER = Path(__file__).resolve().parent / 'ops' / 'csrc'
+MODES = ('auto', 'cuda', 'torch')
+KEY_FORMAT = '1'  # counts what key_of hashes and how code is compiled
+MAX_PLAIN_SHARED_BYTES = 48 * 1024  # more needs an attribute that launch does not set
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One specialisation of one entry point of csrc/`source`; defines: (macro, value), sorted."""
+
+    source: str
+    entry: str
+    defines: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return ' '.join([f'{self.source}:{self.entry}', *(f'{name}={value}' for name, value in self.defines)])
+
+
+@dataclass
+class _State:
+    """What this process has decided, loaded and said."""
+
+    mode: str = 'auto'
+    usable: dict[torch.device, bool] = field(default_factory=dict)
+    loaded: dict[tuple[Kernel, int], Any] = field(default_factory=dict)  # None: cannot be had
+    said: set[str] = field(default_factory=set)
+
+
+_state = _State()
+
+
+def set_mode(mode: str) -> None:
+    """'auto': kernels where they can be had; 'cuda': an error where they cannot; 'torch': never kernels.
+
+    Raises ValueError for another mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f'{mode=} must be one of {MODES}')
+    _state.mode = mode
+    _state.usable.clear()
+
+
+def get_mode() -> str:
+    """The mode in force."""
+    return _state.mode
+
+
+def reset() -> None:
+    """Forget what was loaded, decided and said: the next call starts afresh, in mode 'auto'."""
+    _state.loaded.clear()
+    _state.said.clear()
+    set_mode('auto')
+
+
+def is_available(device: torch.device) -> bool:
+    """Whether kernels can be compiled for and launched on `device`. The first "no" for a CUDA device warns.
+
+    Raises UserError instead in mode 'cuda'.
+    """
+    usable = _state.usable.get(device)
+    if usable is None:
+        usable = _state.usable[device] = _decide(device)
+    return usable
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why kernels cannot run on `device`, with the remedy, in one line; None if they can."""
+    if device.type != 'cuda':
+        return f'the device is {device.type}'
+    if torch.version.cuda is None:
+        return 'this torch is not built for CUDA'
+    if _state.mode == 'torch':
+        return 'the mode is torch'
+    if nvrtc.problem():
+        return nvrtc.problem()
+    try:
+        architecture_of(device)
+    except (CompileError, RuntimeError) as error:
+        return nvrtc.first_line(error)
+    return None
+
+
+def architecture_of(device: torch.device) -> str:
+    """What kernels for a CUDA device are compiled for: 'sm_XX', or 'compute_XX' if it is newer than NVRTC."""
+    return nvrtc.architecture_for(torch.cuda.get_device_capability(device))
+
+
+def prepare(kernel: Kernel, device: torch.device) -> bool:
+    """Compile and load; False, with one warning, if that fails. Not while a CUDA graph is captured.
+
+    Raises UserError instead in mode 'cuda'.
+    """
+    return _loaded(kernel, device) is not None
+
+
+def preload(kernels: Iterable[Kernel], device: torch.device) -> int:
+    """Compile and load before a CUDA graph is captured; returns how many can be launched."""
+    return sum(prepare(kernel, device) for kernel in kernels)
+
+
+def launch(
+    kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int],
+    args: Sequence[torch.Tensor | int | float | None], device: torch.device, shared_bytes: int = 0,
+) -> None:
+    """Run a kernel on the current stream of `device`.
+
+    args: a tensor becomes its pointer, None a null pointer, an int a long long, a float a double.
+    Raises CompileError if the kernel cannot be had (after one warning), ValueError for too many shared_bytes.
+    """
+    function = _loaded(kernel, device)
+    if function is None:
+        raise CompileError(f'{kernel} is not available')
+    values = pack(args)
+    config = _launch_config(grid, block, shared_bytes)
+    # The kernel runs in the current context, which need not be that of the tensors.
+    with torch.cuda.device(device):
+        stream = _stream(torch.cuda.current_stream(device).cuda_stream)
+        nvrtc.core().launch(stream, config, function, *values)
+
+
+def pack(args: Sequence[torch.Tensor | int | float | None]) -> list[int | float]:
+    """Kernel arguments as integers (pointers, long long) and floats (double)."""
+    return [_PACKERS[type(value)](value) for value in args]
+
+
+def key(kernel: Kernel, arch: str, release: str, folder: Path = SOURCE_FOLDER) -> str:
+    """Name of the compiled kernel in the cache.
+
+    release: CUDA release of the compiler, whether nvcc or NVRTC: what one has built ahead of time, the other
+    finds. All headers of `folder` count, whether included or not.
+    """
+    options = (arch, release, nvrtc.CXX_STANDARD, str(nvrtc.FAST_MATH), kernel.entry, repr(kernel.defines))
+    return key_of(KEY_FORMAT, *options, _source(kernel, folder), *_headers(folder))
+
+
+def compile_cubin(kernel: Kernel, arch: str, folder: Path = SOURCE_FOLDER) -> bytes:
+    """Compile for 'sm_XX' (or to PTX for 'compute_XX') with NVRTC, without a GPU and without the cache.
+
+    Raises CompileError with the compiler's complaint, UserError if there is no compiler.
+    """
+    text = _source(kernel, folder)
+    return nvrtc.compile_source(text, kernel.source, kernel.defines, arch, (str(folder),))
+
+
+def obtain(kernel: Kernel, arch: str, cache: CubinCache | None = None, folder: Path = SOURCE_FOLDER) -> bytes:
+    """The compiled kernel from the cache, else compiled and put there. Raises as compile_cubin does."""
+    cache = cache or default_cache()
+    name = key(kernel, arch, nvrtc.release(), folder)
+    code = cache.load(name)
+    if code is None:
+        code = compile_cubin(kernel, arch, folder)
+        try:
+            cache.store(name, code)
+        except OSError as error:
+            warn_once(f'Compiled kernels cannot be kept in {cache.folder} ({error.strerror}), so that every '
+                      f'start compiles them again; set DNNLIB_CACHE_DIR to a folder that can be written')
+    return code
+
+
+def default_cache() -> CubinCache:
+    """The cache that launches use: 'ops' in the project's cache folder."""
+    return CubinCache(make_cache_dir_path('ops'))
+
+
+def warn_once(message: str) -> None:
+    """Warn on rank 0, the first time that this message comes up."""
+    if message not in _state.said:
+        _state.said.add(message)
+        if distributed.rank() == 0:
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _decide(device: torch.device) -> bool:
+    reason = why_not(device)
+    if reason is None or device.type != 'cuda' or _state.mode == 'torch':
+        return reason is None
+    if _state.mode == 'cuda':
+        raise UserError(f'--ops=cuda: kernels cannot run on {device}: {reason} (or use --ops=auto)')
+    warn_once(f'Operators run by their PyTorch references, which is slower: {reason}')
+    return False
+
+
+def _loaded(kernel: Kernel, device: torch.device) -> Any:
+    index = torch.cuda.current_device() if device.index is None else device.index
+    name = (kernel, index)
+    if name not in _state.loaded:
+        _state.loaded[name] = _load(kernel, torch.device('cuda', index))
+    return _state.loaded[name]
+
+
+def _load(kernel: Kernel, device: torch.device) -> Any:
+    """The callable kernel, or None after a warning."""
+    try:
+        arch = architecture_of(device)
+        code = obtain(kernel, arch)
+        with torch.cuda.device(device):
+            torch.cuda.current_stream()  # makes the device's context
+            return _load_code(code, kernel, is_ptx=arch.startswith('compute_'))
+    except (RuntimeError, OSError, nvrtc.core_error()) as error:  # CompileError is a RuntimeError
+        message = f'Kernel {kernel} cannot be used ({nvrtc.first_line(error)})'
+    if _state.mode == 'cuda':
+        raise UserError(f'--ops=cuda: {message}; run python -m torch_utils.doctor')
+    warn_once(f'{message}; its PyTorch reference is used. To see what is wrong: python -m torch_utils.doctor')
+    return None
+
+
+def _load_code(code: bytes, kernel: Kernel, is_ptx: bool) -> Any:
+    open_code = nvrtc.core().ObjectCode.from_ptx if is_ptx else nvrtc.core().ObjectCode.from_cubin
+    function = open_code(code, name=kernel.entry).get_kernel(kernel.entry)
+    # CUDA loads code lazily; asking for a property makes it do so now rather than inside a graph's capture.
+    _ = function.attributes.num_regs
+    return function
+
+
+@functools.lru_cache(maxsize=4096)
+def _launch_config(grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int) -> Any:
+    if shared_bytes > MAX_PLAIN_SHARED_BYTES:
+        raise ValueError(f'{shared_bytes=} exceeds the {MAX_PLAIN_SHARED_BYTES} that every device grants')
+    return nvrtc.core().LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
+
+
+@functools.lru_cache(maxsize=256)
+def _stream(handle: int) -> Any:
+    return nvrtc.core().Stream.from_handle(handle)
+
+
+@functools.cache
+def _text(path: Path, modified_ns: int) -> str:
+    return path.read_text(encoding='utf-8')
+
+
+def _read(path: Path) -> str:
+    return _text(path, os.stat(path).st_mtime_ns)
+
+
+def _source(kernel: Kernel, folder: Path) -> str:
+    return _read(folder / kernel.source)
+
+
+def _headers(folder: Path) -> list[str]:
+    """Name and text of each header, in the order of names."""
+    return [text for path in sorted(folder.glob('*.cuh')) for text in (path.name, _read(path))]
+
+
+# By exact type: cheaper than a chain of isinstance, and this runs for every argument of every launch.
+_PACKERS = {
+    torch.Tensor: torch.Tensor.data_ptr, torch.nn.Parameter: torch.Tensor.data_ptr, int: int, bool: int,
+    float: float, type(None): lambda _: 0}

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVIDIA's run-time compiler through cuda-core: what is installed, what it can do, source to machine code.
+
+Needs no GPU and no CUDA toolkit. The packages are optional and slow to import, so that happens at first use.
+"""
+import functools
+import importlib
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from dnnlib.util import UserError
+
+INSTALL_ALL = "pip install 'cuda-core>=1.2' 'cuda-bindings=={0}.*' {1}"
+RUNTIME_PACKAGES = {
+    '12': 'nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12', '13': 'nvidia-cuda-nvrtc nvidia-cuda-runtime'}
+NEWEST_MAJOR = '13'
+FAST_MATH = False  # its error is above what the operators' tests allow in float32
+CXX_STANDARD = 'c++17'
+HALF_HEADER = 'cuda_fp16.h'
+# What a missing or half-installed package, or a library that it cannot load, may raise.
+IMPORT_ERRORS = (ImportError, AttributeError, RuntimeError, OSError)
+
+
+class CompileError(RuntimeError):
+    """A kernel cannot be compiled or loaded; the message has one line."""
+
+
+def cuda_major() -> str:
+    """Major CUDA version that the packages must have: that of torch, else of the bindings."""
+    if torch.version.cuda:
+        return torch.version.cuda.partition('.')[0]
+    return (bindings_version() or NEWEST_MAJOR).partition('.')[0]
+
+
+def install_command() -> str:
+    """The one command that installs everything for the torch that is here."""
+    major = cuda_major()
+    return INSTALL_ALL.format(major, RUNTIME_PACKAGES.get(major, RUNTIME_PACKAGES[NEWEST_MAJOR]))
+
+
+def bindings_version() -> str | None:
+    """Version of cuda-bindings, None without it."""
+    return _version('cuda.bindings')
+
+
+def core_version() -> str | None:
+    """Version of cuda-core, None without it."""
+    return _version('cuda.core')
+
+
+@functools.cache
+def core() -> ModuleType:
+    """The module cuda.core. Raises one of IMPORT_ERRORS."""
+    return importlib.import_module('cuda.core')
+
+
+@functools.cache
+def problem() -> str | None:
+    """Why kernels cannot be compiled here, with the remedy, in one line; None if they can."""
+    try:
+        core()
+    except IMPORT_ERRORS as error:
+        return f'cuda-core cannot be imported ({first_line(error)}); run: {install_command()}'
+    bindings, wanted = bindings_version() or '', cuda_major()
+    if not bindings.startswith(wanted + '.'):
+        return (f'cuda-bindings is {bindings or "missing"}, but torch {torch.__version__} is built for CUDA '
+                f'{torch.version.cuda}; run: {install_command()}')
+    try:
+        release()
+    except IMPORT_ERRORS as error:
+        return f'the compiler NVRTC cannot be loaded ({first_line(error)}); run: {install_command()}'
+    if include_folder() is None:
+        return f'{HALF_HEADER} is in no package of this Python and in no CUDA_HOME; run: {install_command()}'
+    return None
+
+
+@functools.cache
+def release() -> str:
+    """CUDA release of NVRTC such as '13.0'. Raises one of IMPORT_ERRORS without it."""
+    _, major, minor = _bindings().nvrtcVersion()
+    return f'{major}.{minor}'
+
+
+@functools.cache
+def architectures() -> tuple[int, ...]:
+    """Compute capabilities that NVRTC compiles for, such as (75, 80, 90), ascending."""
+    _, numbers = _bindings().nvrtcGetSupportedArchs()
+    return tuple(sorted(numbers))
+
+
+def architecture_for(capability: tuple[int, int]) -> str:
+    """What to compile for a device: 'sm_90' (machine code), or for a device newer than the compiler
+    'compute_120' (PTX that the driver finishes). Raises CompileError for one older.
+    """
+    number, known = capability[0] * 10 + capability[1], architectures()
+    if number in known:
+        return f'sm_{number}'
+    older = [n for n in known if n < number]
+    if not older:
+        raise CompileError(
+            f'CUDA {release()} no longer compiles for devices of capability {capability[0]}.{capability[1]}; '
+            f'use a torch built for an older CUDA')
+    return f'compute_{older[-1]}'
+
+
+@functools.cache
+def include_folder() -> str | None:
+    """Folder of cuda_fp16.h: in pip's packages, which torch's wheels bring, or CUDA_HOME; None if nowhere."""
+    spec = importlib.util.find_spec('nvidia')
+    packages = [Path(p) for p in spec.submodule_search_locations or []] if spec else []
+    folders = [root / name for root in packages for name in (f'cu{cuda_major()}', 'cuda_runtime')]
+    homes = [os.environ.get(name) for name in ('CUDA_HOME', 'CUDA_PATH', 'CONDA_PREFIX')]
+    folders += [Path(home) for home in homes if home] + [Path('/usr/local/cuda')]
+    found = [folder / 'include' for folder in folders if (folder / 'include' / HALF_HEADER).is_file()]
+    return str(found[0]) if found else None
+
+
+def compile_source(
+    text: str, name: str, defines: tuple[tuple[str, str], ...], arch: str, folders: tuple[str, ...],
+) -> bytes:
+    """Machine code of CUDA C++ `text` for arch 'sm_XX', or PTX for 'compute_XX'; `folders` hold its headers.
+
+    Raises CompileError with the compiler's first complaint, UserError if the compiler is not there.
+    """
+    if problem():
+        raise UserError(f'Kernels cannot be compiled: {problem()}')
+    options = [f'--gpu-architecture={arch}', f'--std={CXX_STANDARD}', *(f'-D{n}={v}' for n, v in defines),
+               *(f'--include-path={folder}' for folder in (*folders, include_folder()))]
+    if FAST_MATH:
+        options.append('--use_fast_math')
+    api = _bindings()
+    program = _checked(api.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
+    try:
+        (status,) = api.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        if status != api.nvrtcResult.NVRTC_SUCCESS:
+            log = _buffer(api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog, program)
+            raise CompileError(complaint(log.decode(errors='replace').rstrip('\0')) + f' ({status.name})')
+        if arch.startswith('compute_'):
+            return _buffer(api.nvrtcGetPTXSize, api.nvrtcGetPTX, program)
+        return _buffer(api.nvrtcGetCUBINSize, api.nvrtcGetCUBIN, program)
+    finally:
+        api.nvrtcDestroyProgram(program)
+
+
+def complaint(log: str) -> str:
+    """The first line of a compiler's output that says what is wrong."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r'\berror\b', line)]
+    return (errors or lines or ['no output'])[0]
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def core_error() -> type[Exception]:
+    """What cuda-core raises when CUDA returns an error; it has no public name."""
+    try:
+        return importlib.import_module('cuda.core._utils.cuda_utils').CUDAError
+    except IMPORT_ERRORS:
+        return RuntimeError
+
+
+def _bindings() -> ModuleType:
+    return importlib.import_module('cuda.bindings.nvrtc')
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value of a call that returns (status, value)."""
+    status, value = result
+    if status.value:
+        raise CompileError(f'NVRTC: {status.name}')
+    return value
+
+
+def _buffer(size_of: Callable[..., Any], read: Callable[..., Any], program: Any) -> bytes:
+    """What NVRTC holds for a program, by the pair of functions that give its size and copy it."""
+    data = bytes(_checked(size_of(program)))
+    # The bindings write into the object itself.
+    read(program, data)
+    return data
+
+
+def _version(module: str) -> str | None:
+    try:
+        return getattr(importlib.import_module(module), '__version__', None)
+    except IMPORT_ERRORS:
+        return None

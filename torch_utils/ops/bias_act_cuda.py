@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch geometry of csrc/bias_act.cu. Each function computes its operator, or returns None for a case
+that is left to the reference.
+"""
+import torch
+
+from torch_utils.custom_ops import Kernel
+from torch_utils.ops import native
+from torch_utils.ops.activations import activation_funcs, saves_output
+
+ACT_NUMBERS = {name: number for number, name in enumerate(activation_funcs, start=1)}  # as in activation.cuh
+NO_BIAS, BIAS_PER_VECTOR, BIAS_ALONG_VECTOR = range(3)
+
+
+def bias_act_kernel(entry: str, dtype: torch.dtype, act: str, vec: int, bias: int = NO_BIAS) -> Kernel:
+    """One specialisation; entry: bias_act, bias_act_grad or bias_act_curvature."""
+    return native.kernel('bias_act.cu', entry, SCALAR_T=native.TYPE_NAMES[dtype], ACT=ACT_NUMBERS[act],
+                         VEC=vec, BIAS=bias)
+
+
+def bias_act(
+    x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float,
+) -> torch.Tensor | None:
+    """Native form of the operator bias_act."""
+    if not native.supports(x, b):
+        return None
+    y = torch.empty_like(x)
+    x = native.dense(x, y)
+    step, mode, run = 1, NO_BIAS, x.numel()
+    if b is not None:
+        b = b.contiguous()
+        step = y.stride(dim) if y.shape[dim] > 1 else x.numel()
+        mode = BIAS_ALONG_VECTOR if step == 1 else BIAS_PER_VECTOR
+        run = b.numel() if step == 1 else step
+    vec = native.vector_width(run, x, y, b if mode == BIAS_ALONG_VECTOR else None)
+    count = 1 if b is None else b.numel()
+    native.launch(
+        bias_act_kernel('bias_act', x.dtype, act, vec, mode), native.blocks_for(x.numel() // vec),
+        (x, b, y, x.numel(), step, count, float(alpha), float(gain), float(clamp)), x.device)
+    return y
+
+
+def bias_act_grad(
+    dy: torch.Tensor, saved: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
+) -> torch.Tensor | None:
+    """Native form of the operator bias_act_grad."""
+    if not native.supports(dy, saved) or dy.shape != saved.shape:
+        return None
+    dx = torch.empty_like(dy)
+    dy, saved = native.dense(dy, dx), native.dense(saved, dx)
+    vec = native.vector_width(dx.numel(), dy, saved, dx)
+    from_output = int(saves_output(act, alpha, gain))
+    native.launch(
+        bias_act_kernel('bias_act_grad', dx.dtype, act, vec), native.blocks_for(dx.numel() // vec),
+        (dy, saved, dx, dx.numel(), from_output, float(alpha), float(gain), float(clamp)), dx.device)
+    return dx
+
+
+def bias_act_curvature(
+    dy: torch.Tensor, ddx: torch.Tensor, u: torch.Tensor, act: str, gain: float, clamp: float,
+) -> torch.Tensor | None:
+    """Native form of the operator bias_act_curvature."""
+    if not native.supports(u, dy, ddx):
+        return None
+    result = torch.empty_like(u)
+    dy, ddx, u = (native.dense(t, result) for t in (dy, ddx, u))
+    vec = native.vector_width(u.numel(), dy, ddx, u, result)
+    native.launch(
+        bias_act_kernel('bias_act_curvature', u.dtype, act, vec), native.blocks_for(u.numel() // vec),
+        (dy, ddx, u, result, u.numel(), 0.0, float(gain), float(clamp)), u.device)
+    return result

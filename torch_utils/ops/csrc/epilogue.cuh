@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// What follows a modulated convolution: act(x * d[n, c] + noise[n, pixel] + b[c]) * gain within +-clamp.
+// NOISE and BIAS (0 or 1) say which of the summands there are.
+#pragma once
+#include "activation.cuh"
+
+#ifndef NOISE
+#define NOISE 0
+#endif
+#ifndef BIAS
+#define BIAS 0
+#endif

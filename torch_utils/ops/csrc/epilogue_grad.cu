@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Gradients of epilogue.cu in one pass: sums along rows and columns leave it as partial sums of fixed order.
+// Macros: SCALAR_T, VEC, CHANNELS_LAST, ACT.
+#include "walk.cuh"
+
+constexpr unsigned all_lanes = 0xffffffffu;
+
+// What goes with the columns of a thread; nothing is read beyond the last.
+__device__ __forceinline__ void load_columns(const scalar_t* p, const Place& at, acc_t (&values)[VEC]) {
+    if (at.has_columns) load(p, values);
+    else fill(values, 0);
+}
+
+// Sum over the neighbours that share a row.
+__device__ __forceinline__ acc_t sum_of_lanes(acc_t v, int lanes) {
+    for (int offset = lanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(all_lanes, v, offset);
+    return v;
+}
+
+// Sum over the rows of the block for each of its columns; the first row's threads write the result.
+__device__ __forceinline__ void store_column_sums(
+    const acc_t (&sums)[VEC], acc_t* __restrict__ out, const Place& at, int lanes
+) {
+    __shared__ acc_t shared[VEC][THREADS];
+    __syncthreads();  // the buffer may still be read for the sums before
+#pragma unroll
+    for (int k = 0; k < VEC; k++) shared[k][threadIdx.x] = sums[k];
+    __syncthreads();
+    if (threadIdx.x >= lanes || !at.has_columns) return;
+#pragma unroll
+    for (int k = 0; k < VEC; k++) {
+        acc_t total = 0;
+        for (int t = threadIdx.x; t < THREADS; t += lanes) total += shared[k][t];
+        out[at.col + k] = total;
+    }
+}
+
+// With g = dy * slope(y):  dx = g * d,  row and column sums of g, and sums of g * x along the pixels.
+// sum_g: per channel, sum_gx: per channel, sum_noise: per pixel; each may be null. x is null if sum_gx is.
+// Partial sums: [n, col_chunks, rows] along a row, [n, row_chunks, cols] along a column.
+extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
+    const scalar_t* __restrict__ dy, const scalar_t* __restrict__ x, const scalar_t* __restrict__ y,
+    const scalar_t* __restrict__ d, scalar_t* __restrict__ dx, acc_t* __restrict__ sum_g,
+    acc_t* __restrict__ sum_gx, acc_t* __restrict__ sum_noise, i64 rows, i64 cols, i64 lanes, i64 chunk_rows,
+    i64 col_chunks, i64 row_chunks, double alpha, double gain, double clamp
+) {
+    const Place at(rows, cols, lanes, chunk_rows, col_chunks, row_chunks);
+    const Shape shape(alpha, gain, clamp);
+    const i64 channels = CHANNELS_LAST ? cols : rows;
+    acc_t scale[VEC], column_g[VEC], column_gx[VEC];
+    fill(scale, 1);
+    fill(column_g, 0);
+    fill(column_gx, 0);
+    if (CHANNELS_LAST && d) load_columns(d + at.n * channels + at.col, at, scale);
+    const i64 base = at.n * rows * cols + at.col, row_sums = (at.n * col_chunks + at.col_chunk) * rows;
+    // All threads go round equally often, since the sums along a row need every lane.
+#pragma unroll 2
+    for (i64 first = at.row; first < at.row_end; first += at.row_step) {
+        const i64 r = first + at.own_row(), i = base + r * cols;
+        const bool here = at.has_columns && r < at.row_end;
+        acc_t g[VEC], v[VEC], row_g = 0, row_gx = 0;
+        fill(g, 0);
+        fill(v, 0);
+        if (here) {
+            load(dy + i, g);
+            if (y) {
+                load(y + i, v);
+#pragma unroll
+                for (int k = 0; k < VEC; k++) g[k] = shape.gradient(g[k], v[k], true);
+            }
+            if (sum_gx) load(x + i, v);
+            if (!CHANNELS_LAST && d) fill(scale, widen(d[at.n * channels + r]));
+            if (dx) {
+                acc_t scaled[VEC];
+#pragma unroll
+                for (int k = 0; k < VEC; k++) scaled[k] = g[k] * scale[k];
+                store(dx + i, scaled);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < VEC; k++) {
+            row_g += g[k];
+            row_gx += g[k] * v[k];
+            column_g[k] += g[k];
+            column_gx[k] += g[k] * v[k];
+        }
+        acc_t* const row_target = CHANNELS_LAST ? sum_noise : sum_g;
+        if (row_target) {
+            row_g = sum_of_lanes(row_g, lanes);
+            if (at.lane == 0 && r < at.row_end) row_target[row_sums + r] = row_g;
+        }
+        if (!CHANNELS_LAST && sum_gx) {
+            row_gx = sum_of_lanes(row_gx, lanes);
+            if (at.lane == 0 && r < at.row_end) sum_gx[row_sums + r] = row_gx;
+        }
+    }
+    const i64 column_sums = (at.n * row_chunks + at.row_chunk) * cols;
+    acc_t* const column_target = CHANNELS_LAST ? sum_g : sum_noise;
+    if (column_target) store_column_sums(column_g, column_target + column_sums, at, lanes);
+    if (CHANNELS_LAST && sum_gx) store_column_sums(column_gx, sum_gx + column_sums, at, lanes);
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a block walks over a sample that is a matrix [rows, cols], dense by rows: channels x pixels in NCHW, pixels x
+// channels in NHWC (CHANNELS_LAST). A block of 256 threads holds `lanes` vectors of columns side by side and goes
+// down `chunk_rows` rows, 256 / lanes at a time. So what belongs to a column stays in registers and nothing is
+// divided in the loop.
+#pragma once
+#include "epilogue.cuh"
+
+#ifndef CHANNELS_LAST
+#define CHANNELS_LAST 0
+#endif
+#define THREADS 256
+
+struct Place {  // of a thread: its columns, its rows, and which part of the matrix the block has
+    i64 n, col, row, row_end, row_step, col_chunk, row_chunk;
+    int lane;
+    bool has_columns;
+
+    __device__ __forceinline__ Place(
+        i64 rows, i64 cols, i64 lanes, i64 chunk_rows, i64 col_chunks, i64 row_chunks
+    ) {
+        lane = threadIdx.x % unsigned(lanes);
+        col_chunk = blockIdx.x % col_chunks;
+        row_chunk = blockIdx.x / col_chunks % row_chunks;
+        n = blockIdx.x / (col_chunks * row_chunks);
+        col = (col_chunk * lanes + lane) * VEC;
+        row = row_chunk * chunk_rows;
+        row_end = row + chunk_rows < rows ? row + chunk_rows : rows;
+        row_step = THREADS / unsigned(lanes);
+        has_columns = col < cols;
+    }
+    __device__ __forceinline__ int own_row() const { return threadIdx.x / unsigned(THREADS / row_step); }
+};

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch geometry of csrc/epilogue*.cu and csrc/modulated_weight.cu. Each function computes its operator, or
+returns None for a case that is left to the reference.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch_utils.custom_ops import Kernel
+from torch_utils.ops import native, upfirdn2d_cuda
+from torch_utils.ops.bias_act_cuda import ACT_NUMBERS
+
+WARP = 32
+ROWS_EACH = 8  # rows that a thread walks down, where the picture is large enough to fill the device so
+MANY_BLOCKS = 264  # two for every multiprocessor of the largest device there is
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How blocks share the samples of x, each a matrix [rows, cols]; see csrc/walk.cuh."""
+
+    samples: int
+    channels: int
+    pixels: int
+    channels_last: bool
+    vec: int
+
+    @property
+    def rows(self) -> int:
+        """Pixels in NHWC, channels in NCHW."""
+        return self.pixels if self.channels_last else self.channels
+
+    @property
+    def cols(self) -> int:
+        """The others: what is contiguous."""
+        return self.channels if self.channels_last else self.pixels
+
+    @property
+    def lanes(self) -> int:
+        """Threads side by side along a row, a power of two within a warp."""
+        return min(1 << (self.cols // self.vec - 1).bit_length(), WARP)
+
+    @property
+    def col_chunks(self) -> int:
+        """Blocks side by side along a row."""
+        return native.blocks_for(self.cols, self.lanes * self.vec)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a block."""
+        at_once = native.THREADS // self.lanes
+        few = self.samples * self.col_chunks * native.blocks_for(self.rows, at_once * ROWS_EACH) < MANY_BLOCKS
+        return at_once * (1 if few else ROWS_EACH)
+
+    @property
+    def row_chunks(self) -> int:
+        """Blocks one below the other."""
+        return native.blocks_for(self.rows, self.chunk_rows)
+
+    @property
+    def blocks(self) -> int:
+        """All blocks."""
+        return self.samples * self.col_chunks * self.row_chunks
+
+    def arguments(self) -> tuple[int, ...]:
+        """For the kernel."""
+        return self.rows, self.cols, self.lanes, self.chunk_rows, self.col_chunks, self.row_chunks
+
+    def partial_sums(self, of_channels: bool, like: torch.Tensor) -> torch.Tensor:
+        """[N, chunks, channels or pixels] for the sums of each channel or pixel."""
+        along_columns = of_channels == self.channels_last
+        chunks = self.row_chunks if along_columns else self.col_chunks
+        length = self.channels if of_channels else self.pixels
+        dtype = native.accumulator(like.dtype)
+        return torch.empty([self.samples, chunks, length], dtype=dtype, device=like.device)
+
+
+def epilogue_kernel(
+    entry: str, dtype: torch.dtype, channels_last: bool, vec: int, act: str = 'linear', noise: bool = False,
+    bias: bool = False,
+) -> Kernel:
+    """One specialisation; entry: epilogue or epilogue_grad."""
+    return native.kernel(
+        f'{entry}.cu', entry, SCALAR_T=native.TYPE_NAMES[dtype], CHANNELS_LAST=int(channels_last), VEC=vec,
+        ACT=ACT_NUMBERS[act], NOISE=int(noise), BIAS=int(bias))
+
+
+def scale(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor | None:
+    """Native form of the operator scale_channels."""
+    return epilogue(x, s, None, None, 'linear', 0.0, 1.0, -1.0)
+
+
+def epilogue(
+    x: torch.Tensor, d: torch.Tensor, noise: torch.Tensor | None, b: torch.Tensor | None, act: str,
+    alpha: float, gain: float, clamp: float,
+) -> torch.Tensor | None:
+    """Native form of the operator modulated_epilogue."""
+    noise_step = noise_step_of(noise, x)
+    if not native.supports(x, d, noise, b) or noise_step is None:
+        return None
+    x, d, noise, b = native.packed(x), d.contiguous(), _contiguous(noise), _contiguous(b)
+    y = torch.empty_like(x)
+    walk = _walk(x, (y,), along_channels=(d, b), along_pixels=(noise,))
+    kernel = epilogue_kernel(
+        'epilogue', x.dtype, walk.channels_last, walk.vec, act, noise is not None, b is not None)
+    native.launch(kernel, walk.blocks, (
+        x, d, noise, b, y, *walk.arguments(), noise_step, float(alpha), float(gain), float(clamp)), x.device)
+    return y
+
+
+def scale_grad(
+    dy: torch.Tensor, x: torch.Tensor, s: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Native form of the operator scale_channels_grad."""
+    if not native.supports(dy, x, s):
+        return None
+    dy = native.packed(dy)
+    dx = torch.empty_like(dy)
+    _, sum_gx, _ = _launch_grad(
+        dy, native.dense(x, dy), None, s.contiguous(), dx, [False, True, False], ('linear', 0.0, 1.0, -1.0))
+    return dx, sum_gx.sum(1).to(s.dtype)
+
+
+def epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
+    dy: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor, d: torch.Tensor | None,
+    noise_shape: Sequence[int], wants: Sequence[bool], act: str, alpha: float, gain: float, clamp: float,
+) -> tuple[torch.Tensor, ...] | None:
+    """Native form of the operator modulated_epilogue_grad."""
+    x = x if wants[1] else None
+    if not native.supports(dy, x, y, d) or not _is_map(noise_shape, y):
+        return None
+    dy = native.packed(dy)
+    y, x, d = native.dense(y, dy), None if x is None else native.dense(x, dy), _contiguous(d)
+    dx = torch.empty_like(dy) if wants[0] else None
+    sum_g, sum_gx, sum_noise = _launch_grad(
+        dy, x, y, d, dx, [wants[3], wants[1], wants[2]], (act, alpha, gain, clamp))
+    dd = y.new_empty(0) if sum_gx is None else sum_gx.sum(1).to(y.dtype)
+    db = y.new_empty(0) if sum_g is None else sum_g.sum((0, 1)).to(y.dtype)
+    return y.new_empty(0) if dx is None else dx, dd, _noise_gradient(sum_noise, y, noise_shape), db
+
+
+def filtered_epilogue(  # noqa: PLR0913 (the operator's arguments)
+    x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, d: torch.Tensor,
+    noise: torch.Tensor | None, b: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
+) -> torch.Tensor | None:
+    """Native form of the operator filtered_epilogue."""
+    out_h = x.shape[2] + padding[2] + padding[3] - f.shape[0] + 1
+    out_w = x.shape[3] + padding[0] + padding[1] - f.shape[-1] + 1
+    noise_step = noise_step_of(noise, x[:, :, :1, :1].expand(-1, -1, out_h, out_w))
+    if noise_step is None:
+        return None
+    fused = upfirdn2d_cuda.Fused(
+        d.contiguous(), _contiguous(noise), b.contiguous(), noise_step, ACT_NUMBERS[act],
+        float(alpha), float(gain), float(clamp))
+    return upfirdn2d_cuda.filtered_epilogue(x, f, padding, flip, filter_gain, fused)
+
+
+def demodulation(
+    weight: torch.Tensor, styles: torch.Tensor, eps: float,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Native form of the operator demodulation."""
+    if not native.supports(weight, styles):
+        return None
+    weight, styles = weight.contiguous(), styles.contiguous()
+    (n, i), o = styles.shape, weight.shape[0]
+    energy = torch.empty([o, i], dtype=native.accumulator(weight.dtype), device=weight.device)
+    d = styles.new_empty([n, o])
+    native.launch(
+        weight_kernel('demodulation', weight.dtype, weight.dtype, weight[0, 0].numel()), o,
+        (weight, styles, energy, d, n, o, i, eps), weight.device)
+    return d, energy.to(weight.dtype)
+
+
+def modulated_weight(
+    weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor | None, dtype: torch.dtype,
+) -> torch.Tensor | None:
+    """Native form of the operator modulated_weight."""
+    if not native.supports(weight, styles, d) or dtype not in native.TYPE_NAMES or styles.numel() == 0:
+        return None
+    result = weight.new_empty([styles.shape[0], *weight.shape], dtype=dtype)
+    kernel = weight_kernel('modulated_weight', weight.dtype, dtype, weight[0, 0].numel())
+    native.launch(
+        kernel, styles.shape[0] * weight.shape[0],
+        (weight.contiguous(), styles.contiguous(), _contiguous(d), result, *weight.shape[:2]), weight.device)
+    return result
+
+
+def weight_kernel(entry: str, dtype: torch.dtype, out_dtype: torch.dtype, taps: int) -> Kernel:
+    """One specialisation; entry: demodulation or modulated_weight."""
+    return native.kernel('modulated_weight.cu', entry, SCALAR_T=native.TYPE_NAMES[dtype],
+                         OUT_T=native.TYPE_NAMES[out_dtype], TAPS=taps)
+
+
+def noise_step_of(noise: torch.Tensor | None, x: torch.Tensor) -> int | None:
+    """Elements from one sample's noise to the next; None if the noise is no map, or one a sample, for x."""
+    if noise is None:
+        return 0
+    if noise.ndim < 2 or not _is_map(noise.shape, x):
+        return None
+    return x.shape[2] * x.shape[3] if noise.ndim == 4 and noise.shape[0] > 1 else 0
+
+
+def _is_map(shape: Sequence[int], x: torch.Tensor) -> bool:
+    """Whether noise of this shape has every pixel of x and one channel; no shape at all is no noise."""
+    if len(shape) == 0:
+        return True
+    leading = tuple(shape[:-2])
+    return tuple(shape[-2:]) == tuple(x.shape[2:]) and leading in ((), (1,), (1, 1), (x.shape[0], 1))
+
+
+def _contiguous(t: torch.Tensor | None) -> torch.Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _walk(
+    x: torch.Tensor, same: Sequence[torch.Tensor | None], along_channels: Sequence[torch.Tensor | None],
+    along_pixels: Sequence[torch.Tensor | None] = (),
+) -> Walk:
+    """For x and tensors of its layout; the others are read by vectors only along the columns."""
+    n, c, h, w = x.shape
+    last = native.is_channels_last(x)
+    vec = native.vector_width(c if last else h * w, x, *same, *(along_channels if last else along_pixels))
+    return Walk(n, c, h * w, last, vec)
+
+
+def _launch_grad(
+    dy: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | None, d: torch.Tensor | None,
+    dx: torch.Tensor | None, sums: Sequence[bool], spec: tuple[str, float, float, float],
+) -> list[torch.Tensor | None]:
+    """Fill dx and return the partial sums that are wanted: of g and of g * x a channel, of g a pixel."""
+    walk = _walk(dy, (x, y, dx), along_channels=(d,))
+    parts = [walk.partial_sums(i < 2, dy) if wanted else None for i, wanted in enumerate(sums)]
+    act, *rest = spec
+    kernel = epilogue_kernel('epilogue_grad', dy.dtype, walk.channels_last, walk.vec, act)
+    arguments = (dy, x, y, d, dx, *parts, *walk.arguments(), *map(float, rest))
+    native.launch(kernel, walk.blocks, arguments, dy.device)
+    return parts
+
+
+def _noise_gradient(
+    partial: torch.Tensor | None, y: torch.Tensor, noise_shape: Sequence[int],
+) -> torch.Tensor:
+    if partial is None:
+        return y.new_empty(0)
+    each = partial.sum(1).reshape(y.shape[0], 1, *y.shape[2:])
+    return each.sum_to_size(list(noise_shape)).to(y.dtype)

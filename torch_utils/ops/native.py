@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the *_cuda modules share: element types, vector widths, layouts and kernels by their macros."""
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from torch_utils import custom_ops
+from torch_utils.ops._registry import memory_format_of
+
+THREADS = 256  # of every block
+VECTOR_BYTES = 16  # the widest access of a thread
+MAX_BLOCKS = 2 ** 31 - 1  # along x
+TYPE_NAMES = {
+    torch.float32: 'float', torch.float16: 'half_t', torch.bfloat16: 'bfloat16_t', torch.float64: 'double'}
+
+
+@functools.cache
+def kernel(source: str, entry: str, **macros: int | str) -> custom_ops.Kernel:
+    """The kernel of csrc/`source` with these macros; the same arguments give the same object."""
+    return custom_ops.Kernel(source, entry, tuple(sorted((k, str(v)) for k, v in macros.items())))
+
+
+def launch(
+    kernel: custom_ops.Kernel, blocks: int, args: Sequence[torch.Tensor | int | float | None],
+    device: torch.device, block: tuple[int, int, int] = (THREADS, 1, 1),
+) -> None:
+    """Run `blocks` blocks on the current stream of `device`. Raises ValueError beyond what a grid holds."""
+    if blocks > MAX_BLOCKS:
+        raise ValueError(f'{kernel.entry} would need {blocks} blocks; a grid has at most {MAX_BLOCKS}')
+    custom_ops.launch(kernel, (blocks, 1, 1), block, args, device)
+
+
+def blocks_for(work: int, per_block: int = THREADS) -> int:
+    """How many blocks hold `work` items."""
+    return -(-work // per_block)
+
+
+def supports(*tensors: torch.Tensor | None) -> bool:
+    """Whether all tensors have one element type that the kernels know, and there is something to compute."""
+    given = [t for t in tensors if t is not None]
+    return given[0].dtype in TYPE_NAMES and given[0].numel() > 0 and all(
+        t.dtype == given[0].dtype and t.device == given[0].device for t in given)
+
+
+def vector_width(run: int, *tensors: torch.Tensor | None) -> int:
+    """Most elements that one access may move: divides `run`, at most 16 bytes, addresses aligned to it."""
+    given = [t for t in tensors if t is not None]
+    size = given[0].element_size()
+    width = VECTOR_BYTES // size
+    while width > 1 and (run % width or any(t.data_ptr() % (width * size) for t in given)):
+        width //= 2
+    return width
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether kernels see x [N, C, H, W] as NHWC."""
+    return memory_format_of(x) is torch.channels_last
+
+
+def dense(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """x with the strides of `like`, copied if need be; same shape."""
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+
+
+def packed(x: torch.Tensor) -> torch.Tensor:
+    """x [N, C, H, W] without gaps, in its own memory format."""
+    return x.contiguous(memory_format=memory_format_of(x))
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type in which kernels sum."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch geometry of csrc/upfirdn2d*.cu: which kernel a case gets, and its compile-time constants.
+
+Small filters at factors of 1 and 2 get a kernel made for them: NCHW through shared memory, NHWC by whole
+vectors of channels. All else gets the general one, separable filters in two passes.
+"""
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from torch_utils.custom_ops import Kernel
+from torch_utils.ops import native
+
+LANES, ROWS = 32, 8  # threads of a block across and down (upfirdn2d_tile.cu)
+MAX_TAPS_2D, MAX_TAPS_1D = 36, 16  # the taps stay in registers
+MAX_FACTOR = 2
+SMALL = 16  # pictures of at most this side fill too little of a tile
+SHARED_BYTES = 48 * 1024  # what every device grants a block without asking
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a specialised kernel knows at compile time; pairs are [x, y] and phases (-padding) mod up."""
+
+    up: tuple[int, int]
+    down: tuple[int, int]
+    filter_size: tuple[int, int]
+    phase: tuple[int, int]
+    separable: bool = False
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Outputs after which the pattern of taps repeats."""
+        return tuple(up // math.gcd(up, down) for up, down in zip(self.up, self.down, strict=True))
+
+    def macros(self) -> dict[str, int]:
+        """For the compiler."""
+        values = {'UP': self.up, 'DOWN': self.down, 'PHASE': self.phase}
+        sizes = {f'{name}{axis}': pair[i] for name, pair in values.items() for i, axis in enumerate('XY')}
+        return {**sizes, 'FW': self.filter_size[0], 'FH': self.filter_size[1]}
+
+    def span(self, outputs: int, axis: int) -> int:
+        """Inputs that `outputs` neighbours see."""
+        first_tap = (outputs - 1) * self.down[axis] + self.phase[axis]
+        return (first_tap + self.filter_size[axis] - 1) // self.up[axis] + 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Outputs of a block: `cols` units across a thread, 32 apart, and `units` units down."""
+
+    cols: int
+    units: int
+
+    def size(self, geometry: Geometry) -> tuple[int, int]:
+        """(width, height) in outputs."""
+        return LANES * self.cols * geometry.unit[0], ROWS * self.units * geometry.unit[1]
+
+    def shared_bytes(self, geometry: Geometry, element: int) -> int:
+        """Shared memory of a block at `element` bytes an accumulator."""
+        width, height = self.size(geometry)
+        rows, columns = geometry.span(height, 1), geometry.span(width, 0)
+        columns += -columns % geometry.down[0]
+        return rows * (columns + (width if geometry.separable else 0)) * element
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The epilogue of a modulated convolution, run on the filtered picture; noise, b may be None."""
+
+    d: torch.Tensor
+    noise: torch.Tensor | None
+    b: torch.Tensor
+    noise_step: int
+    act_number: int
+    alpha: float
+    gain: float
+    clamp: float
+
+    def macros(self) -> dict[str, int]:
+        """For the compiler."""
+        return {'EPILOGUE': 1, 'NOISE': int(self.noise is not None), 'BIAS': 1, 'ACT': self.act_number}
+
+
+def upfirdn2d(
+    x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], padding: list[int], flip: bool,
+    gain: float,
+) -> torch.Tensor | None:
+    """Native form of the operator upfirdn2d; None for a case that is left to the reference."""
+    if not native.supports(x) or not _fits(f, x):
+        return None
+    x, f, geometry = native.packed(x), f.contiguous(), geometry_of(f, up, down, padding)
+    y = _empty_output(x, geometry, padding)
+    if y.numel() == 0:
+        return y
+    if _launch_specialised(x, f, y, geometry, padding, flip, gain, None):
+        return y
+    if not geometry.separable:
+        _launch_general(x, f, y, geometry, padding, flip, gain)
+        return y
+    along = geometry_of(f[None, :], [up[0], 1], [down[0], 1], [*padding[:2], 0, 0])
+    middle = _empty_output(x, along, [*padding[:2], 0, 0])
+    _launch_general(x, f[None, :], middle, along, [*padding[:2], 0, 0], flip, gain)
+    across = geometry_of(f[:, None], [1, up[1]], [1, down[1]], [0, 0, *padding[2:]])
+    _launch_general(middle, f[:, None], y, across, [0, 0, *padding[2:]], flip, 1.0)
+    return y
+
+
+def filtered_epilogue(
+    x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, fused: Fused,
+) -> torch.Tensor | None:
+    """Filter x and finish the result in the same pass; None where only the general kernel would do."""
+    if not native.supports(x, fused.d, fused.noise, fused.b) or not _fits(f, x):
+        return None
+    x, geometry = native.packed(x), geometry_of(f, [1, 1], [1, 1], padding)
+    y = _empty_output(x, geometry, padding)
+    done = y.numel() > 0 and _launch_specialised(
+        x, f.contiguous(), y, geometry, padding, flip, filter_gain, fused)
+    return y if done else None
+
+
+def geometry_of(f: torch.Tensor, up: list[int], down: list[int], padding: list[int]) -> Geometry:
+    """What the compiler may know of a call."""
+    phase = (-padding[0] % up[0], -padding[2] % up[1])
+    return Geometry(tuple(up), tuple(down), (f.shape[-1], f.shape[0]), phase, f.ndim == 1)
+
+
+def is_specialised(geometry: Geometry) -> bool:
+    """Whether a kernel of its own is worth compiling."""
+    (fw, fh), separable = geometry.filter_size, geometry.separable
+    return max(*geometry.up, *geometry.down) <= MAX_FACTOR and (
+        fw <= MAX_TAPS_1D if separable else fw * fh <= MAX_TAPS_2D)
+
+
+@functools.cache
+def tile_for(geometry: Geometry, is_wide: bool) -> Tile:
+    """The shape of a tile: tall enough to share its rows of inputs, small enough for many blocks."""
+    wanted = {1: 4, 2: 2}[geometry.unit[1] * geometry.down[1]]
+    return Tile(2 if is_wide and geometry.down[0] == 1 else 1, wanted)
+
+
+def tile_kernel(dtype: torch.dtype, geometry: Geometry, tile: Tile, epilogue: tuple = ()) -> Kernel:
+    """A specialisation for NCHW; epilogue: items of Fused.macros()."""
+    return native.kernel(
+        'upfirdn2d_tile.cu', 'upfirdn2d_tile', SCALAR_T=native.TYPE_NAMES[dtype],
+        SEPARABLE=int(geometry.separable), COLS=tile.cols, UNITS=tile.units, **geometry.macros(),
+        **dict(epilogue))
+
+
+def pixel_kernel(dtype: torch.dtype, geometry: Geometry, vec: int, epilogue: tuple = ()) -> Kernel:
+    """A specialisation for NHWC with `vec` channels a thread."""
+    return native.kernel(
+        'upfirdn2d_pixel.cu', 'upfirdn2d_pixel', SCALAR_T=native.TYPE_NAMES[dtype], VEC=vec,
+        UNITS=pixel_units(geometry), **geometry.macros(), **dict(epilogue))
+
+
+def pixel_units(geometry: Geometry) -> int:
+    """Units down a thread of the NHWC kernel: its sums must fit its registers."""
+    return {1: 4, 2: 2, 4: 1}[geometry.unit[0] * geometry.unit[1] * geometry.down[1]]
+
+
+def general_kernel(dtype: torch.dtype, channels_last: bool) -> Kernel:
+    """The kernel for any filter."""
+    return native.kernel(
+        'upfirdn2d.cu', 'upfirdn2d', SCALAR_T=native.TYPE_NAMES[dtype], CHANNELS_LAST=int(channels_last))
+
+
+def _fits(f: torch.Tensor, x: torch.Tensor) -> bool:
+    return f.dtype == torch.float32 and f.device == x.device
+
+
+def _empty_output(x: torch.Tensor, geometry: Geometry, padding: list[int]) -> torch.Tensor:
+    (ux, uy), (dx, dy), (fw, fh) = geometry.up, geometry.down, geometry.filter_size
+    fh = fw if geometry.separable else fh
+    h = (x.shape[2] * uy + padding[2] + padding[3] - fh) // dy + 1
+    w = (x.shape[3] * ux + padding[0] + padding[1] - fw) // dx + 1
+    layout = torch.channels_last if native.is_channels_last(x) else torch.contiguous_format
+    return torch.empty([*x.shape[:2], h, w], dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _launch_specialised(
+    x: torch.Tensor, f: torch.Tensor, y: torch.Tensor, geometry: Geometry, padding: list[int], flip: bool,
+    filter_gain: float, fused: Fused | None,
+) -> bool:
+    """Fill y by a kernel made for this geometry, if there is one."""
+    if not is_specialised(geometry):
+        return False
+    noise_step, *rest = _rest(fused)
+    sizes = (*x.shape[1:], *y.shape[2:], padding[0], padding[2], int(flip), noise_step)
+    pointers = (x, f, y, *((None, None, None) if fused is None else (fused.d, fused.noise, fused.b)))
+    fill = _fill_by_pixels if native.is_channels_last(x) else _fill_by_tiles
+    return fill(pointers, (*sizes, float(filter_gain), *rest), geometry, fused)
+
+
+def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | None) -> bool:
+    x, _, y, *_ = pointers
+    (n, c, h, w), (unit_x, unit_y) = y.shape, geometry.unit
+    tensors = (x, y) if fused is None else (x, y, fused.d, fused.b)
+    vec = native.vector_width(c, *tensors)
+    if (vec == 1 and c > 1) or geometry.separable:
+        return False
+    threads = n * _ceil(h, pixel_units(geometry) * unit_y) * _ceil(w, unit_x) * (c // vec)
+    kernel = pixel_kernel(x.dtype, geometry, vec, _epilogue_macros(fused))
+    native.launch(kernel, native.blocks_for(threads), (*pointers, n, *numbers), x.device)
+    return True
+
+
+def _fill_by_tiles(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | None) -> bool:
+    x, _, y, *_ = pointers
+    n, c, h, w = y.shape
+    tile = tile_for(geometry, w > LANES * geometry.unit[0])
+    element = native.accumulator(x.dtype).itemsize
+    if (max(h, w) <= SMALL and fused is None) or tile.shared_bytes(geometry, element) > SHARED_BYTES:
+        return False
+    width, height = tile.size(geometry)
+    kernel = tile_kernel(x.dtype, geometry, tile, _epilogue_macros(fused))
+    blocks = n * c * _ceil(h, height) * _ceil(w, width)
+    native.launch(kernel, blocks, (*pointers, *numbers), x.device, (LANES, ROWS, 1))
+    return True
+
+
+def _epilogue_macros(fused: Fused | None) -> tuple:
+    return () if fused is None else tuple(fused.macros().items())
+
+
+def _rest(fused: Fused | None) -> tuple:
+    """(noise_step, alpha, gain, clamp) as the kernels take them."""
+    return (0, 0.0, 1.0, -1.0) if fused is None else (fused.noise_step, fused.alpha, fused.gain, fused.clamp)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _launch_general(
+    x: torch.Tensor, f: torch.Tensor, y: torch.Tensor, geometry: Geometry, padding: list[int], flip: bool,
+    gain: float,
+) -> None:
+    native.launch(
+        general_kernel(x.dtype, native.is_channels_last(x)), native.blocks_for(y.numel()),
+        (x, f, y, y.numel(), *x.shape[1:], *y.shape[2:], *geometry.up, *geometry.down, padding[0], padding[2],
+         *geometry.filter_size, int(flip), float(gain)), x.device)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel that training and generation with the presets can ask for: what is built ahead of time.
+
+Other settings (another filter, more taps, odd numbers of channels) compile theirs at first use.
+"""
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from torch_utils.custom_ops import Kernel
+from torch_utils.ops import bias_act_cuda, epilogue_cuda, native, upfirdn2d_cuda
+from torch_utils.ops.upfirdn2d_cuda import Geometry
+
+LAYERS = [torch.float32, torch.float16, torch.bfloat16]  # element types of network layers
+LAYER_TAPS, IMAGE_TAPS = 4, 12  # of the networks' resampling filter [1, 3, 3, 1] and of the augmentation's
+PHASES = [(0, 0), (1, 1)]  # of up-sampling by 2, forward and as a gradient
+ACTS = ['linear', 'lrelu']  # of the presets
+IMAGE_VECTORS = [1, 2, 4]  # pixels or channels at once, where there are too few for 16 bytes
+EPILOGUE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('EPILOGUE', 1))
+
+
+def all_variants() -> list[Kernel]:
+    """Each kernel once, the hot ones first."""
+    return list(dict.fromkeys([*HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights()]))
+
+
+def widest(dtype: torch.dtype) -> int:
+    """Elements in one 16-byte access."""
+    return native.VECTOR_BYTES // dtype.itemsize
+
+
+def _layer_geometries() -> list[Geometry]:
+    size, one, two = (LAYER_TAPS, LAYER_TAPS), (1, 1), (2, 2)
+    return [Geometry(one, one, size, (0, 0)), Geometry(one, two, size, (0, 0)),
+            *[Geometry(two, one, size, phase) for phase in PHASES]]
+
+
+def _tiles(dtype: torch.dtype, geometry: Geometry, epilogue: tuple = ()) -> Iterator[Kernel]:
+    for is_wide in (True, False):
+        tile = upfirdn2d_cuda.tile_for(geometry, is_wide)
+        yield upfirdn2d_cuda.tile_kernel(dtype, geometry, tile, epilogue)
+
+
+def _filters() -> Iterator[Kernel]:
+    for dtype, geometry in itertools.product(LAYERS, _layer_geometries()):
+        yield from _tiles(dtype, geometry)
+        yield upfirdn2d_cuda.pixel_kernel(dtype, geometry, widest(dtype))
+    for phase, (up, down) in itertools.product(PHASES, [(2, 1), (1, 2)]):
+        size = (IMAGE_TAPS, IMAGE_TAPS)
+        phase = phase if up == 2 else (0, 0)
+        yield from _tiles(torch.float32, Geometry((up, up), (down, down), size, phase, separable=True))
+    for dtype, last in itertools.product(LAYERS, (False, True)):
+        yield upfirdn2d_cuda.general_kernel(dtype, last)
+
+
+def _hot_filters() -> Iterator[Kernel]:
+    plain, down, *_ = _layer_geometries()
+    for dtype, noise in itertools.product(LAYERS, (1, 0)):
+        epilogue = (*EPILOGUE, ('NOISE', noise))
+        yield from _tiles(dtype, plain, epilogue)
+        yield upfirdn2d_cuda.pixel_kernel(dtype, plain, widest(dtype), epilogue)
+    for dtype, geometry in itertools.product(LAYERS, (plain, down)):
+        yield next(_tiles(dtype, geometry))
+        yield upfirdn2d_cuda.pixel_kernel(dtype, geometry, widest(dtype))
+
+
+def _bias_act() -> Iterator[Kernel]:
+    modes = [bias_act_cuda.NO_BIAS, bias_act_cuda.BIAS_PER_VECTOR, bias_act_cuda.BIAS_ALONG_VECTOR]
+    for dtype, act in itertools.product(LAYERS, ACTS):
+        for vec in {*IMAGE_VECTORS, widest(dtype)}:
+            yield bias_act_cuda.bias_act_kernel('bias_act_grad', dtype, act, vec)
+            yield from (bias_act_cuda.bias_act_kernel('bias_act', dtype, act, vec, mode) for mode in modes)
+
+
+def _epilogues() -> Iterator[Kernel]:
+    for dtype, last in itertools.product(LAYERS, (False, True)):
+        make = epilogue_cuda.epilogue_kernel
+        for vec in {1, widest(dtype)}:  # pictures after a transposed convolution have odd sides
+            yield make('epilogue', dtype, last, vec)
+            yield make('epilogue_grad', dtype, last, vec)
+        for noise in (True, False):
+            yield make('epilogue', dtype, last, widest(dtype), 'lrelu', noise, bias=True)
+        yield make('epilogue_grad', dtype, last, widest(dtype), 'lrelu')
+
+
+def _weights() -> Iterator[Kernel]:
+    for taps in (1, 9):
+        yield epilogue_cuda.weight_kernel('demodulation', torch.float32, torch.float32, taps)
+        for out in LAYERS:
+            yield epilogue_cuda.weight_kernel('modulated_weight', torch.float32, out, taps)
+
+
+def _hot_elementwise() -> Iterator[Kernel]:
+    for dtype, last in itertools.product(LAYERS, (False, True)):
+        vec = widest(dtype)
+        for entry in ('epilogue', 'epilogue_grad'):
+            noise = entry == 'epilogue'
+            yield epilogue_cuda.epilogue_kernel(entry, dtype, last, vec, 'lrelu', noise, noise)
+            yield epilogue_cuda.epilogue_kernel(entry, dtype, last, vec)
+        mode = bias_act_cuda.BIAS_ALONG_VECTOR if last else bias_act_cuda.BIAS_PER_VECTOR
+        yield bias_act_cuda.bias_act_kernel('bias_act', dtype, 'lrelu', vec, mode)
+        yield bias_act_cuda.bias_act_kernel('bias_act_grad', dtype, 'lrelu', vec)
+
+
+HOT = [*_hot_elementwise(), *_hot_filters()]  # what the time of a training step goes to
