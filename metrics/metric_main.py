@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registry of metrics, and how a result is computed and reported.
 
-A metric is a function of MetricOptions that returns {result name: value}, registered under its name.
+A metric is a function of MetricOptions that returns {result name: value}, registered under its name. Where
+several processes share the work, all call it, and what the first one returns counts.
 """
 import json
 import os
+import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,99 +17,180 @@ import torch
 
 from dnnlib import progress
 from dnnlib.util import EasyDict, UserError, format_time
-from metrics.metric_utils import generate_images
+from metrics import formulas
+from metrics.data_key import data_key, whole_dataset
+from metrics.detectors import INCEPTION, VGG16
+from metrics.feature_stats import Features, generated_statistics, real_statistics
+from metrics.metric_utils import MetricOptions, generate_images
+from metrics.perceptual_path import path_distances
 from metrics.sliced_wasserstein import SlicedWasserstein
-from torch_utils import distributed
-from training.dataset import Dataset
-
-# Names that the command line knows; each needs a feature network that this version cannot use yet.
-DETECTOR_METRICS = (
-    'fid50k_full', 'kid50k_full', 'pr50k3_full', 'ppl2_wend', 'is50k', 'fid50k', 'kid50k', 'pr50k3',
-    'ppl_zfull',
-    'ppl_wfull', 'ppl_zend', 'ppl_wend')
-
 
 SWD_IMAGES = 1024  # of each set
+MAX_REAL_KID, MAX_REAL_MANIFOLD = 1_000_000, 200_000
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+NUM_NEIGHBOURS, IS_SPLITS = 3, 10
+PUBLISHED_KEYS = ('results', 'metric', 'total_time', 'total_time_str', 'num_gpus')
 
-
-@dataclass
-class MetricOptions:
-    """What a metric works on.
-
-    G: a generator in eval mode on `device`.  dataset: the training pictures.  seed: of latents, labels and
-    choices. cache: kept by the caller between calls with the same dataset; metrics put there what they know
-    of it.
-    """
-
-    G: torch.nn.Module
-    dataset: Dataset
-    device: torch.device
-    seed: int = 0
-    cache: dict[str, Any] = field(default_factory=dict)
-
+MOMENTS = Features(INCEPTION)
+POOLED = Features(INCEPTION, keep=True)
+PROBABILITIES = Features(INCEPTION, {'no_output_bias': True}, keep=True)
+# As published, features of manifolds are rounded to half precision, which also halves their memory.
+MANIFOLD = Features(VGG16, keep=True, dtype=torch.float16)
 
 Metric = Callable[[MetricOptions], dict[str, float]]
 _METRICS: dict[str, Metric] = {}
 
 
-def register_metric(function: Metric) -> Metric:
-    """Make a function known as the metric of its own name."""
-    _METRICS[function.__name__] = function
+def register_metric(function: Metric, name: str | None = None) -> Metric:
+    """Make a function known as the metric of a name, by default its own. A decorator."""
+    _METRICS[name or function.__name__] = function
     return function
 
 
 def is_valid_metric(metric: str) -> bool:
-    """Whether calc_metric can compute it."""
+    """Whether calc_metric knows it."""
     return metric in _METRICS
 
 
 def list_valid_metrics() -> list[str]:
-    """Names that calc_metric can compute."""
+    """Names that calc_metric knows."""
     return list(_METRICS)
 
 
 def calc_metric(metric: str, **options: Any) -> EasyDict:
-    """Compute one metric: results, metric, total_time (s), total_time_str, num_gpus. options: see
-    MetricOptions.
+    """Compute one metric: results, metric, total_time (s), total_time_str, num_gpus; then seed, device,
+    versions, and where they matter data_key and detector_sha256: only equal ones make numbers comparable.
 
-    Raises UserError for a name that is unknown, or whose feature network is missing.
+    options: see MetricOptions. Raises UserError for a name that is unknown, DetectorMissingError for a
+    feature network that cannot be had.
     """
-    if metric in DETECTOR_METRICS:
-        raise UserError(f'{metric} needs a feature network, which this version does not load yet; '
-                        f'--metrics={",".join(_METRICS)} works without')
     if metric not in _METRICS:
         raise UserError(f'unknown metric {metric!r}; known are {", ".join(_METRICS)}')
     start = time.monotonic()
-    results = _METRICS[metric](MetricOptions(**options))
+    metric_options = MetricOptions(**options)
+    share = metric_options.share
+    results = share.from_first(
+        {name: float(value) for name, value in _METRICS[metric](metric_options).items()})
     seconds = time.monotonic() - start
     return EasyDict(
-        results=EasyDict({name: float(value) for name, value in results.items()}), metric=metric,
-        total_time=seconds,
-        total_time_str=format_time(seconds), num_gpus=distributed.world_size())
+        results=EasyDict(results), metric=metric, total_time=seconds, total_time_str=format_time(seconds),
+        num_gpus=share.num_processes, seed=metric_options.seed, device=str(metric_options.device),
+        versions={'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__},
+        **metric_options.provenance)
 
 
 def report_metric(
     result: dict[str, Any], run_dir: str | os.PathLike | None = None, snapshot_pkl: str | None = None,
 ) -> None:
     """Print a result as one JSON line, and append it to metric-<name>.jsonl in run_dir if that is a
-    folder.
+    folder. The published fields come first.
     """
     if run_dir is not None and snapshot_pkl is not None:
         snapshot_pkl = os.path.relpath(snapshot_pkl, run_dir)
-    line = json.dumps({**result, 'snapshot_pkl': snapshot_pkl, 'timestamp': time.time()})
+    published = {key: result[key] for key in PUBLISHED_KEYS}
+    line = json.dumps({**published, 'snapshot_pkl': snapshot_pkl, 'timestamp': time.time(),
+                       **{key: value for key, value in result.items() if key not in PUBLISHED_KEYS}})
     progress.write(line)
     if run_dir is not None and os.path.isdir(run_dir):
         with open(Path(run_dir) / f'metric-{result["metric"]}.jsonl', 'a', encoding='utf-8') as file:
             file.write(line + '\n')
 
 
+def fid(
+    options: MetricOptions, name: str, num_generated: int, max_real: int | None = None, *,
+    keep_xflip: bool = False,
+) -> dict[str, float]:
+    """Frechet distance of Inception features: all real pictures, or max_real of them."""
+    dataset = whole_dataset(options.dataset, keep_xflip=keep_xflip)
+    real = real_statistics(options, dataset, MOMENTS, max_real)
+    fake = generated_statistics(options, MOMENTS, num_generated)
+    if real is None or fake is None:
+        return {}
+    return {name: formulas.frechet_distance(*real.mean_cov(), *fake.mean_cov())}
+
+
+def kid(
+    options: MetricOptions, name: str, num_generated: int, max_real: int = MAX_REAL_KID, *,
+    keep_xflip: bool = False,
+) -> dict[str, float]:
+    """Kernel distance of Inception features. Not multiplied by 1000."""
+    dataset = whole_dataset(options.dataset, keep_xflip=keep_xflip)
+    real = real_statistics(options, dataset, POOLED, max_real)
+    fake = generated_statistics(options, POOLED, num_generated)
+    if real is None or fake is None:
+        return {}
+    rng = np.random.RandomState(options.seed)
+    return {name: formulas.kernel_distance(
+        real.features().numpy(), fake.features().numpy(), KID_SUBSETS, KID_SUBSET_SIZE, rng)}
+
+
+def manifold(
+    options: MetricOptions, name: str, formula: Callable[..., tuple[float, float]], parts: tuple[str, str],
+    num_generated: int, max_real: int = MAX_REAL_MANIFOLD, *, keep_xflip: bool = False,
+) -> dict[str, float]:
+    """Two results of a formula on VGG16 features: <name>_<part> each."""
+    dataset = whole_dataset(options.dataset, keep_xflip=keep_xflip)
+    real = real_statistics(options, dataset, MANIFOLD, max_real)
+    fake = generated_statistics(options, MANIFOLD, num_generated)
+    if real is None or fake is None:
+        return {}
+    values = formula(real.features().to(options.device), fake.features().to(options.device), NUM_NEIGHBOURS)
+    return {f'{name}_{part}': value for part, value in zip(parts, values, strict=True)}
+
+
+def inception(options: MetricOptions, name: str, num_generated: int) -> dict[str, float]:
+    """Inception score: <name>_mean, <name>_std. Looks at generated pictures only."""
+    fake = generated_statistics(options, PROBABILITIES, num_generated)
+    if fake is None:
+        return {}
+    mean, deviation = formulas.inception_score(fake.features().numpy(), IS_SPLITS)
+    return {f'{name}_mean': mean, f'{name}_std': deviation}
+
+
+def ppl(
+    options: MetricOptions, name: str, num_samples: int, *, space: str, full: bool, crop: bool,
+) -> dict[str, float]:
+    """Perceptual path length in 'z' or 'w', over the full paths or at their ends."""
+    distances = path_distances(options, num_samples, space=space, full=full, crop=crop)
+    return {} if distances is None else {name: formulas.path_length(distances)}
+
+
+def register_row(function: Callable[..., dict[str, float]], name: str, *args: Any, **kwargs: Any) -> None:
+    """Register function(options, name, ...) as a metric."""
+    register_metric(lambda options: function(options, name, *args, **kwargs), name)
+
+
+PRECISION_RECALL = (formulas.precision_recall, ('precision', 'recall'))
+DENSITY_COVERAGE = (formulas.density_coverage, ('density', 'coverage'))
+
+register_row(fid, 'fid50k_full', 50_000)
+register_row(kid, 'kid50k_full', 50_000)
+register_row(manifold, 'pr50k3_full', *PRECISION_RECALL, 50_000)
+register_row(ppl, 'ppl2_wend', 50_000, space='w', full=False, crop=False)
+register_row(inception, 'is50k', 50_000)
+register_row(fid, 'fid50k', 50_000, 50_000, keep_xflip=True)
+register_row(kid, 'kid50k', 50_000, 50_000, keep_xflip=True)
+register_row(manifold, 'pr50k3', *PRECISION_RECALL, 50_000, 50_000, keep_xflip=True)
+register_row(ppl, 'ppl_zfull', 50_000, space='z', full=True, crop=True)
+register_row(ppl, 'ppl_wfull', 50_000, space='w', full=True, crop=True)
+register_row(ppl, 'ppl_zend', 50_000, space='z', full=False, crop=True)
+register_row(ppl, 'ppl_wend', 50_000, space='w', full=False, crop=True)
+register_row(fid, 'fid5k_full', 5000)
+register_row(kid, 'kid5k_full', 5000)
+register_row(manifold, 'dc50k3_full', *DENSITY_COVERAGE, 50_000)
+
+
 @register_metric
 def swd(options: MetricOptions) -> dict[str, float]:
     """Sliced Wasserstein distance over Laplacian pyramid patches: cheap, and needs no feature network."""
+    if options.share.rank != 0:
+        return {}
     if 'swd' not in options.cache:
         rows = np.random.default_rng(options.seed).permutation(len(options.dataset))[:SWD_IMAGES]
         pixels = np.stack([options.dataset[int(i)][0] for i in np.sort(rows)])
         options.cache['swd'] = SlicedWasserstein(pixels, SWD_IMAGES, options.seed)
+        options.cache['swd_data_key'] = data_key(options.dataset)
+    options.provenance['data_key'] = options.cache['swd_data_key']
     reference = options.cache['swd']
     return reference.distance(generate_images(
         options.G, reference.num_images, options.dataset, options.device, options.seed))

@@ -1,16 +1,130 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What metrics share: generated pictures, the same ones for the same seed."""
+"""What metrics share: options, shares of several processes, and generated pictures that depend on the seed
+alone.
+"""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import torch
 
 from dnnlib.image_io import quantize
+from dnnlib.util import UserError
+from torch_utils import distributed
 from training.batches import draw_labels
 from training.dataset import Dataset
 
-BATCH = 64
+BATCH = 64  # pictures whose randomness has one seed; also the most that are made at once
+CHUNK_ROWS = 4096  # of features that processes exchange at once
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the work of this process. By default it works alone, whatever else runs."""
+
+    rank: int = 0
+    num_processes: int = 1
+
+    def blocks(self, count: int, size: int = BATCH) -> Iterator[range]:
+        """Every num_processes-th block of `size` of the indices below `count`."""
+        for start in range(self.rank * size, count, self.num_processes * size):
+            yield range(start, min(start + size, count))
+
+    def sum_(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """`tensor`, on the CPU, replaced by its sum over the processes, exchanged through `device`."""
+        if self.num_processes > 1:
+            for rows in tensor.split(CHUNK_ROWS):
+                rows.copy_(distributed.all_reduce_sum(rows.to(device, copy=True)))
+        return tensor
+
+    def from_first(self, value: Any) -> Any:
+        """The plain value of the first process."""
+        return distributed.broadcast_value(value) if self.num_processes > 1 else value
+
+
+def all_processes() -> Share:
+    """The share of this process where all of the run compute the metric together."""
+    return Share(distributed.rank(), distributed.world_size())
+
+
+@dataclass
+class FittingBatch:
+    """Calls functions on as many rows at once as fit into the memory of the device, at most `size`."""
+
+    size: int = BATCH
+
+    def __call__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+        """function(*tensors), row by row independent. Raises UserError if one row is too much."""
+        done: list[torch.Tensor] = []
+        position = 0
+        while position < len(tensors[0]):
+            rows = slice(position, position + self.size)
+            try:
+                done.append(function(*[tensor[rows] for tensor in tensors]))
+                position += self.size
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+        return torch.cat(done)
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        if self.size == 1:
+            raise UserError('not even one picture fits into the memory of the GPU; end other programs on it, '
+                            'or use --device=cpu') from error
+        self.size //= 2
+        torch.cuda.empty_cache()
+
+
+@dataclass
+class MetricOptions:
+    """What a metric works on.
+
+    G: a generator in eval mode on `device`.  dataset: the training pictures.  seed: of latents, labels and
+    choices. cache: kept by the caller between calls with the same dataset; metrics put there what they know
+    of it.  detector_dir: where feature networks are looked for first.  share: of this process; all of them
+    call.  provenance: filled by metrics with what their numbers depend on.
+    """
+
+    G: torch.nn.Module
+    dataset: Dataset
+    device: torch.device
+    seed: int = 0
+    cache: dict[str, Any] = field(default_factory=dict)
+    detector_dir: str | None = None
+    share: Share = field(default_factory=Share)
+    batch: FittingBatch = field(default_factory=FittingBatch)
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+def block_seed(seed: int, start: int) -> int:
+    """Seed of the block of samples that begins at `start`."""
+    return int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
+
+
+def latents_and_labels(
+    z_dim: int, block: range, dataset: Dataset, seed: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    """z [n, z_dim], c [n, c_dim] of random items, and the generator for more; they depend on the first index
+    of the block and the seed alone.
+    """
+    generator = torch.Generator().manual_seed(block_seed(seed, block.start))
+    labels = draw_labels(dataset, len(block), np.random.default_rng([seed, block.start]))
+    return torch.randn([len(block), z_dim], generator=generator), labels, generator
 
 
 @torch.inference_mode()
+def generated_block(options: MetricOptions, block: range) -> torch.Tensor:
+    """uint8 [len(block), C, H, W] on the device: no truncation, random noise. Changes no global generator.
+
+    Where memory is short and a block is made in parts, pictures get other noise than in one go.
+    """
+    G, device = options.G, options.device
+    z, c, _ = latents_and_labels(G.z_dim, block, options.dataset, options.seed)
+    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
+        torch.manual_seed(block_seed(options.seed, block.start))
+        return options.batch(lambda some_z, some_c: quantize(G(some_z, some_c)), z.to(device), c.to(device))
+
+
 def generate_images(
     G: torch.nn.Module, num_images: int, dataset: Dataset, device: torch.device, seed: int = 0,
 ) -> torch.Tensor:
@@ -19,12 +133,5 @@ def generate_images(
 
     Depends on seed only, not on the state of any generator, and leaves none changed.
     """
-    latents = torch.Generator().manual_seed(seed)
-    labels = draw_labels(dataset, num_images, np.random.default_rng(seed))
-    z = torch.randn([num_images, G.z_dim], generator=latents)
-    cuda = [device] if device.type == 'cuda' else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        parts = [quantize(G(some_z.to(device), some_c.to(device))).cpu()
-                 for some_z, some_c in zip(z.split(BATCH), labels.split(BATCH), strict=True)]
-    return torch.cat(parts)
+    options = MetricOptions(G, dataset, device, seed)
+    return torch.cat([generated_block(options, block).cpu() for block in Share().blocks(num_images)])

@@ -11,13 +11,13 @@ from small_networks import small_generator
 from dnnlib.util import UserError
 from metrics import metric_main
 from metrics.metric_main import (
-    DETECTOR_METRICS,
     calc_metric,
     is_valid_metric,
     list_valid_metrics,
     register_metric,
     report_metric,
 )
+from training.config_values import METRICS
 
 RESULT = {'results': {'m': 1 / 3}, 'metric': 'm', 'total_time': 2.0, 'total_time_str': '2s', 'num_gpus': 1}
 
@@ -50,13 +50,18 @@ def registered(monkeypatch):
     monkeypatch.setattr(metric_main, '_METRICS', dict(metric_main._METRICS))
 
 
+def test_the_command_line_knows_every_metric():
+    assert set(list_valid_metrics()) == set(METRICS)
+
+
 def test_a_registered_function_is_a_metric_of_its_name(registered, options):
     @register_metric
     def answer(metric_options):
         return {'answer_a': torch.tensor(42), 'answer_b': np.float32(metric_options.seed)}
     assert is_valid_metric('answer') and 'answer' in list_valid_metrics()
     result = calc_metric('answer', seed=3, **options)
-    assert list(result) == ['results', 'metric', 'total_time', 'total_time_str', 'num_gpus']
+    assert tuple(result)[:5] == metric_main.PUBLISHED_KEYS
+    assert result.seed == 3 and result.device == 'cpu' and result.versions['torch'] == torch.__version__
     assert result.results == {'answer_a': 42.0, 'answer_b': 3.0} and result.metric == 'answer'
     assert json.loads(json.dumps(result.results)) == result.results
     assert result.total_time >= 0 and result.total_time_str == '0s' and result.num_gpus == 1
@@ -68,32 +73,27 @@ def test_unknown_metrics_are_refused_with_the_known_ones(options):
         calc_metric('fid', **options)
 
 
-@pytest.mark.parametrize('name', DETECTOR_METRICS)
-def test_metrics_that_need_a_feature_network_say_so_in_one_line(name, options):
-    assert not is_valid_metric(name)
-    with pytest.raises(UserError, match=f'{name} needs a feature network.*swd') as caught:
-        calc_metric(name, **options)
-    assert '\n' not in str(caught.value)
-
-
 def test_swd_is_repeatable_and_reads_the_dataset_once_for_a_cache(options):
     cache, dataset = {}, options['dataset']
-    first = calc_metric('swd', cache=cache, **options).results
+    result = calc_metric('swd', cache=cache, **options)
+    first = result.results
+    assert len(result.data_key) == 32
     assert list(first) == ['swd', 'swd_16'] and all(math.isfinite(v) and v > 0 for v in first.values())
-    assert dataset.num_read == len(dataset)
-    assert calc_metric('swd', cache=cache, **options).results == first and dataset.num_read == len(dataset)
-    assert calc_metric('swd', **options).results == first and dataset.num_read == 2 * len(dataset)
+    assert dataset.num_read == 2 * len(dataset), 'once for the key of its content'
+    assert calc_metric('swd', cache=cache, **options).results == first, 'once for the key of its content'
+    assert calc_metric('swd', **options).results == first
 
 
 def test_a_report_is_one_line_in_the_published_order(tmp_path, capsys):
     run_dir = tmp_path / 'run'
     run_dir.mkdir()
     for number in range(2):
-        report_metric(RESULT, run_dir, str(run_dir / f'network-snapshot-{number}.pkl'))
+        report_metric({**RESULT, 'seed': 4}, run_dir, str(run_dir / f'network-snapshot-{number}.pkl'))
     printed = capsys.readouterr().out.splitlines()
     assert (run_dir / 'metric-m.jsonl').read_text().splitlines() == printed
     first = json.loads(printed[0])
-    assert list(first) == [*RESULT, 'snapshot_pkl', 'timestamp'] and first['results'] == RESULT['results']
+    assert list(first) == [*RESULT, 'snapshot_pkl', 'timestamp', 'seed']
+    assert first['results'] == RESULT['results']
     assert first['snapshot_pkl'] == 'network-snapshot-0.pkl' and first['timestamp'] > 1.6e9
     assert json.loads(printed[1])['snapshot_pkl'] == 'network-snapshot-1.pkl'
 

@@ -3,42 +3,64 @@
 import json
 
 import pytest
+import torch
 
+from dnnlib.util import UserError
 from metrics import metric_main
 from metrics.training_metrics import TrainingMetrics
 
 
 @pytest.fixture
 def metrics(monkeypatch, tmp_path):
-    """A run with one metric that works, one that needs what is missing, and one that nobody knows."""
+    """A run with a metric that works, one that needs what is missing, and one that nobody knows."""
     def count(options):
         options.cache['calls'] = options.cache.get('calls', 0) + 1
-        return {'count_calls': options.cache['calls']}
-    monkeypatch.setitem(metric_main._METRICS, 'count', count)
-    return TrainingMetrics(['count', 'fid50k_full', 'nonsense'], dataset=None, run_dir=str(tmp_path))
+        return {'count_calls': options.cache['calls'], 'pr_calls': options.cache['calls']}
+
+    def missing(options):
+        raise UserError('no feature network')
+
+    def flaky(options):
+        raise RuntimeError('this time')
+    for function in (count, missing, flaky):
+        monkeypatch.setitem(metric_main._METRICS, function.__name__, function)
+    monkeypatch.setitem(metric_main._METRICS, 'swd', lambda options: {'swd': 1})
+    return TrainingMetrics(['count', 'missing', 'nonsense'], dataset=None, run_dir=str(tmp_path))
 
 
-def compute(metrics, said):
-    snapshot_pkl = f'{metrics.run_dir}/net.pkl'
-    return metrics.compute(G_ema=None, device=None, snapshot_pkl=snapshot_pkl, say=said.append)
+def compute(metrics, said, is_untrained=False):
+    path = f'{metrics.run_dir}/network-snapshot-000001.pkl'
+    return metrics.compute(None, torch.device('cpu'), path, said.append, is_untrained)
 
 
 def test_metrics_that_cannot_be_had_are_named_once_and_the_others_computed(metrics, tmp_path, capsys):
     said = []
-    assert compute(metrics, said) == {'count_calls': 1}
-    assert len(said) == 2 and 'fid50k_full' in said[0] and 'nonsense' in said[1]
-    assert compute(metrics, said) == {'count_calls': 2}, 'the cache is kept from one call to the next'
+    assert compute(metrics, said)['count_calls'] == 1
+    assert len(said) == 2 and 'missing' in said[0] and 'nonsense' in said[1]
+    assert compute(metrics, said)['count_calls'] == 2, 'the cache is kept from one call to the next'
     assert len(said) == 2
     lines = (tmp_path / 'metric-count.jsonl').read_text().splitlines()
-    assert [json.loads(line)['results'] for line in lines] == [{'count_calls': 1}, {'count_calls': 2}]
-    assert json.loads(lines[0])['snapshot_pkl'] == 'net.pkl'
-    assert not (tmp_path / 'metric-fid50k_full.jsonl').exists()
+    assert [json.loads(line)['results']['count_calls'] for line in lines] == [1, 2]
+    assert json.loads(lines[0])['snapshot_pkl'] == 'network-snapshot-000001.pkl'
+    assert not (tmp_path / 'metric-missing.jsonl').exists()
 
 
-def test_the_callers_list_of_names_stays_as_it_is(tmp_path):
-    names = ['fid50k_full']
+def test_a_failure_is_told_and_tried_again(metrics):
+    metrics.names, said = ['flaky', 'count'], []
+    assert 'count_calls' in compute(metrics, said) and 'training goes on: RuntimeError: this time' in said[0]
+    assert metrics.names == ['flaky', 'count']
+
+
+def test_an_untrained_network_gets_the_cheap_metric_only(metrics):
+    metrics.names = ['count', 'swd']
+    assert compute(metrics, [], is_untrained=True) == {'swd': 1}
+    assert set(compute(metrics, [])) == {'count_calls', 'pr_calls', 'swd'}
+
+
+def test_the_callers_list_of_names_stays_as_it_is(metrics, tmp_path):
+    names = ['missing']
     compute(TrainingMetrics(names, dataset=None, run_dir=str(tmp_path)), [])
-    assert names == ['fid50k_full']
+    assert names == ['missing']
 
 
 def test_no_metrics_are_no_work(tmp_path):

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures a trained network: python calc_metrics.py --metrics=fid50k_full --network=net.pkl --data=x.zip"""
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import legacy
+from dnnlib.cli import run_command
+from dnnlib.util import UserError
+from metrics import metric_main
+from metrics.detectors import write_bundle
+from metrics.metric_utils import all_processes
+from torch_utils import distributed, misc
+from training.config_values import parse_metrics
+from training.dataset import ImageFolderDataset, find_dataset
+from training.state import pick_device
+
+# \b keeps click from joining the lines.
+EXAMPLES = '''\b
+Examples:
+  python calc_metrics.py --network=runs/00000-x/network-snapshot-000500.pkl --metrics=fid50k_full,pr50k3_full
+  python calc_metrics.py --network=net.pkl --data=pictures.zip --mirror=1 --metrics=swd --seed=1
+  python calc_metrics.py --offline-bundle=detectors
+'''
+DATA_OPTIONS = ('path', 'resolution', 'use_labels', 'xflip', 'max_size', 'random_seed')
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a calculation is told."""
+
+    metrics: tuple[str, ...]
+    network: str
+    data: str | None
+    mirror: bool | None
+    device: str
+    num_gpus: int
+    seed: int
+    detector_dir: str | None
+    verbose: bool
+    trust_pickle: bool
+
+
+@click.command(epilog=EXAMPLES, context_settings={'terminal_width': 110})
+@click.option('--network', metavar='FILE|URL', help='Network pickle (its G_ema), or another network file.')
+@click.option('--metrics', default='fid50k_full', show_default=True, metavar='NAMES',
+              help='Joined by commas, or none: ' + ', '.join(metric_main.list_valid_metrics()) + '.')
+@click.option('--data', metavar='DIR|ZIP', help='Training pictures.  [default: as noted in the network file]')
+@click.option('--mirror', type=bool, metavar='BOOL',
+              help='Count mirror images as pictures, too.  [default: as noted, unless --data]')
+@click.option('--gpus', type=click.IntRange(min=1), metavar='N',
+              help='Processes, one a GPU.  [default: 1, under torchrun as many as it started]')
+@click.option('--verbose', type=bool, default=True, show_default=True, metavar='BOOL',
+              help='Say what is being computed, and a summary of the generator.')
+@click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True,
+              help='Of latents, labels and choices: the same seed gives the same digits.')
+@click.option('--detector-dir', metavar='DIR', help='Where the feature networks are looked for first.')
+@click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
+              help='auto: the GPU if there is one.')
+@click.option('--trust-pickle', is_flag=True,
+              help='Run the code inside the network file. Only for files whose origin you trust.')
+@click.option('--offline-bundle', metavar='DIR',
+              help='Only fetch the feature networks, with checksums, into DIR for --detector-dir elsewhere.')
+def calc_metrics(
+    metrics: str, network: str | None, gpus: int | None, offline_bundle: str | None, **rest: Any,
+) -> None:
+    """Measure the quality of a trained network.
+
+    Results are printed as lines of JSON, and appended to metric-NAME.jsonl beside the network of a run.
+    """
+    if offline_bundle is not None:
+        for path in write_bundle(offline_bundle, rest['detector_dir']):
+            click.echo(path)
+        return
+    if network is None:
+        raise UserError('--network is required, such as --network=network-snapshot-000500.pkl')
+    if '://' not in network and not os.path.isfile(network):
+        raise UserError(f'--network={network}: no such file; give a network file or a URL')
+    names, started = parse_metrics(metrics), int(os.environ.get('WORLD_SIZE', '1'))
+    gpus = gpus or started
+    check_gpus(gpus, started, pick_device(rest['device']).type)
+    job = Job(metrics=names, network=network, num_gpus=gpus, **rest)
+    if gpus > started:
+        distributed.launch(run_job, (job,), gpus)
+    else:
+        run_job(job)
+
+
+def check_gpus(gpus: int, started: int, device_type: str) -> None:
+    """Raise UserError unless so many processes can run here, `started` of them by torchrun."""
+    if started not in (1, gpus):
+        raise UserError(f'--gpus={gpus}, but torchrun started {started} processes; leave --gpus out')
+    if device_type == 'cuda' and started == 1 and gpus > torch.cuda.device_count():
+        available = torch.cuda.device_count()
+        raise UserError(f'--gpus={gpus}: this machine has {available}; use --gpus={available}')
+
+
+def run_job(job: Job) -> None:
+    """Compute and report the metrics, as one of job.num_gpus processes."""
+    device = pick_device(job.device)
+    if job.num_gpus > 1:
+        device = distributed.join(device.type)
+    # Two numbers shall differ by what is measured, not by how it was rounded or which kernel was fastest.
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    found = legacy.load_network(job.network, trust_pickle=job.trust_pickle, only=['G_ema'])
+    if found.G_ema is None:
+        raise UserError(f'--network={job.network}: holds no G_ema; give a network snapshot')
+    G = found.G_ema.eval().requires_grad_(requires_grad=False).to(device)
+    dataset = open_dataset(job, found.training_set_kwargs, G)
+    if job.verbose and distributed.rank() == 0:
+        click.echo(f'{len(dataset)} pictures of {dataset.name}; {job.num_gpus} x {device.type}', err=True)
+        misc.print_module_summary(G, [torch.empty([1, size], device=device) for size in (G.z_dim, G.c_dim)])
+    run_dir, cache = run_dir_of(job.network), {}
+    for name in job.metrics:
+        if job.verbose and distributed.rank() == 0:
+            click.echo(f'Calculating {name}...', err=True)
+        result = metric_main.calc_metric(
+            name, G=G, dataset=dataset, device=device, seed=job.seed, cache=cache,
+            detector_dir=job.detector_dir, share=all_processes())
+        if distributed.rank() == 0:
+            metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=job.network)
+    distributed.leave()
+
+
+def open_dataset(job: Job, noted: dict[str, Any] | None, G: torch.nn.Module) -> ImageFolderDataset:
+    """The pictures of --data, else those that the network file notes, of the size and labels of G.
+
+    Only plain options are taken from the file; the class it names is not. Raises UserError.
+    """
+    if job.data is not None:
+        options = {'path': find_dataset(job.data)}
+    elif noted and noted.get('path'):
+        options = {key: noted[key] for key in DATA_OPTIONS if key in noted}
+    else:
+        raise UserError(f'--data is required: {job.network} does not note what it was trained with')
+    options.update(resolution=G.img_resolution, use_labels=G.c_dim != 0)
+    if job.mirror is not None:
+        options['xflip'] = job.mirror
+    try:
+        dataset = ImageFolderDataset(**options)
+    except UserError as error:
+        raise UserError(f'--data: {error}') from error
+    if dataset.num_channels != G.img_channels or dataset.label_dim != G.c_dim:
+        raise UserError(
+            f'--data: pictures of {options["path"]} have {dataset.num_channels} channels and labels of '
+            f'length {dataset.label_dim}, but the network '
+            f'{G.img_channels} and {G.c_dim}; give its training data')
+    return dataset
+
+
+def run_dir_of(network: str) -> str | None:
+    """The folder of a local network file if it is that of a training run."""
+    if '://' in network:
+        return None
+    # Also of a name without folder, as it is typed inside the run (published: nothing is written then).
+    folder = Path(network).resolve().parent
+    return str(folder) if (folder / 'training_options.json').is_file() else None
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line."""
+    run_command(calc_metrics, args)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pictures a result is about: a key of their content, and the whole of a dataset a subset came from."""
+import copy
+import hashlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from training.dataset import Dataset
+from training.dataset_files import ImageFiles
+
+
+def whole_dataset(dataset: Dataset, *, keep_xflip: bool = False) -> Dataset:
+    """All pictures of the archive, even if `dataset` is a subset of it; mirrored ones only if kept."""
+    whole = copy.copy(dataset)
+    count = dataset._raw_shape[0]
+    num_copies = 2 if keep_xflip and dataset._xflip.any() else 1
+    whole._raw_idx = np.tile(np.arange(count, dtype=np.int64), num_copies)
+    whole._xflip = np.repeat(np.arange(num_copies, dtype=np.uint8), count)
+    if len(np.unique(dataset._raw_idx)) < count:
+        whole._ram = None  # holds the subset alone
+    return whole
+
+
+def data_key(dataset: Dataset) -> str:
+    """32 hexadecimal digits that differ if a picture, its name, the subset or the mirroring does.
+
+    The same for a folder and for a zip of it, wherever they lie. Reads the directory of a zip, all bytes of a
+    folder, and the pixels of anything else.
+    """
+    digest = hashlib.sha256()
+    files = getattr(dataset, '_files', None)
+    for entry in _pictures(dataset) if files is None else _files(files):
+        digest.update(repr(entry).encode('utf-8'))
+    for array in (getattr(dataset, '_raw_idx', None), getattr(dataset, '_xflip', None)):
+        if array is not None:
+            digest.update(np.asarray(array, dtype=np.int64).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _files(files: ImageFiles) -> list[tuple[str, int, int]]:
+    if not files.is_zip:
+        contents = ((name, files.read(name)) for name in files.names)
+        return [(name, len(data), zlib.crc32(data)) for name, data in contents]
+    with zipfile.ZipFile(files.path) as archive:
+        return [(name, info.file_size, info.CRC) for name, info in
+                ((name, archive.getinfo(name)) for name in files.names)]
+
+
+def _pictures(dataset: Dataset) -> list[tuple[list[int], int]]:
+    images = (dataset[i][0] for i in range(len(dataset)))
+    return [(list(image.shape), zlib.crc32(image.tobytes())) for image in images]

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formulas of the metrics: arrays of features or distances in, numbers out. No networks, no files."""
+import numpy as np
+import torch
+
+RANK_TOLERANCE = 1e-14  # eigenvalues below this share of the largest are rounding errors of zero
+PROBE_ROWS = 2048  # bounds the memory of a block of pairwise distances
+MANIFOLD_ROWS = 8192
+
+
+def frechet_distance(
+    mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray,
+) -> float:
+    """Squared Frechet distance of two Gaussians (Heusel et al. 2017): 0 if equal, never below.
+
+    mean: [F], cov: [F, F], float64. With cov1 = A A^T the trace of the square root of cov1 cov2 is the sum of
+    the roots of the eigenvalues of the symmetric A^T cov2 A; the published system takes a matrix square root,
+    which fails or becomes complex where a covariance is singular.
+    """
+    first, second = [torch.from_numpy(np.asarray(cov, dtype=np.float64)) for cov in (cov1, cov2)]
+    factor, failure = torch.linalg.cholesky_ex(first)
+    if failure:  # singular: only the directions that vary
+        values, vectors = torch.linalg.eigh(first)
+        is_real = values > RANK_TOLERANCE * values[-1].clamp(min=0)
+        factor = vectors[:, is_real] * values[is_real].sqrt()  # [F, rank]
+    product = factor.T @ second @ factor
+    shared = torch.linalg.eigvalsh((product + product.T) / 2).numpy()
+    gap = np.asarray(mean1, dtype=np.float64) - mean2
+    distance = gap @ gap + np.trace(cov1) + np.trace(cov2) - 2 * np.sqrt(np.maximum(shared, 0)).sum()
+    return max(float(distance), 0.0)
+
+
+def kernel_distance(
+    real: np.ndarray, fake: np.ndarray, num_subsets: int, max_subset_size: int,
+    rng: np.random.RandomState,
+) -> float:
+    """Kernel distance (KID; Binkowski et al. 2018): unbiased, so around 0, also below, for equal sources.
+
+    real, fake: [N, F].  Mean over random subsets of min(N, N', max_subset_size) rows of each; kernel
+    (x . y / F + 1)^3. Draws from `rng` as the published system does: fake first.
+    """
+    size = min(len(real), len(fake), max_subset_size)
+    if size < 2:
+        raise ValueError(f'a kernel distance needs at least 2 samples of each set, not {size}')
+    total = 0.0
+    for _ in range(num_subsets):
+        x = fake[rng.choice(len(fake), size, replace=False)].astype(np.float64)
+        y = real[rng.choice(len(real), size, replace=False)].astype(np.float64)
+        within = _kernel(x, x) + _kernel(y, y)
+        total += (within.sum() - np.trace(within)) / (size - 1) - 2 * _kernel(x, y).sum() / size
+    return float(total / num_subsets / size)
+
+
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def precision_recall(real: torch.Tensor, fake: torch.Tensor, num_neighbours: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019) of features [N, F]: each the share of one set
+    inside the manifold of the other, 1 for equal sets.
+    """
+    return (_coverage_by(real, _radii(real, num_neighbours), fake)[0],
+            _coverage_by(fake, _radii(fake, num_neighbours), real)[0])
+
+
+def density_coverage(real: torch.Tensor, fake: torch.Tensor, num_neighbours: int = 3) -> tuple[float, float]:
+    """Density and coverage (Naeem et al. 2020) of features [N, F].
+
+    Density: how many real neighbourhoods hold a generated sample, relative to num_neighbours; may exceed 1.
+    Coverage: the share of real neighbourhoods that hold any.
+    """
+    radii = _radii(real, num_neighbours)
+    _, counts, covered = _coverage_by(real, radii, fake)
+    return counts / (num_neighbours * len(fake)), covered / len(real)
+
+
+def _radii(features: torch.Tensor, num_neighbours: int) -> torch.Tensor:
+    """Distance of each row to its `num_neighbours`-th nearest other row, [N]."""
+    if len(features) <= num_neighbours:
+        raise ValueError(f'{num_neighbours} neighbours need more than {len(features)} samples')
+    radii = []
+    for probes in features.split(PROBE_ROWS):
+        nearest = None
+        for rows in features.split(MANIFOLD_ROWS):
+            block = _distances(probes, rows)
+            block = block if nearest is None else torch.cat([nearest, block], dim=1)
+            # The row itself, at distance 0, is one of them.
+            nearest = block.topk(min(num_neighbours + 1, block.shape[1]), dim=1, largest=False).values
+        radii.append(nearest[:, -1])
+    return torch.cat(radii)
+
+
+def _coverage_by(manifold: torch.Tensor, radii: torch.Tensor, probes: torch.Tensor) -> tuple[float, int, int]:
+    """(share of probes within a radius, pairs within, members of the manifold with a probe within)."""
+    num_inside, num_pairs = 0, 0
+    has_probe = torch.zeros(len(manifold), dtype=torch.bool, device=manifold.device)
+    for some in probes.split(PROBE_ROWS):
+        is_inside = torch.zeros(len(some), dtype=torch.bool, device=some.device)
+        for start in range(0, len(manifold), MANIFOLD_ROWS):
+            part = slice(start, start + MANIFOLD_ROWS)
+            within = _distances(some, manifold[part]) <= radii[part]
+            is_inside |= within.any(dim=1)
+            has_probe[part] |= within.any(dim=0)
+            num_pairs += int(within.sum())
+        num_inside += int(is_inside.sum())
+    return num_inside / len(probes), num_pairs, int(has_probe.sum())
+
+
+def _distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    # Through a matrix product, many times faster; of centred values, which keeps the digits that matter.
+    x, y = x.float(), y.float()
+    center = y[:1]
+    return torch.cdist(x - center, y - center, compute_mode='use_mm_for_euclid_dist')
+
+
+def inception_score(probs: np.ndarray, num_splits: int = 10) -> tuple[float, float]:
+    """(mean, deviation over splits) of the Inception score (Salimans et al. 2016). probs: [N, classes].
+
+    A class of probability 0 adds nothing (published: the score becomes NaN).
+    """
+    probs, scores = np.asarray(probs, dtype=np.float64), []
+    if len(probs) < num_splits:
+        raise ValueError(f'{num_splits} splits need as many samples, not {len(probs)}')
+    for i in range(num_splits):
+        part = probs[i * len(probs) // num_splits:(i + 1) * len(probs) // num_splits]
+        gap = _safe_log(part) - _safe_log(part.mean(axis=0, keepdims=True))
+        scores.append(np.exp((part * gap).sum(axis=1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _safe_log(x: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(x, np.finfo(np.float64).tiny))
+
+
+def path_length_limits(distances: np.ndarray) -> tuple[float, float]:
+    """1st and 99th percentile: values that are themselves in the data, so that both sides keep theirs."""
+    low = np.percentile(distances, 1, method='lower')
+    return float(low), float(np.percentile(distances, 99, method='higher'))
+
+
+def path_length(distances: np.ndarray) -> float:
+    """Mean of the distances [N] without the extremes (StyleGAN, Sec. 4.1)."""
+    low, high = path_length_limits(distances)
+    kept = distances[(distances >= low) & (distances <= high)]
+    return float(kept.astype(np.float64).mean())
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Spherical interpolation between the directions of a and b [..., D], of unit length. t: [..., 1]."""
+    a, b = _unit(a), _unit(b)
+    cosine = (a * b).sum(dim=-1, keepdim=True).clamp(-1, 1)
+    across = _unit(b - cosine * a)
+    angle = t * cosine.acos()
+    return _unit(a * angle.cos() + across * angle.sin())
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    # Equal directions leave a zero vector, which shall stay one.
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def perceptual_picture(img: torch.Tensor, *, crop: bool) -> torch.Tensor:
+    """What the perceptual network sees of img [N, C, H, W] in [-1, 1]: float32 [N, C, h, w] in [0, 255].
+
+    crop: the middle of the picture, where faces are. Then box downsampling by the whole part of (shorter side
+    before the crop) / 256.
+    """
+    height, width = img.shape[2:]
+    if crop:
+        rows, columns = height // 8, width // 8
+        img = img[:, :, 3 * rows:7 * rows, 2 * columns:6 * columns]
+    factor = min(height, width) // 256
+    if factor > 1:
+        img = torch.nn.functional.avg_pool2d(img, factor)
+    return (img.float() + 1) * 127.5

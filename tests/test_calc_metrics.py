@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""calc_metrics.py: what it prints and writes, where its data comes from, and how it says no."""
+import json
+
+import pytest
+from metrics_stand_in import write_detectors, write_pictures
+from small_networks import small_generator
+
+import calc_metrics
+from dnnlib import util
+from dnnlib.util import UserError
+from training import checkpoint
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    """A training run with a network that notes its data, beside that data and feature networks."""
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'training_options.json').write_text('{}')
+    write_detectors(tmp_path / 'detectors')
+    noted = {'class_name': 'os.system', 'path': write_pictures(tmp_path / 'data'), 'xflip': True}
+    checkpoint.save_network_snapshot(
+        folder / 'net.pkl', G=None, D=None, G_ema=small_generator(), training_set_kwargs=noted)
+    return folder
+
+
+def run(*args, capsys):
+    """(exit status, what was printed, errors)."""
+    with pytest.raises(SystemExit) as left:
+        calc_metrics.main(['--device=cpu', *map(str, args)])
+    out, err = capsys.readouterr()
+    return left.value.code, out, err
+
+
+def test_the_same_seed_prints_the_same_digits_and_the_run_keeps_them(run_dir, monkeypatch, capsys):
+    monkeypatch.chdir(run_dir)
+    lines = []
+    for seed in (0, 0, 1):
+        status, out, _ = run('--network=net.pkl', '--metrics=swd', f'--seed={seed}', capsys=capsys)
+        assert status == 0
+        lines.append(json.loads(out.strip().splitlines()[-1]))
+    assert lines[0]['results'] == lines[1]['results'] != lines[2]['results']
+    kept = [json.loads(line) for line in (run_dir / 'metric-swd.jsonl').read_text().splitlines()]
+    assert kept == lines and lines[0]['snapshot_pkl'] == 'net.pkl' and lines[2]['seed'] == 1
+
+
+def test_a_metric_with_a_feature_network_tells_what_it_depends_on(run_dir, tmp_path, capsys):
+    status, out, err = run(f'--network={run_dir}/net.pkl', '--metrics=is_few', capsys=capsys)
+    assert status == 2 and out == '' and "'is_few' is not a metric" in err and 'fid5k_full' in err
+    status, out, err = run(
+        f'--network={run_dir}/net.pkl', '--metrics=fid5k_full', '--verbose=0',
+        f'--detector-dir={tmp_path}/detectors', capsys=capsys)
+    assert status == 0, err
+    result = json.loads(out)
+    assert result['results']['fid5k_full'] > 0 and len(result['detector_sha256']) == 64
+    assert len(result['data_key']) == 32 and result['num_gpus'] == 1 and 'torch' in result['versions']
+
+
+def refuse(url, **_):
+    raise UserError(f'{url}: cannot be downloaded')
+
+
+def test_what_cannot_be_done_is_one_line_and_status_2(run_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open(url, 'rb'))
+    network, other = f'--network={run_dir}/net.pkl', write_pictures(tmp_path / 'other', 3, 1)
+    checkpoint.save_network_snapshot(tmp_path / 'bare.pkl', G=None, D=None, G_ema=small_generator())
+    for args, words in [
+            ([], '--network is required'), (['--network=nothing.pkl'], 'no such file'),
+            ([network], 'neither in'), ([network, f'--data={other}', '--metrics=swd'], 'have 1 channels'),
+            ([f'--network={tmp_path}/bare.pkl', '--metrics=swd'], '--data is required'),
+            ([f'--offline-bundle={tmp_path}/bundle'], 'neither in')]:
+        status, _, err = run('--verbose=0', *args, capsys=capsys)
+        errors = [line for line in err.splitlines() if line.startswith('Error: ')]
+        assert status == 2 and len(errors) == 1 and words in errors[0], (args, err)
+        assert 'Traceback' not in err
+
+
+def test_no_metric_is_no_work_and_a_bundle_needs_no_network(run_dir, tmp_path, capsys):
+    assert run(f'--network={run_dir}/net.pkl', '--metrics=none', '--verbose=0', capsys=capsys)[:2] == (0, '')
+    status, out, _ = run(f'--offline-bundle={tmp_path}/b', f'--detector-dir={tmp_path}/detectors',
+                         capsys=capsys)
+    assert status == 0 and len(out.splitlines()) == 2 and len(list((tmp_path / 'b').iterdir())) == 4
+
+
+def test_mirror_and_data_go_before_what_the_network_notes(run_dir, tmp_path, capsys):
+    network = f'--network={run_dir}/net.pkl'
+    counts = []
+    for args in ([], ['--mirror=0'], [f'--data={tmp_path}/data'], [f'--data={tmp_path}/data', '--mirror=1']):
+        counts.append(run(network, '--metrics=none', *args, capsys=capsys)[2].splitlines()[0].split()[0])
+    assert counts == ['60', '30', '30', '60']
+
+
+def test_processes_that_do_not_fit_together_are_refused(monkeypatch):
+    calc_metrics.check_gpus(3, 1, 'cpu')
+    with pytest.raises(UserError, match='torchrun started 2'):
+        calc_metrics.check_gpus(3, 2, 'cpu')
+    monkeypatch.setattr(calc_metrics.torch.cuda, 'device_count', lambda: 2)
+    with pytest.raises(UserError, match='--gpus=3: this machine has 2'):
+        calc_metrics.check_gpus(3, 1, 'cuda')
