@@ -46,7 +46,8 @@ class NumberList(click.ParamType):
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:
     """Decorator: the options of every script that opens a generator and writes pictures."""
     options = [
-        click.option('--network', required=True, metavar='FILE|URL', help='Network pickle (its G_ema).'),
+        click.option('--network', required=True, metavar='FILE|URL',
+                     help='Network file (its G_ema): .pkl, .safetensors or .pt.'),
         click.option('--outdir', required=True, metavar='DIR', help='Where the pictures go.'),
         click.option('--trunc', type=float, default=1, show_default=True, metavar='PSI',
                      help='Truncation psi: below 1 more typical pictures, above 1 more varied ones.'),

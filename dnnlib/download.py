@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetching a file over http(s): retried, complete or not at all, past the warning page of Google Drive."""
+import hashlib
 import html
+import os
 import re
 import time
 import urllib.parse
@@ -14,6 +16,7 @@ TIMEOUT_SEC = 30
 MAX_PAUSE_SEC = 4.0
 DRIVE_PAGE_BYTES = 8192  # warning pages of Google Drive are smaller
 DRIVE_HOPS = 3
+CHECKSUM_MARK = '#sha256='
 
 
 class DownloadError(OSError):
@@ -27,11 +30,16 @@ class _PermanentError(DownloadError):
 def fetch(url: str, num_attempts: int = 10, verbose: bool = True) -> tuple[bytes, str | None]:
     """The content of a URL and the file name that the server gives it, None if it gives none.
 
-    Raises DownloadError after `num_attempts` failures, or at once if the server denies the file for good.
+    A URL that ends in #sha256=<64 digits> promises that content. Raises DownloadError after `num_attempts`
+    failures, or at once if the server denies the file for good or sends another content.
     """
+    address, _, digest = url.partition(CHECKSUM_MARK)
     for attempt in range(num_attempts):
         try:
-            return _fetch_past_warnings(url, verbose)
+            data, server_name = _fetch_past_warnings(address, verbose)
+            if digest:
+                _check_content(data, digest)
+            return data, server_name
         except _PermanentError:
             raise
         except DownloadError as error:
@@ -43,6 +51,24 @@ def fetch(url: str, num_attempts: int = 10, verbose: bool = True) -> tuple[bytes
                 write(f'Downloading {url} failed ({error}); trying again in {pause_sec:g} s')
             time.sleep(pause_sec)
     raise AssertionError(f'{num_attempts=} must be at least 1')
+
+
+def is_intact(path: str | os.PathLike, url: str) -> bool:
+    """Whether a file has the content that the URL promises, by its SHA-256; yes if it promises none."""
+    digest = url.partition(CHECKSUM_MARK)[2]
+    if not digest:
+        return True
+    found = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest() == digest.lower()
+
+
+def _check_content(data: bytes, digest: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest.lower():
+        raise _PermanentError(f'the content has the SHA-256 {found}, not {digest}')
 
 
 def _fetch_past_warnings(url: str, verbose: bool) -> tuple[bytes, str | None]:

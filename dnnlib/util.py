@@ -229,8 +229,9 @@ def open_url(
     """A URL or local path, opened for reading in binary, or its local path if `return_filename`.
 
     http(s): fetched at most `num_attempts` times, checked against the size that the server announced, and
-    kept in `cache_dir` (default: 'downloads' in the cache folder), where later calls find it. Without `cache`
-    nothing is written. Raises UserError if the file cannot be had.
+    kept in `cache_dir` (default: 'downloads' in the cache folder), where later calls find it. A URL that ends
+    in #sha256=<digits> is checked against them each time. Without `cache` nothing is written. Raises
+    UserError if the file cannot be had.
     """
     if num_attempts < 1 or (return_filename and not cache):
         raise ValueError(f'{num_attempts=} must be at least 1, and a file name needs cache=True')
@@ -258,9 +259,9 @@ def _local_path(url: str) -> str | None:
 
 
 def _cached_path(url: str, folder: Path, num_attempts: int, verbose: bool) -> Path:
-    # Several matches tell nothing about which one is whole: fetch again.
+    # Several matches tell nothing about which one is whole: fetch again. So does one that was changed.
     found = list(folder.glob(f'{url_digest(url)}_*'))
-    if len(found) == 1:
+    if len(found) == 1 and download.is_intact(found[0], url):
         return found[0]
     data, server_name = _fetch(url, num_attempts, verbose)
     path = folder / cache_file_name(url, server_name)

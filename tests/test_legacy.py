@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening network files: recorded official ones, our own, and all that must be refused."""
+import contextlib
 import dataclasses
 import io
+import itertools
 import pickle
 
 import numpy as np
@@ -9,11 +11,13 @@ import pytest
 import torch
 from golden_cases import cases, golden_dir
 from small_networks import save_small_network, small_discriminator, small_generator
+from tensorflow_files import tensorflow_pickle
 
 import legacy
 from dnnlib.util import UserError
 from torch_utils import persistence, safe_pickle
 from training import augment, checkpoint, networks
+from training.formats import pickled, rebuild
 
 FOLDER = golden_dir() / 'official_pickle'
 TOLERANCE = 1e-4  # between releases of torch, as recorded
@@ -68,7 +72,7 @@ def test_official_files_give_our_classes_with_every_tensor(case, open_official):
             assert found[key] is None
             continue
         net = found[key]
-        assert isinstance(net, legacy.CLASSES[expected['class_name']]) and not net.training
+        assert isinstance(net, rebuild.CLASSES[expected['class_name']]) and not net.training
         assert not any(p.requires_grad for p in net.parameters())
         assert {n: type(m).__name__ for n, m in net.named_modules() if n} == {
             n: name for n, name in expected['submodule_classes'].items() if n != '<root>'}
@@ -218,7 +222,7 @@ def described_generator(**changes):
 
 
 def build(described):
-    return legacy._Blueprint('net.pkl: G_ema', described).build(force_fp16=False)
+    return pickled.Blueprint('net.pkl: G_ema', described).build(force_fp16=False)
 
 
 @pytest.mark.parametrize('changes, text', [
@@ -257,12 +261,64 @@ def test_a_missing_file_a_folder_and_other_files_are_refused_in_one_line(tmp_pat
         assert str(tmp_path / name) in str(error.value) and '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name', [c.values[0]['file'] for c in cases('legacy_tf')][:1])
-def test_tensorflow_networks_are_refused_honestly_for_now(name):
-    with pytest.raises(UserError, match='TensorFlow'):
-        legacy.load_network(golden_dir() / 'legacy_tf' / name)
-
-
 def test_a_file_url_works(tmp_path):
     path = save_small_network(tmp_path / 'net.pkl')
     assert legacy.load_network(path.as_uri()).G_ema.img_resolution == 16
+
+
+def run(*args, status=0):
+    """What the command line prints; it must end with this status."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        with pytest.raises(SystemExit) as ended:
+            legacy.main([str(arg) for arg in args])
+    assert ended.value.code == status, output.getvalue()
+    return output.getvalue()
+
+
+@torch.no_grad()
+def test_the_command_line_converts_through_all_formats_without_a_changed_bit(tmp_path):
+    (tmp_path / '0.pkl').write_bytes(tensorflow_pickle())
+    names = ['0.pkl', '1.safetensors', '2.pt', '3.pkl', '4.safetensors', '5.pkl']
+    for source, dest in itertools.pairwise(names):
+        assert 'Done.' in run(f'--source={tmp_path / source}', f'--dest={tmp_path / dest}')
+    z = torch.randn(2, 8)
+    images = [legacy.load_network(tmp_path / name).G_ema(z, None, noise_mode='const') for name in names]
+    assert all(torch.equal(image, images[0]) for image in images)
+
+
+def test_the_published_and_the_full_form_of_a_conversion_are_the_same(tmp_path):
+    source = save_small_network(tmp_path / 'a.pkl')
+    run('convert', '--source', source, '--dest', tmp_path / 'b.pkl', '--force-fp16', 'yes')
+    run('--source', source, '--dest', tmp_path / 'c.pkl', '--force-fp16=1')
+    found = [legacy.load_network(tmp_path / name).G_ema for name in ('b.pkl', 'c.pkl')]
+    assert found[0].init_kwargs == found[1].init_kwargs and found[0].synthesis.b16.use_fp16
+    assert all(map(torch.equal, found[0].state_dict().values(), found[1].state_dict().values()))
+
+
+def test_a_converted_pickle_has_the_published_keys(tmp_path):
+    (tmp_path / 'a.pkl').write_bytes(tensorflow_pickle())
+    run('--source', tmp_path / 'a.pkl', '--dest', tmp_path / 'b.pkl')
+    with open(tmp_path / 'b.pkl', 'rb') as file:
+        held = pickle.load(file)
+    assert set(held) == set(legacy.KEYS) and held['augment_pipe'] is held['training_set_kwargs'] is None
+    assert isinstance(held['G_ema'], networks.Generator)
+
+
+def test_the_command_line_inspects(tmp_path):
+    assert 'Generator of 16x16' in run('inspect', save_small_network(tmp_path / 'a.pkl'))
+    assert 'Error: ' in run('inspect', tmp_path / 'absent.pkl', status=2)
+
+
+def test_mistakes_of_the_command_line_are_one_line_and_leave_nothing(tmp_path):
+    source = save_small_network(tmp_path / 'a.pkl', c_dim=2)
+    for dest in ('x.foo', 'absent/x.pkl', 'x.pt'):
+        text = run('--source', source, '--dest', tmp_path / dest, status=2)
+        assert text.splitlines()[-1].startswith('Error: ') and 'Traceback' not in text
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pkl']
+    assert '--dest' in run('--source', source, status=2) and 'inspect' in run('--help')
+
+
+def test_safetensors_need_no_trust(tmp_path):
+    run('--source', save_small_network(tmp_path / 'a.pkl'), '--dest', tmp_path / 'a.safetensors')
+    assert legacy.load_network(tmp_path / 'a.safetensors', trust_pickle=True).G_ema.img_resolution == 16

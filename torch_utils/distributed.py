@@ -67,6 +67,15 @@ def broadcast_value(value: Any) -> Any:
     return box[0]
 
 
+def gather_values(value: Any) -> list[Any]:
+    """The plain values that the processes passed, by rank. All processes must call."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def join(device_type: str) -> torch.device:
     """Join the group that the launcher prepared, and take the device of this process.
 
@@ -96,13 +105,19 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def launch(function: Callable[..., None], args: tuple, num_processes: int) -> None:
+def launch(
+    function: Callable[..., None], args: tuple, num_processes: int, stopped_status: int = 1,
+) -> None:
     """Run function(*args) in so many processes of this machine, each of which calls join().
 
     If one fails, the others are stopped. Raises UserError if that was its reason; otherwise says what
     happened and leaves with its status.
+
+    stopped_status: to leave with once SIGTERM, SIGINT or SIGUSR1, which are passed on, have stopped all
+    processes; they have 30 seconds for it.
     """
     # Optional in builds of torch, and slow to import.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     # The launcher's own reports of a failure would bury the line that names the cause.
@@ -111,8 +126,13 @@ def launch(function: Callable[..., None], args: tuple, num_processes: int) -> No
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend='c10d',
         rdzv_endpoint='localhost:0', run_id='train', max_restarts=0, start_method='spawn')
+    # The launcher passes on the signals that end a program, of which this is none.
+    if hasattr(signal, 'SIGUSR1'):
+        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         elastic_launch(config, function)(*args)
+    except SignalException:
+        sys.exit(stopped_status)
     except ChildFailedError as error:
         _stop(*error.get_first_failure())
 

@@ -46,15 +46,16 @@ class Machine:
     """Executes one pickle after the other from a binary file.
 
     allowed: (module, name) -> Global or value.  persistent_load(pid) -> object; None: there are no such ids.
-    max_opcodes: of one pickle.
+    max_opcodes: of one pickle.  drops_dict_state: forget the attributes of dicts instead of refusing them.
     """
 
     def __init__(
         self, file: io.BytesIO, allowed: Mapping[tuple[str, str], Any],
         persistent_load: Callable[[Any], Any] | None = None, max_opcodes: int = MAX_OPCODES,
+        drops_dict_state: bool = False,
     ):
         self.file, self.allowed, self.persistent_load = file, allowed, persistent_load
-        self.max_opcodes = max_opcodes
+        self.max_opcodes, self.drops_dict_state = max_opcodes, drops_dict_state
         self.work_left = MAX_WORK + 2 * file.getbuffer().nbytes
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -167,6 +168,9 @@ def _op_newobj(machine: Machine, _: Any) -> None:
 
 def _op_build(machine: Machine, _: Any) -> None:
     state = machine.stack.pop()
+    # State dicts of torch have version numbers as such.
+    if machine.drops_dict_state and type(machine.stack[-1]) is dict:
+        return
     # The standard unpickler would set any attribute of any object, those of functions and classes included.
     if not isinstance(machine.stack[-1], Buildable):
         raise Damaged(f'a state for a {type(machine.stack[-1]).__name__}')

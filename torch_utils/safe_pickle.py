@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads network pickles without executing anything in them: the result is a description, not a network.
 
-Official, StyleGAN3's (its stylegan2 networks) and own files; anything else that they ask for is refused.
+Official, StyleGAN3's (its stylegan2 networks), TensorFlow's and own files; anything else that they ask for
+is refused.
 """
+import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from dnnlib.util import UserError
 from torch_utils.persistence import VERSION
 from torch_utils.pickle_machine import Buildable, Damaged, Global, Machine, Refused
+from torch_utils.stored_array import NDARRAY, NumberType, new_array, numpy_scalar
 from torch_utils.stored_tensor import StoredTensor, load_storage, rebuild_tensor
 
 MAX_VALUES = 300_000  # arguments and attributes in one file; a network has some 10,000
@@ -20,7 +21,6 @@ MAX_DEPTH = 32  # of nested containers
 MAX_NAME = 100  # characters of the name of a tensor or submodule
 MAX_MODULES = 10_000  # in one network
 RECONSTRUCT = ('torch_utils.persistence', '_reconstruct_persistent_obj')
-NUMBER_CODES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1')
 
 
 @dataclass(frozen=True)
@@ -62,30 +62,50 @@ class ModuleDescription:
                 for prefix, module in self.modules() for name, tensor in module.tensors.items()}
 
 
+class TensorFlowNetwork(Buildable):
+    """A pickled TensorFlow network. state: its attributes, as they lie in the file."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
+    def build(self, state: Any) -> None:
+        """Take the attributes. Raises Damaged if they are no dict."""
+        if type(state) is not dict:
+            raise Damaged('a TensorFlow network without attributes')
+        self.state = state
+
+
 def load(file: BinaryIO, name: str = 'network pickle') -> Any:
     """What the pickle in a binary file holds, with a ModuleDescription in the place of every network module.
 
-    name: what error messages call the file. Numpy scalars become numbers, every kind of dict a dict.
-    Raises UserError, one line, if the file is no such pickle, is damaged, or asks for anything unknown.
+    name: what error messages call the file. TensorFlow networks become TensorFlowNetwork, arrays StoredArray,
+    numpy scalars numbers, every kind of dict a dict. Raises UserError, one line, if the file is no such
+    pickle, is damaged, or asks for anything unknown.
     """
     data = file.read()  # at once, so that no declared size can ask for more than there is
     if data[:4] == b'PK\x03\x04':
         raise UserError(f'{name}: a zip archive, not a network pickle; give a network-snapshot-*.pkl')
-    try:
+    with explained(name):
         describe = Global(call=_Describer().describe)
-        value = Machine(io.BytesIO(data), {**ALLOWED, RECONSTRUCT: describe}).load()
+        return Machine(io.BytesIO(data), {**ALLOWED, RECONSTRUCT: describe}).load()
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn what the machine raises into a UserError of one line about the file called `name`."""
+    try:
+        yield
     except Refused as error:
         wanted = _printable(str(error))
         if wanted.startswith(('dnnlib.tflib.', 'tfutil.')):
-            raise UserError(f'{name}: a TensorFlow network pickle; converting those comes with a later '
-                            'version of this program') from error
+            raise UserError(f'{name}: a TensorFlow network pickle that asks for {wanted}; only those of '
+                            'StyleGAN2 and StyleGAN2-ADA can be read') from error
         raise UserError(f'{name}: asks for {wanted}; refused, and nothing in it was run: no network file '
                         'needs that. --trust-pickle would run the code in it: only if you trust '
                         'its origin') from error
     except Damaged as error:
-        raise UserError(f'{name}: not a network pickle, or damaged ({_printable(str(error))}); '
+        raise UserError(f'{name}: not a network file, or damaged ({_printable(str(error))}); '
                         'download or copy it again') from error
-    return value
 
 
 def _printable(text: str) -> str:
@@ -111,7 +131,8 @@ class _Describer:
         tensors = {name: _expect(t, StoredTensor, name) for name, t in held.items() if t is not None}
         children = {name: child if child is None else _expect(child, ModuleDescription, name)
                     for name, child in modules.items()}
-        own = {name: v for name, v in state.items() if str(name)[:1] != '_' and _is_plain(v)}
+        own = {name: v for name, v in state.items()
+               if isinstance(name, str) and name[:1] != '_' and _is_plain(v)}
         return ModuleDescription(
             class_name, tuple(self.copy(_member(state, '_init_args', (tuple, list), ()))),
             self.copy(_member(state, '_init_kwargs', dict, {})), self.copy(own), tensors, children)
@@ -157,33 +178,6 @@ def _expect(value: Any, kind: type, name: Any) -> Any:
     return value
 
 
-class _NumberType(Buildable):
-    """What stands for numpy.dtype: one of a few kinds of numbers, never an object or a structure."""
-
-    def __init__(self, code: Any, align: Any = False, copy: Any = True):
-        # Among those left out: O, objects, which are pickles in pickles.
-        if code not in NUMBER_CODES:
-            raise Damaged(f'numpy values of type {code!r}')
-        self.code, self.order = code, '<'
-
-    def build(self, state: Any) -> None:
-        """Take (version, byte order, None, None, None, ...): no fields, no sub-arrays."""
-        if type(state) is not tuple or len(state) < 5 or state[1] not in ('<', '>', '|') or any(state[2:5]):
-            raise Damaged('a structured numpy type')
-        self.order = state[1]
-
-    def number(self, data: Any) -> Any:
-        """The Python number of these bytes."""
-        dtype = np.dtype(self.order + self.code)
-        if type(data) is not bytes or len(data) != dtype.itemsize:
-            raise Damaged('a numpy number of the wrong size')
-        return np.frombuffer(data, dtype)[0].item()
-
-
-def _numpy_scalar(dtype: Any, data: Any) -> Any:
-    return _expect(dtype, _NumberType, 'dtype').number(data)
-
-
 def _make_dict(items: Any = ()) -> dict:
     """What stands for OrderedDict: built empty or from [[key, value], ...]."""
     pairs = [item for item in items if type(item) in (list, tuple) and len(item) == 2]
@@ -215,7 +209,7 @@ def _called(function: Callable[..., Any]) -> Global:
     return Global(call=function)
 
 
-_SCALAR, _SET = _called(_numpy_scalar), _called(_make_set)
+_SCALAR, _ARRAY, _SET = _called(numpy_scalar), _called(new_array), _called(_make_set)
 _NEW_DICT = Global(new=lambda: {})
 
 # What a network pickle may ask for, matched exactly, besides _reconstruct_persistent_obj.
@@ -229,6 +223,10 @@ ALLOWED = {
     ('torch.storage', '_load_from_bytes'): _called(load_storage),
     ('numpy.core.multiarray', 'scalar'): _SCALAR,
     ('numpy._core.multiarray', 'scalar'): _SCALAR,
-    ('numpy', 'dtype'): _called(_NumberType),
+    ('numpy.core.multiarray', '_reconstruct'): _ARRAY,
+    ('numpy._core.multiarray', '_reconstruct'): _ARRAY,
+    ('numpy', 'ndarray'): NDARRAY,
+    ('numpy', 'dtype'): _called(NumberType),
+    ('dnnlib.tflib.network', 'Network'): Global(new=TensorFlowNetwork),
     ('_codecs', 'encode'): _called(_encode),
 }

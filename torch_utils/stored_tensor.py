@@ -19,7 +19,7 @@ _DTYPES = {
     'BFloat16Storage': torch.bfloat16, 'LongStorage': torch.int64, 'IntStorage': torch.int32,
     'ShortStorage': torch.int16, 'CharStorage': torch.int8, 'ByteStorage': torch.uint8,
     'BoolStorage': torch.bool}
-_STORAGE_TYPES = {
+STORAGE_TYPES = {
     (module, name): dtype for module in ('torch', 'torch.cuda') for name, dtype in _DTYPES.items()}
 
 
@@ -76,9 +76,9 @@ def load_storage(data: Any) -> Storage:
     is_known = header[:2] == [MAGIC, PROTOCOL] and type(header[2]) is dict
     if not is_known or header[2].get('little_endian') is not True:
         raise Damaged('a storage of an unknown format')
-    declared = Machine(file, _STORAGE_TYPES, _Declared, max_opcodes=MAX_HEADER_OPCODES).load()
+    declared = Machine(file, STORAGE_TYPES, Declared, max_opcodes=MAX_HEADER_OPCODES).load()
     keys = plain.load()
-    if not isinstance(declared, _Declared) or keys != [declared.key]:
+    if not isinstance(declared, Declared) or keys != [declared.key]:
         raise Damaged('bytes that hold not one storage')
     numel = int.from_bytes(file.read(8), 'little')
     start = file.tell()
@@ -89,7 +89,7 @@ def load_storage(data: Any) -> Storage:
     return Storage(memoryview(data)[start:], declared.dtype, numel)
 
 
-class _Declared:
+class Declared:
     """The persistent id of a storage: ('storage', type, key, device, number of elements[, None])."""
 
     def __init__(self, pid: Any):

@@ -6,6 +6,7 @@ Values gather where they are, as (count, sum, sum of squares) in float64; only a
 import math
 import re
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -88,6 +89,21 @@ class Store:
         self._names[name] = None
         self._rows[name, device] = row
         return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names, and what has been reported since the last update, as plain values. Waits for the device."""
+        rows = [[name, device.type == 'cpu', *row.tolist()]
+                for (name, device), (row, _) in self._rows.items()]
+        return {'names': self.names, 'rows': rows}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on as the store that gave state_dict().  device: in place of the one that is not the CPU."""
+        for name in state['names']:
+            self._names[name] = None
+        for name, on_cpu, *moments in state['rows']:
+            place = torch.device('cpu') if on_cpu else device
+            row = self._rows[name, place][0] if (name, place) in self._rows else self._add_row(name, place)[0]
+            row.copy_(torch.tensor(moments, dtype=row.dtype))
 
     def _hand_out(self) -> None:
         """Move what has gathered on the devices to every collector that is interested in it."""

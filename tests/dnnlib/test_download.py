@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """dnnlib.download against a small server on this machine."""
+import hashlib
 import http.server
 import threading
 
@@ -98,3 +99,19 @@ def test_large_files_show_their_progress(server, monkeypatch, capsys):
     server.answers['/net.pkl'] = [(200, {}, b'content')]
     assert fetch(server.url + '/net.pkl')[0] == b'content'
     assert 'Downloading net.pkl: 1/1 MiB (100%)' in capsys.readouterr().err
+
+
+def test_a_promised_checksum_is_checked_and_not_sent(server, tmp_path):
+    server.answers['/a'] = [(200, {}, b'content')]
+    digest = hashlib.sha256(b'content').hexdigest()
+    url = f'{server.url}/a#sha256='
+    assert fetch(url + digest) == fetch(url + digest.upper()) == (b'content', None)
+    assert set(server.requests) == {'/a'}
+    asked = len(server.requests)
+    with pytest.raises(DownloadError, match=f'SHA-256 {digest}, not 00'):
+        fetch(url + '0' * 64)
+    assert len(server.requests) == asked + 1
+    (tmp_path / 'x').write_bytes(b'content')
+    assert download.is_intact(tmp_path / 'x', url + digest) and download.is_intact(tmp_path / 'x', server.url)
+    (tmp_path / 'x').write_bytes(b'conten')
+    assert not download.is_intact(tmp_path / 'x', url + digest)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generators as ONNX and torch.export programs: the same pictures for any batch, without our operators."""
+import pytest
+import torch
+from small_networks import small_discriminator, small_generator
+
+from dnnlib.util import UserError
+from training.formats import exported
+from training.formats.exported import Pictures
+
+SMALL = {'img_resolution': 8, 'mapping_kwargs': {'num_layers': 1}}
+SHAPES = {
+    'plain': ({}, {}), 'conditional': ({'c_dim': 3}, {'truncation_psi': 0.7}),
+    'wide gray': ({'img_resolution': (12, 8), 'img_channels': 1, 'c_dim': 2}, {'noise_mode': 'none'}),
+    'resnet fp16': ({'synthesis_kwargs': {
+        'channel_max': 8, 'architecture': 'resnet', 'num_fp16_res': 2, 'conv_clamp': 256}}, {})}
+
+
+def needs_onnx():
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(package)
+
+
+def pictures_of(shape):
+    network, options = SHAPES[shape]
+    return Pictures(small_generator(**{**SMALL, **network}), **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('shape', [
+    pytest.param(shape, marks=() if shape == 'wide gray' else pytest.mark.slow) for shape in SHAPES])
+def test_onnx_gives_the_same_pictures_for_any_batch(shape, tmp_path):
+    needs_onnx()
+    import onnx
+    import onnxruntime
+    pictures, path = pictures_of(shape), tmp_path / 'net.onnx'
+    assert exported.write_onnx(path, pictures) < 1e-4
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    for batch in (1, 3, 4):
+        inputs = {name: value + 0.1 for name, value in pictures.examples(batch).items()}
+        actual = session.run(['img'], {name: value.numpy() for name, value in inputs.items()})[0]
+        assert (torch.from_numpy(actual) - pictures(**inputs)).abs().max() < 1e-4
+    model = onnx.load(path)
+    assert {node.domain for node in model.graph.node} <= {'', 'ai.onnx'} and not model.functions
+    assert [i.name for i in model.graph.input] == list(pictures.examples(1))
+    assert {i.type.tensor_type.shape.dim[0].dim_param for i in model.graph.input} == {'batch'}
+    assert [p.name for p in tmp_path.iterdir()] == ['net.onnx']
+
+
+@torch.no_grad()
+def test_a_torch_export_program_gives_the_same_pictures_without_our_operators(tmp_path):
+    pictures = pictures_of('conditional')
+    assert exported.write_torch_export(tmp_path / 'net.pt2', pictures) < 1e-5
+    program = torch.export.load(tmp_path / 'net.pt2')
+    assert not [node for node in program.graph.nodes if 'stylegan2' in str(node.target)]
+    inputs = pictures.examples(3)
+    assert (program.module()(*inputs.values()) - pictures(**inputs)).abs().max() < 1e-5
+
+
+def test_operators_are_restored_even_after_a_failure(monkeypatch):
+    G = small_generator(**SMALL)
+    before = [op.overload for op in operators()]
+    monkeypatch.setattr(torch.export, 'export', lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        exported._program(Pictures(G))
+    assert before == [op.overload for op in operators()]
+    assert all(op.overload is not op.reference for op in operators())
+
+
+def operators():
+    from torch_utils.ops import bias_act, upfirdn2d
+    return bias_act._bias_act, upfirdn2d._upfirdn2d
+
+
+def test_a_file_whose_pictures_differ_is_not_written(tmp_path):
+    pictures = pictures_of('plain')
+    for wrong in (1.0, float('nan')):
+        def run(inputs, wrong=wrong):
+            return pictures(**inputs) + wrong
+        with pytest.raises(UserError, match='differ'):
+            exported._checked(tmp_path / 'x', pictures, run)
+
+
+def test_only_our_generators_are_exported(tmp_path):
+    with pytest.raises(UserError, match='Discriminator'):
+        exported.write_torch_export(tmp_path / 'x.pt2', Pictures(small_discriminator()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_packages_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(exported, 'optional', lambda package: None)
+    with pytest.raises(UserError, match='pip install onnx'):
+        exported.write_onnx(tmp_path / 'x.onnx', pictures_of('plain'))
+    assert exported._check_onnx(tmp_path, tmp_path, pictures_of('plain')) is None
+
+
+def test_a_package_that_is_not_there_is_none():
+    assert exported.optional('no_such_package') is None and exported.optional('json').dumps(1) == '1'

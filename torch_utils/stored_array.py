@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NumPy numbers and arrays inside network pickles, of plain numeric types only."""
+import math
+from typing import Any
+
+import numpy as np
+
+from torch_utils.pickle_machine import Buildable, Damaged, Global
+
+MAX_DIMS = 8
+NUMBER_CODES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1')
+
+
+class NumberType(Buildable):
+    """What stands for numpy.dtype: one of a few kinds of numbers, never an object or a structure."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        # Among those left out: O, objects, which are pickles in pickles.
+        if code not in NUMBER_CODES:
+            raise Damaged(f'numpy values of type {code!r}')
+        self.code, self.order = code, '<'
+
+    def build(self, state: Any) -> None:
+        """Take (version, byte order, None, None, None, ...): no fields, no sub-arrays."""
+        if type(state) is not tuple or len(state) < 5 or state[1] not in ('<', '>', '|') or any(state[2:5]):
+            raise Damaged('a structured numpy type')
+        self.order = state[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type as NumPy knows it."""
+        return np.dtype(self.order + self.code)
+
+
+class StoredArray(Buildable):
+    """An array that has not been made yet: made empty, then given its content, as NumPy pickles it."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = (0,)
+        self._content: tuple[bytes, np.dtype, str] = (b'', np.dtype('f4'), 'C')
+
+    def build(self, state: Any) -> None:
+        """Take (version, shape, number type, column-major?, bytes). Raises Damaged unless sizes agree."""
+        if type(state) is not tuple or len(state) != 5:
+            raise Damaged('an array of an unknown kind')
+        _, shape, kind, is_column_major, data = state
+        # Files of Python 2 hold text where Python 3 has bytes.
+        data = data.encode('latin1') if type(data) is str else data
+        if not isinstance(kind, NumberType) or type(data) is not bytes or type(shape) is not tuple:
+            raise Damaged('an array of other things than numbers')
+        if len(shape) > MAX_DIMS or not all(type(size) is int and size >= 0 for size in shape):
+            raise Damaged('an array without a shape')
+        if math.prod(shape) * kind.dtype.itemsize != len(data):
+            raise Damaged(f'an array of shape {list(shape)} in {len(data)} bytes')
+        self.shape, self._content = shape, (data, kind.dtype, 'F' if is_column_major is True else 'C')
+
+    def array(self) -> np.ndarray:
+        """The array; a view of the bytes of the file, which cannot be written to."""
+        data, dtype, order = self._content
+        return np.frombuffer(data, dtype).reshape(self.shape, order=order)
+
+
+def numpy_scalar(kind: Any, data: Any) -> Any:
+    """What stands for numpy's scalar(): the Python number of these bytes."""
+    data = data.encode('latin1') if type(data) is str else data
+    if not isinstance(kind, NumberType) or type(data) is not bytes or len(data) != kind.dtype.itemsize:
+        raise Damaged('a numpy number of the wrong kind or size')
+    return np.frombuffer(data, kind.dtype)[0].item()
+
+
+def new_array(cls: Any, shape: Any, code: Any) -> StoredArray:
+    """What stands for numpy's _reconstruct(ndarray, (0,), b'b'): an empty array, to be given its content."""
+    if cls is not NDARRAY or shape != (0,):
+        raise Damaged('an array that is not one')
+    return StoredArray()
+
+
+NDARRAY = Global()  # what stands for the class numpy.ndarray, which files name but never call

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is inside a network file of any kind, in words; nothing in it is executed."""
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from dnnlib.util import UserError
+from torch_utils import torch_file
+from torch_utils.pickle_machine import Buildable, Damaged, Global, Machine
+from torch_utils.safe_pickle import ALLOWED, RECONSTRUCT
+from training.formats import safetensors_file
+from training.formats.exported import NEEDED, optional
+from training.formats.rebuild import MODULES, shown
+
+MAX_GLOBALS = 30  # that are listed
+CONTAINERS = [('dnnlib.util', 'EasyDict'), ('collections', 'OrderedDict'), ('builtins', 'set'),
+              ('__builtin__', 'set')]
+Loader = Callable[[bytes, str], Mapping[str, Any]]
+
+
+def describe(data: bytes, name: str, load: Loader) -> list[str]:
+    """Lines about a file. load(data, name): the networks in it, as load_network() gives them.
+
+    A file that is refused gets a line that says why; what it asks for is listed all the same.
+    """
+    kind = kind_of(data)
+    lines = [f'{name}', f'  kind       {kind}', f'  size       {len(data):,} bytes']
+    if kind == 'pickle':
+        lines += [f'  asks for   {line}' for line in globals_of(data)]
+    if kind in ('ONNX', 'torch.export'):
+        return lines + [f'  {line}' for line in (_onnx_lines if kind == 'ONNX' else _archive_lines)(data)]
+    try:
+        found = load(data, name)
+    except UserError as error:
+        return [*lines, f'  refused    {error}']
+    for key in MODULES:
+        lines += [f'  {key:<11}{line}' for line in _network_lines(found.get(key))]
+    kwargs = found.get('training_set_kwargs')
+    return lines if kwargs is None else [*lines, f'  trained on {shown(kwargs)}']
+
+
+def kind_of(data: bytes) -> str:
+    """What a file seems to be by its first bytes and, for a zip archive, its members."""
+    if safetensors_file.is_safetensors(data):
+        return 'safetensors'
+    if torch_file.is_torch_file(data):
+        names = _members(data)
+        is_program = any('/models/' in n or n.endswith('serialized_exported_program.json') for n in names)
+        return 'torch.export' if is_program else 'torch checkpoint'
+    # The first field of an ONNX model is the version of its format, a small number.
+    return 'ONNX' if data[:1] == b'\x08' and b'\x12' in data[2:4] else 'pickle'
+
+
+def globals_of(data: bytes) -> list[str]:
+    """The globals that a pickle names, those first that no network file needs, marked as such."""
+    recorder = _Recorder()
+    try:
+        Machine(io.BytesIO(data), recorder).load()
+    except Damaged as error:
+        recorder.end = f'({shown(error)})'
+    known = {*ALLOWED, RECONSTRUCT}
+    foreign = [f'{shown(".".join(wanted))}  (NOT needed by any network file)'
+               for wanted in recorder.names if wanted not in known]
+    listed = [*foreign, *('.'.join(wanted) for wanted in recorder.names if wanted in known)]
+    return [*listed[:MAX_GLOBALS], *([recorder.end] if recorder.end else [])]
+
+
+class _Anything(Buildable):
+    """What an unknown global gives in place of what it would have made."""
+
+    def build(self, state: Any) -> None:
+        """Take any state, and forget it."""
+
+
+class _Recorder(Mapping):
+    """A table of globals that has every one, all of them inert, and remembers which were asked for."""
+
+    def __init__(self) -> None:
+        self.names: dict[tuple[str, str], None] = {}
+        self.end = ''
+
+    def __contains__(self, wanted: object) -> bool:
+        return True
+
+    def __getitem__(self, wanted: tuple[str, str]) -> Global:
+        self.names[wanted] = None
+        # Containers have to be filled by what follows.
+        return ALLOWED[wanted] if wanted in CONTAINERS else Global(call=_anything, new=_anything)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _anything(*_: Any) -> _Anything:
+    return _Anything()
+
+
+def _network_lines(net: torch.nn.Module | None) -> list[str]:
+    if net is None:
+        return []
+    parameters = sum(p.numel() for p in net.parameters())
+    buffers = sum(b.numel() for b in net.buffers())
+    counts = f'{parameters:,} parameters, {buffers:,} numbers in buffers'
+    if not hasattr(net, 'img_resolution'):
+        return [f'{type(net).__name__}, {counts}']
+    size = net.img_resolution
+    height, width = (size, size) if isinstance(size, int) else size
+    half = sum(getattr(module, 'use_fp16', False) for module in net.modules())
+    spaces = f', z {net.z_dim}, w {net.w_dim}, {net.num_ws} ws' if hasattr(net, 'num_ws') else ''
+    precision = f', {half} levels in float16' if half else ''
+    return [f'{type(net).__name__} of {height}x{width} (HxW), {net.img_channels} channels, '
+            f'{net.c_dim} classes{spaces}{precision}', counts]
+
+
+def _members(data: bytes) -> list[str]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return []
+
+
+def _archive_lines(data: bytes) -> list[str]:
+    names = _members(data)
+    weights = sum('/data/weights/' in name for name in names)
+    return [f'contains   {len(names)} files, {weights} of them weights', 'opens with torch.export.load()']
+
+
+def _onnx_lines(data: bytes) -> list[str]:
+    onnx = optional('onnx')
+    if onnx is None:
+        return [NEEDED]
+    damaged = optional('google.protobuf.message').DecodeError  # which onnx is built upon
+    try:
+        model = onnx.load_model_from_string(data)
+    except (damaged, ValueError, RuntimeError, TypeError) as error:
+        return [f'refused    {shown(error)}']
+    opsets = [f'{shown(item.domain or "standard")} {item.version}' for item in model.opset_import]
+    values = [('input', v) for v in model.graph.input] + [('output', v) for v in model.graph.output]
+    return [f'operators  {len(model.graph.node)} ({", ".join(opsets)})',
+            *(f'{word:<11}{shown(v.name)} {_onnx_shape(v)}' for word, v in values)]
+
+
+def _onnx_shape(value: Any) -> list[str]:
+    return [shown(size.dim_param or size.dim_value) for size in value.type.tensor_type.shape.dim]

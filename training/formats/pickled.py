@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network pickles, official, StyleGAN3's and own: rebuilt from what the safe loader says of them."""
+import inspect
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+import dnnlib
+from dnnlib.util import UserError
+from torch_utils.safe_pickle import ModuleDescription
+from training import networks
+from training.formats import rebuild
+from training.formats.rebuild import KEYS, MODULES, NETWORKS, check_sizes, construct, shown
+
+# StyleGAN3's version of the same networks has other defaults, and G's synthesis arguments beside the others.
+S3_MARK = 'fused_modconv_default'
+S3_DEFAULTS = {'num_fp16_res': 4, 'conv_clamp': 256}
+S3_MAPPING_DEFAULTS = {'w_avg_beta': 0.998}
+GENERATOR_ARGUMENTS = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'mapping_kwargs',
+                       'synthesis_kwargs')
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A described module to be rebuilt with our classes. name: of file and network, for error messages."""
+
+    name: str
+    described: ModuleDescription
+
+    def build(self, force_fp16: bool = False) -> torch.nn.Module:
+        """The module with the file's tensors, in eval mode, without gradients. UserError if it differs."""
+        cls = self._find_class()
+        kwargs, net = self._reproduce(cls)
+        if force_fp16:
+            net = construct(self.name, cls, rebuild.with_fp16(cls, kwargs))
+        stored = self.described.state()
+        # Before any of them is made.
+        rebuild.check_tensors(self.name, net, {name: tensor.shape for name, tensor in stored.items()})
+        return rebuild.fill(self.name, net, {name: tensor.tensor() for name, tensor in stored.items()})
+
+    def _find_class(self) -> type[torch.nn.Module]:
+        if not isinstance(self.described, ModuleDescription):
+            raise UserError(f'{self.name} is a {type(self.described).__name__}, not a network')
+        # A StyleGAN3 generator has the same class name; its synthesis network starts with a child `input`.
+        synthesis = self.described.children.get('synthesis')
+        if synthesis is not None and 'input' in synthesis.children:
+            raise UserError(f'{self.name} is a StyleGAN3 generator; only StyleGAN2 networks can be rebuilt '
+                            '(those of the StyleGAN3 program too, if trained with --cfg=stylegan2)')
+        return rebuild.class_of(self.name, self.described.class_name)
+
+    def _reproduce(self, cls: type[torch.nn.Module]) -> tuple[dict[str, Any], torch.nn.Module]:
+        """Our arguments and the network made of them: the first reading of the file's arguments that fits."""
+        problem = ''
+        for kwargs in self._readings(cls):
+            net = construct(self.name, cls, kwargs)
+            difference = _difference(net, self.described)
+            if difference is None:
+                return kwargs, net
+            problem = problem or difference
+        raise UserError(f'{self.name}: {problem}; it was changed after its construction, or is of another '
+                        'program. --trust-pickle would run its own code; only if you trust its origin')
+
+    def _readings(self, cls: type[torch.nn.Module]) -> list[dict[str, Any]]:
+        """Keyword arguments for our class, with the defaults of each program that may have written them."""
+        names = list(inspect.signature(cls).parameters)
+        kwargs = {**dict(zip(names, self.described.init_args, strict=False)), **self.described.init_kwargs}
+        check_sizes(self.name, kwargs)
+        if cls is networks.Generator:
+            is_s3 = any(S3_MARK in module.attributes for _, module in self.described.modules())
+            return [_s3_generator_arguments(kwargs) if is_s3 else kwargs]
+        # A discriminator bears no mark; which defaults were meant shows in the attributes of its layers.
+        if cls is networks.Discriminator:
+            return [kwargs, {**S3_DEFAULTS, **kwargs}]
+        return [kwargs]
+
+
+def load_by_execution(file: BinaryIO, name: str) -> dnnlib.EasyDict:
+    """What pickle.load gives: the classes whose source text lies in the file. For trusted files only."""
+    try:
+        held = pickle.load(file)
+    except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError,
+            RuntimeError) as error:
+        raise UserError(f'{name}: cannot be unpickled ({error}); without --trust-pickle, official networks '
+                        'open whatever code they were made with') from error
+    check_contents(name, held, torch.nn.Module)
+    found = dnnlib.EasyDict({key: held.get(key) for key in KEYS})
+    for key in NETWORKS:
+        if isinstance(found[key], torch.nn.Module):
+            found[key] = found[key].eval().requires_grad_(requires_grad=False)
+    return found
+
+
+def blueprints(name: str, held: Any) -> dict[str, Blueprint]:
+    """The networks in what safe_pickle.load() gave. Raises UserError if there are none."""
+    check_contents(name, held, ModuleDescription)
+    return {key: Blueprint(f'{name}: {key}', held[key]) for key in MODULES if held.get(key) is not None}
+
+
+def check_contents(name: str, held: Any, kind: type) -> None:
+    """Raise UserError unless this is a dict with at least one network, an object of `kind`."""
+    if not isinstance(held, dict) or not any(isinstance(held.get(key), kind) for key in NETWORKS):
+        raise UserError(f'{name}: holds no networks; a network pickle has the keys G, D and G_ema')
+
+
+def _s3_generator_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """StyleGAN3's arguments as ours: those of the synthesis network gathered, its defaults written out."""
+    flat = {name: value for name, value in kwargs.items() if name not in (*GENERATOR_ARGUMENTS, S3_MARK)}
+    synthesis = {**S3_DEFAULTS, **flat, **kwargs.get('synthesis_kwargs', {})}
+    mapping = {**S3_MAPPING_DEFAULTS, **kwargs.get('mapping_kwargs', {})}
+    common = {name: value for name, value in kwargs.items() if name in GENERATOR_ARGUMENTS}
+    return {**common, 'mapping_kwargs': mapping, 'synthesis_kwargs': synthesis}
+
+
+def _difference(net: torch.nn.Module, described: ModuleDescription) -> str | None:
+    """The first difference between our modules and the described ones, in classes or plain attributes."""
+    # Attributes such as clamps and gains decide the numbers, and are not in the state dict.
+    ours, theirs = dict(net.named_modules()), dict(described.modules())
+    if set(ours) != set(theirs):
+        return f'the submodule {shown(min(set(ours) ^ set(theirs)))} is missing or superfluous'
+    for prefix, module in theirs.items():
+        twin = ours[prefix]
+        if type(twin).__name__ != module.class_name:
+            return f'{prefix} is of class {shown(module.class_name)}, not {type(twin).__name__}'
+        for name, value in module.attributes.items():
+            if name != 'training' and hasattr(twin, name) and not _same(getattr(twin, name), value):
+                return f'{shown(f"{prefix}.{name}".lstrip("."))} is {shown(value)}, not as its arguments say'
+    return None
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    if isinstance(ours, (int, float, np.number)) and isinstance(theirs, (int, float)):
+        return math.isclose(ours, theirs, rel_tol=1e-6)
+    return type(ours) is type(theirs) and ours == theirs
