@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import types
 import zipfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 import train
 from dnnlib.util import UserError
 from training import config as cfg
+from training import preview
 
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 SUMMARY = ('Output directory', 'Training data', 'Training duration', 'Number of GPUs', 'Number of images',
@@ -117,7 +117,7 @@ def close(actual, expected):
 
 @pytest.mark.parametrize('case', cases('train_configs'))
 def test_a_recorded_command_line_gives_the_recorded_options(case, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, 'print_parameter_counts', lambda *_: None)  # tested below; slow at 1024 pixels
+    monkeypatch.setattr(preview, 'summarise_needs', lambda *_: '')  # tested below; slow at 1024 pixels
     data, out = make_dataset(tmp_path, **case['dataset']), tmp_path / 'out'
     for name in case.get('existing_run_dirs') or []:
         (out / name).mkdir(parents=True)
@@ -241,7 +241,7 @@ def test_a_run_gets_a_folder_with_its_options_and_then_trains(run, trained, tmp_
         assert status == 0, stderr
         folder = tmp_path / 'deep/out' / f'0000{i}-pics-demo-first'
         options = json.loads((folder / 'training_options.json').read_text(encoding='utf-8'))
-        assert [path.name for path in folder.iterdir()] == ['training_options.json']
+        assert {path.name for path in folder.iterdir()} == {'training_options.json', train.FLAGS_FILE}
         assert options == parse_output(stdout)[0] and options['run_dir'] == str(folder)
         assert cfg.TrainConfig.from_options(options) == trained[i]
     assert 'Dry run' not in stdout
@@ -264,39 +264,6 @@ def test_an_output_folder_that_cannot_be_written_is_named(run, trained, tmp_path
     status, _, stderr = run(f'--outdir={tmp_path}/file/o', f'--data={make_dataset(tmp_path)}', '--cfg=demo')
     assert status == 2 and not trained
     assert re.fullmatch(r'Error: --outdir=\S+/file/o: cannot create a run folder \([^\n]+\n', stderr), stderr
-
-
-def test_run_numbers_go_on_after_the_highest_folder_with_leading_digits(tmp_path):
-    assert train.next_run_number(tmp_path / 'absent') == 0
-    for name in ('00000-a', '00007-b', 'x00011', '3'):
-        (tmp_path / name).mkdir()
-    (tmp_path / '00099-file').write_text('')
-    assert train.claim_run_dir(tmp_path, 'c').name == '00008-c'
-    (tmp_path / '123456-many').mkdir()
-    assert train.claim_run_dir(tmp_path, 'c').name == '123457-c'
-
-
-def test_runs_started_together_get_numbers_of_their_own(tmp_path):
-    barrier, names = threading.Barrier(8), []
-
-    def start(description):
-        barrier.wait()
-        names.append(train.claim_run_dir(tmp_path / 'o', description).name)
-    threads = [threading.Thread(target=start, args=(f'run{i}',)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(int(name[:5]) for name in names) == list(range(8))
-    assert sorted(path.name for path in (tmp_path / 'o').iterdir()) == sorted(names)
-
-
-def test_a_number_that_another_run_took_meanwhile_is_given_back(tmp_path, monkeypatch):
-    (tmp_path / '00000-first').mkdir()
-    numbers = iter([0, 1])
-    monkeypatch.setattr(train, 'next_run_number', lambda _: next(numbers))
-    assert train.claim_run_dir(tmp_path, 'second').name == '00001-second'
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['00000-first', '00001-second']
 
 
 # --- Help

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Endless batches of training pictures from any position of the stream, out of memory or through workers."""
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from dnnlib import progress
+from dnnlib.util import UserError
 from training.dataset import Dataset, SeekableSampler
 
 RAM_SHARE = 0.25  # of the machine's memory that cache='auto' may take
+MAX_RESTARTS = 3  # of the workers within RESTART_BATCHES: what keeps killing them will not go away
+RESTART_BATCHES = 1000
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def fits_in_ram(num_bytes: int) -> bool:
@@ -18,6 +26,13 @@ def fits_in_ram(num_bytes: int) -> bool:
     except (AttributeError, ValueError, OSError):  # not a POSIX system: only what is small anywhere
         total = 2 ** 31
     return num_bytes <= RAM_SHARE * total
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """In place of a picture or batch that cannot be had, on its way from a worker: why, in one line."""
+
+    reason: str
 
 
 class Batches:
@@ -33,28 +48,104 @@ class Batches:
         rank: int = 0, num_replicas: int = 1, cache: str = 'auto', num_workers: int = 0,
     ):
         self.dataset, self.batch, self.device, self.num_workers = dataset, batch, device, num_workers
-        self.sampler = SeekableSampler(
-            len(dataset), seed=seed, start=start, rank=rank, num_replicas=num_replicas)
+        self.start, self.num_replicas = start, num_replicas
+        self._order = {'size': len(dataset), 'seed': seed, 'rank': rank, 'num_replicas': num_replicas}
         self.in_ram = cache == 'ram' or (cache == 'auto' and fits_in_ram(dataset.num_bytes))
         if self.in_ram:
             dataset.preload()
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for pixels, labels in self._from_ram() if self.in_ram else self._from_workers():
+    def __iter__(self) -> Iterator[Pair]:
+        for pixels, labels in self._from_ram() if self.in_ram else self._from_files():
             img = pixels.to(self.device, non_blocking=True).to(torch.float32) / 127.5 - 1
             yield img, labels.to(self.device, non_blocking=True)
 
-    def _from_ram(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = iter(self.sampler)
+    def _from_ram(self) -> Iterator[Pair]:
+        order = iter(SeekableSampler(**self._order, start=self.start))
         while True:
             pixels, labels = zip(*[self.dataset[next(order)] for _ in range(self.batch)], strict=True)
             yield torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels))
 
-    def _from_workers(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _from_files(self) -> Iterator[Pair]:
+        """Batches from this process or its workers, which are replaced if one dies: order has no memory."""
+        position, restarts = self.start, []
+        while True:
+            try:
+                for item in self._load(position):
+                    yield _readable(item)
+                    position += self.batch * self.num_replicas
+            except (RuntimeError, OSError, EOFError) as error:
+                restarts = [p for p in restarts if position - p < RESTART_BATCHES * self.batch]
+                self._explain_restart(error, len(restarts))
+                restarts.append(position)
+
+    def _explain_restart(self, error: Exception, num_restarts: int) -> None:
+        """Say that workers died. Raises the error if it is another one, UserError if it happens too often."""
+        cause = _death_of_worker(error) if self.num_workers else None
+        if cause is None:
+            raise error
+        if num_restarts >= MAX_RESTARTS:
+            raise UserError(f'--workers={self.num_workers}: they die again and again ({cause}); short memory '
+                            'is the usual cause: use --workers=0 or --cache=off') from error
+        progress.write(f'A process that reads pictures died ({cause}); it is replaced.')
+
+    def _load(self, position: int) -> Iterator[Pair | Unreadable]:
         workers = {'num_workers': self.num_workers, 'prefetch_factor': 2} if self.num_workers else {}
-        yield from torch.utils.data.DataLoader(
-            self.dataset, sampler=self.sampler, batch_size=self.batch, pin_memory=self.device.type == 'cuda',
-            **workers)
+        batches = iter(torch.utils.data.DataLoader(
+            _Reading(self.dataset), sampler=SeekableSampler(**self._order, start=position),
+            batch_size=self.batch, collate_fn=_collate, pin_memory=self.device.type == 'cuda', **workers))
+        _ignore_deaths_meanwhile()
+        return batches
+
+
+class _Reading(torch.utils.data.Dataset):
+    """A dataset whose errors are values, since what a worker raises arrives as a traceback of many lines."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray] | Unreadable:
+        try:
+            return self.dataset[idx]
+        except (UserError, OSError) as error:
+            return Unreadable(' '.join(str(error).split()))
+
+
+def _collate(items: list) -> Pair | Unreadable:
+    for item in items:
+        if isinstance(item, Unreadable):
+            return item
+    return torch.utils.data.default_collate(items)
+
+
+def _readable(item: Pair | Unreadable) -> Pair:
+    """The batch, or UserError with the reason why there is none."""
+    if isinstance(item, Unreadable):
+        raise UserError(f'--data: {item.reason}')
+    return item
+
+
+def _ignore_deaths_meanwhile() -> None:
+    """Let a dead worker be noticed when the next batch is taken.
+
+    PyTorch's handler of the signal would raise its error wherever the program happens to be, such as half
+    through an optimizer's step.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD'):
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, '__module__', '').startswith('torch.utils.data'):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _death_of_worker(error: Exception) -> str | None:
+    """What PyTorch says of a worker that is gone, None if the error is another one."""
+    text = ' '.join(str(error).split()).rstrip('.')
+    if not isinstance(error, RuntimeError):
+        # It died while it handed a batch over; errors of files do not arrive as exceptions.
+        return text or type(error).__name__
+    return text if text.startswith('DataLoader worker (pid') else None
 
 
 def draw_labels(dataset: Dataset, count: int, rng: np.random.Generator) -> torch.Tensor:

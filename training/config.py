@@ -13,12 +13,12 @@ from training.config_dataset import DatasetInfo, split_resolution
 from training.config_options import (
     AUGMENT_GROUPS,
     COLOR_CHANNELS,
-    METRICS,
     OPTIONS,
     PIPELINES,
     Option,
     Request,
     Settings,
+    continues,
     pipeline_multipliers,
 )
 from training.config_presets import FMAPS_BASE, PRESETS, Preset
@@ -31,6 +31,7 @@ from training.config_sections import (
     LossConfig,
     OptimizerConfig,
 )
+from training.config_values import METRICS
 
 __all__ = [
     'AUGMENT_GROUPS',
@@ -49,6 +50,7 @@ __all__ = [
     'Preset',
     'TrainConfig',
     'check_flags',
+    'continues',
     'notes',
     'resolve',
     'run_description',

@@ -15,11 +15,10 @@ from typing import Any
 from dnnlib.util import UserError
 from training.config_dataset import DatasetInfo
 from training.config_presets import PRESETS
-from training.config_schema import DEVICES, PRECISIONS
+from training.config_schema import DEVICES, OPS, PRECISIONS
 from training.config_sections import AUGMENT_MODES, CACHES
+from training.config_values import parse_duration, parse_formats, parse_metrics, parse_snap
 
-METRICS = ('fid50k_full', 'kid50k_full', 'pr50k3_full', 'ppl2_wend', 'is50k', 'fid50k', 'kid50k', 'pr50k3',
-           'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend', 'swd')
 MAX_SEED = 2 ** 32 - 1
 RESUME_ADA_KIMG = 100  # ADA moves faster when training starts from a trained network
 HALF_PRECISION_LEVELS, HALF_PRECISION_CLAMP = 4, 256  # where a preset without half precision is asked for it
@@ -145,35 +144,13 @@ def _check_gpus(value: int) -> None:
         raise UserError(f'--gpus={value} must be a power of two; nearest valid: {nearest}')
 
 
-def _parse_snap(text: str) -> tuple[int | None, float | None]:
-    """(ticks, minutes), one of them None."""
-    # Ticks are whole; minutes, marked by m, need not be.
-    match = re.fullmatch(r'(\d+)|(\d+(?:\.\d*)?)m', str(text).strip())
-    number = float(match[1] or match[2]) if match else 0
-    if not match or number <= 0 or (match[1] and number < 1):
-        raise UserError(f'--snap={text} must be a number of ticks, at least 1, or minutes such as 30m')
-    return (int(number), None) if match[1] else (None, number)
-
-
 def _check_snap(value: str) -> None:
-    _parse_snap(value)
+    parse_snap(value)
 
 
 def _set_snap(settings: Settings, value: str, _: Request) -> None:
-    ticks, minutes = _parse_snap(value)
+    ticks, minutes = parse_snap(value)
     settings.update(image_snapshot_ticks=ticks, network_snapshot_ticks=ticks, snapshot_minutes=minutes)
-
-
-def parse_metrics(text: str) -> tuple[str, ...]:
-    """Names from a comma list; none for '' and 'none'. Raises UserError for a name that is not known."""
-    if text == '' or text.lower() == 'none':
-        return ()
-    names = tuple(text.split(','))
-    for name in names:
-        if name not in METRICS:
-            raise UserError(f'--metrics={text}: {name!r} is not a metric; use none or, joined by commas: '
-                            f'{", ".join(METRICS)}')
-    return names
 
 
 def _check_metrics(value: str) -> None:
@@ -246,8 +223,14 @@ def pipeline_multipliers(pipeline: str) -> dict[str, float]:
     return {name: 1 for group in PIPELINES[pipeline] for name in AUGMENT_GROUPS[group]}
 
 
+def continues(resume: str) -> bool:
+    """Whether this value of --resume means a run to go on with, rather than networks to start from."""
+    is_file = resume.lower().endswith(('.pkl', '.safetensors'))
+    return not (is_file or '://' in resume or resume in TRANSFER_SOURCES or resume == 'noresume')
+
+
 def _set_resume(settings: Settings, value: str, _: Request) -> None:
-    if value == 'noresume':
+    if value == 'noresume' or continues(value):
         return
     # Trained weights need no ramp of the average, and overfit sooner, so augmentation must follow faster.
     url = TRANSFER_FOLDER + TRANSFER_SOURCES[value] if value in TRANSFER_SOURCES else value
@@ -255,6 +238,8 @@ def _set_resume(settings: Settings, value: str, _: Request) -> None:
 
 
 def _resume_slug(value: str) -> str:
+    if continues(value):
+        return ''
     return value if value == 'noresume' else f'resume{value if value in TRANSFER_SOURCES else "custom"}'
 
 
@@ -280,6 +265,22 @@ def _set_levels(settings: Settings, num_fp16_res: int, conv_clamp: float | None)
         settings.update({f'{network}.num_fp16_res': num_fp16_res, f'{network}.conv_clamp': conv_clamp})
 
 
+def _check_formats(value: str) -> None:
+    parse_formats(value)
+
+
+def _set_formats(settings: Settings, value: str, _: Request) -> None:
+    settings['snapshot_formats'] = parse_formats(value)
+
+
+def _check_time_limit(value: str) -> None:
+    parse_duration(value)
+
+
+def _set_time_limit(settings: Settings, value: str, _: Request) -> None:
+    settings['time_limit_sec'] = parse_duration(value)
+
+
 def _set_nobench(settings: Settings, value: bool, _: Request) -> None:
     settings['cudnn_benchmark'] = not value
 
@@ -298,6 +299,13 @@ OPTIONS: tuple[Option, ...] = (
     Option('gpus', int, GENERAL, 'Number of GPUs, a power of two.', '1', check=_check_gpus),
     Option('snap', str, GENERAL, 'Save networks and sample pictures every so many ticks, or minutes: 30m.',
            BY_CFG + ', else 50', setter=_set_snap, check=_check_snap),
+    Option('keep', int, GENERAL,
+           'Keep so many of the latest saved networks, and the best by the first metric.',
+           'all', minimum=1, paths=('keep',)),
+    Option('snapshot-format', str, GENERAL, 'Files of saved networks, joined by commas: pkl, safetensors.',
+           'pkl', setter=_set_formats, check=_check_formats),
+    Option('time-limit', str, GENERAL, 'Save and stop, with exit status 75, after so long: 90m, 2-00:00:00.',
+           setter=_set_time_limit, check=_check_time_limit),
     Option('metrics', str, GENERAL, 'Quality metrics of each saved network, joined by commas, or none.',
            BY_CFG + ', else fid50k_full', setter=_set_metrics, check=_check_metrics),
     Option('metrics-every', int, GENERAL, 'Compute them only for every so many saved networks.', '1',
@@ -348,14 +356,21 @@ OPTIONS: tuple[Option, ...] = (
     Option('augpipe', tuple(PIPELINES), AUGMENT,
            'Kinds of transforms: one group, or several by their initials.',
            'bgc; bg where pictures have no colours', setter=_set_augpipe, slug='{}'),
-    Option('resume', str, TRANSFER, f'Start from trained networks: .pkl, URL, {", ".join(TRANSFER_SOURCES)}.',
-           'noresume', setter=_set_resume, slug=_resume_slug),
+    Option('resume', str, TRANSFER,
+           'Go on with a run as if it had never stopped: latest (of --outdir), its folder, or a '
+           'training-state-*.pt; other options then stay as they were. Or start from trained networks: .pkl, '
+           f'URL, {", ".join(TRANSFER_SOURCES)}.', 'noresume', setter=_set_resume, slug=_resume_slug),
+    Option('allow-changes', bool, TRANSFER, 'Go on with a run even if options make it another training.',
+           'no'),
     Option('freezed', int, TRANSFER, 'Do not train so many layers of D, counted from the picture.', '0',
            minimum=0, paths=('D.freeze_layers',), slug='freezed{}'),
     Option('device', DEVICES, SPEED, 'auto takes a GPU if there is one.', 'auto', paths=('device',)),
     Option('precision', PRECISIONS, SPEED,
            'Arithmetic of the highest levels. auto: fp16 on a GPU, fp32 on a CPU.', 'auto',
            setter=_set_precision),
+    Option('ops', OPS, SPEED,
+           'Operators: cuda needs the compiled kernels, torch does without, auto takes them where it can.',
+           'auto', paths=('ops',)),
     Option('fp32', bool, SPEED, 'The same as --precision=fp32.', 'no', setter=_set_fp32),
     Option('nhwc', bool, SPEED, 'Keep half-precision activations with channels last.', 'no',
            paths=('G.channels_last', 'D.channels_last')),

@@ -23,9 +23,10 @@ from training.config_sections import (
 
 PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
 DEVICES = ('auto', 'cuda', 'cpu')
+OPS = ('auto', 'cuda', 'torch')
 # Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
 OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
-                'metrics_every', 'snapshot_minutes', 'wandb')
+                'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'ops')
 TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
@@ -40,8 +41,10 @@ class TrainConfig:
     half-life of the averaged generator; ema_rampup: limits it to this share of the pictures so far, None for
     no limit.  ada_kimg: thousand pictures in which p can move by 1; ada_interval: steps between its moves.
     G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
-    URL of the networks to start
-    from.  Raises UserError for what cannot be trained.
+    URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
+    time_limit_sec: the run saves itself and stops after so many seconds.  ops: which implementation operators
+    have.  snapshot_formats: suffixes of the files of saved networks.  Raises UserError for what cannot be
+    trained.
     """
 
     run_dir: str
@@ -75,6 +78,10 @@ class TrainConfig:
     metrics_every: int = 1
     snapshot_minutes: float | None = None
     wandb: bool = False
+    keep: int | None = None
+    time_limit_sec: float | None = None
+    ops: str = 'auto'
+    snapshot_formats: tuple[str, ...] = ('pkl',)
 
     def __post_init__(self) -> None:
         check_minimum(self, 1, 'num_gpus', 'batch_size', 'batch_gpu')
@@ -82,6 +89,7 @@ class TrainConfig:
             raise UserError(f'total_kimg={self.total_kimg} must be above 0')
         check_choice('precision', self.precision, PRECISIONS)
         check_choice('device', self.device, DEVICES)
+        check_choice('ops', self.ops, OPS)
         self._check_batch()
         self._check_channels()
 
@@ -142,8 +150,12 @@ class TrainConfig:
             'D_opt_kwargs': _named('torch.optim.Adam', self.D_opt),
             'loss_kwargs': _named('training.loss.StyleGAN2Loss', self.loss),
             **{name: getattr(self, name) for name in _SCHEDULE_FIELDS}, **self.augment.options(),
-            **changed(self, *TAIL_SETTINGS), **changed(self.data, 'cache'), 'run_dir': self.run_dir,
+            **changed(self, *TAIL_SETTINGS), **self._formats(), **changed(self.data, 'cache'),
+            'run_dir': self.run_dir,
         }
+
+    def _formats(self) -> dict[str, list[str]]:
+        return {key: list(value) for key, value in changed(self, 'snapshot_formats').items()}
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> 'TrainConfig':
@@ -162,6 +174,7 @@ class TrainConfig:
                 'D_opt': _read_optimizer(rest.pop('D_opt_kwargs')),
                 'loss': construct(LossConfig, without_class_name(rest.pop('loss_kwargs'))),
                 'metrics': tuple(rest.pop('metrics')),
+                'snapshot_formats': tuple(rest.pop('snapshot_formats', ('pkl',))),
             }
         except KeyError as error:
             raise UserError(f'training options lack {error.args[0]!r}') from error

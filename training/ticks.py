@@ -42,9 +42,13 @@ def snapshot_due(
     return every_ticks is not None and (done or tick % every_ticks == 0)
 
 
-def kimg_number(cur_nimg: int) -> str:
-    """The number in names of files: thousands of images shown, six digits."""
-    return f'{cur_nimg // 1000:06d}'
+def kimg_number(cur_nimg: int, is_taken: bool = False) -> str:
+    """The number in names of files: thousands of images shown, six digits.
+
+    is_taken: an earlier file of this thousand has that name, so the images beyond it follow, as in
+    000012-480. The published system overwrites the earlier one.
+    """
+    return f'{cur_nimg // 1000:06d}' + (f'-{cur_nimg % 1000:03d}' if is_taken else '')
 
 
 @dataclass(frozen=True)

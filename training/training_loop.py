@@ -2,23 +2,31 @@
 """The training loop: build a run from its configuration, then iterate, and at the end of each tick report and
 save.
 """
+import dataclasses
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from dnnlib.progress import Progress, progress
 from dnnlib.util import UserError
+from metrics.metric_utils import all_processes
 from metrics.training_metrics import TrainingMetrics
-from torch_utils import distributed, misc
+from torch_utils import custom_ops, distributed, misc
 from torch_utils.training_stats import Store
+from training.background import Snapshot, SnapshotWriter
 from training.batches import Batches, draw_labels
-from training.checkpoint import save_network_snapshot
+from training.checkpoint import HostCopies, copy_networks
 from training.config import TrainConfig
+from training.continuation import Continuation, missing_metrics, open_state, rewind_records
 from training.dataset import ImageFolderDataset
 from training.guards import DiversityProbe, Guards
+from training.interrupt import STOPPED, Interrupt
 from training.iteration import PhaseClock, phases_of, run_iteration
+from training.manifest import FAKES
 from training.memory import fit_to_memory
 from training.run_log import (
     RunLog,
@@ -30,71 +38,141 @@ from training.run_log import (
     snapshot_due,
     tick_ends,
 )
+from training.run_state_file import make_payload
 from training.state import build_state, pick_device, seed_iteration
 
 CPU_GRID_IMAGES = 240  # the published sheet of 1,024 small pictures would take a CPU as long as a tick
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, wish: Continuation | None = None) -> None:
     """Train as configured in the existing folder config.run_dir, until config.total_kimg.
+
+    wish: the training state to go on from, None for a new run. A run that is asked to stop early saves itself
+    and leaves with status interrupt.STOPPED.
 
     With config.num_gpus > 1 this is one of so many processes, started by torchrun or distributed.launch().
     Raises UserError for what the user can mend: no such device, a picture that cannot be read, a full disk.
     """
     device = pick_device(config.device)
+    custom_ops.set_mode(config.ops)
     if config.num_gpus > 1:
         device = distributed.join(device.type)
+    config, saved = config.for_device(device.type), None
+    if wish is not None:
+        config, saved = open_state(wish, config)
+        if distributed.rank() == 0:
+            rewind_records(config.run_dir, saved)
     store = Store(distributed.rank(), device if config.num_gpus > 1 else None)
-    with RunLog(config.run_dir, rank=distributed.rank(), store=store, wandb=config.wandb) as log:
-        Training(config.for_device(device.type), device, log).run()
+    with Interrupt(config.time_limit_sec) as interrupt, RunLog(
+            config.run_dir, rank=distributed.rank(), store=store, wandb=config.wandb) as log:
+        is_complete = Training(config, device, log, saved).run(interrupt)
     distributed.leave()
+    if not is_complete:
+        sys.exit(STOPPED)
 
 
 class Training:
-    """A run in progress: its dataset, state, phases and records."""
+    """A run in progress: its dataset, state, phases and records.
 
-    def __init__(self, config: TrainConfig, device: torch.device, log: RunLog):
+    saved: the content of the training state that the run goes on from, None for a new run.  tick: the number
+    of the tick that is under way.
+    """
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, log: RunLog, saved: Mapping[str, Any] | None = None,
+    ):
         torch.backends.cudnn.benchmark = config.cudnn_benchmark
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
-        self.config, self.device, self.log = config, device, log
+        self.config, self.device, self.log, self.is_continued = config, device, log, saved is not None
         self.dataset = ImageFolderDataset(**config.data.kwargs())
+        # What the state will replace need not be fetched.
+        start = dataclasses.replace(config, resume_pkl=None) if self.is_continued else config
         self.state = build_state(
-            config, self.dataset.label_dim, self.dataset.num_channels, device, log.store.report)
+            start, self.dataset.label_dim, self.dataset.num_channels, device, log.store.report)
         self.phases = phases_of(self.state, config)
+        self.tick, self.tick_start_nimg, self.num_snapshots, elapsed_sec = 0, 0, 0, 0.0
+        self.saved_nimg, self.named_nimg, self.metrics_due = -1, -1, ''
+        if saved is not None:
+            elapsed_sec = self._load(saved)
         self.phase_clock = PhaseClock(device)
-        self.tick_clock = TickClock(self.state.cur_nimg)
-        self.metrics = TrainingMetrics(config.metrics, self.dataset, config.run_dir)
+        self.tick_clock = TickClock(self.state.cur_nimg, elapsed_sec)
+        self.start_sec = time.monotonic() - elapsed_sec
+        self.metrics = TrainingMetrics(config.metrics, self.dataset, config.run_dir, share=all_processes())
+        self.copies = HostCopies()
         self.is_writer = distributed.rank() == 0
+        self.writer = SnapshotWriter(
+            config.run_dir, config.keep, next(iter(config.metrics), None),
+            config.snapshot_formats) if self.is_writer else None
         self.sheet = Sheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
         self.guards = Guards(self.state, self.phases, self._diversity_probe())
-        self.num_snapshots, self.last_snapshot_sec = 0, time.monotonic()
+        if saved is not None and 'guards' in saved['extra']:
+            self.guards.load_state_dict(saved['extra']['guards'])
+        self.last_snapshot_sec = time.monotonic()
 
-    def run(self) -> None:
-        """Iterate until done; the last tick saves everything."""
+    def _load(self, saved: Mapping[str, Any]) -> float:
+        """Take over a training state; the seconds that the run has taken so far."""
+        loop, extra = saved['loop'], saved['extra']
+        self.state.load_state_dict(saved['run'])
+        if distributed.rank() < len(extra['statistics']):
+            self.log.store.load_state_dict(extra['statistics'][distributed.rank()], self.device)
+        self.tick, self.tick_start_nimg = loop['tick'], loop['tick_start_nimg']
+        self.num_snapshots, self.metrics_due = loop['num_snapshots'], loop['metrics_due']
+        self.saved_nimg, self.named_nimg = self.state.cur_nimg, loop['named_nimg']
+        return loop['elapsed_sec']
+
+    def run(self, interrupt: Interrupt) -> bool:
+        """Iterate until done, or asked to stop, and save everything. Returns whether it is done."""
+        try:
+            self._introduce()
+            is_complete = self._run(interrupt)
+        finally:
+            # Also after an error: what is being written shall be whole.
+            self._finish_writing()
+        if self.writer is not None and self.writer.has_failed:
+            raise UserError(f'{self.config.run_dir}: the last snapshot is missing; make room and use '
+                            '--resume=latest, which goes on from the one before')
+        return is_complete
+
+    def _introduce(self) -> None:
+        """Say what this is and, in a new run, show pictures; else make up for metrics that were cut off."""
         processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
         self.log.print(f'Training on {processes}{_device_name(self.device)}, {len(self.dataset)} pictures.')
         self.config = fit_to_memory(self.state, self.phases, self.config, self.log.print)
+        if self.is_continued:
+            done = is_done(self.state.cur_nimg, self.config.total_kimg)
+            self.log.print(f'Going on from {self.state.cur_nimg / 1000:.1f} kimg, tick {self.tick}.' + (
+                ' This run is complete: a higher --kimg makes it longer.' if done else ''))
+            self._catch_up_metrics()
+            return
         self._print_summaries()
         self.log.save_grid('reals.png', self.sheet.reals, (0, 255), self.sheet.size)
         self._save_fakes('fakes_init.png')
-        config, state, tick, tick_start_nimg = self.config, self.state, 0, self.state.cur_nimg
+
+    def _run(self, interrupt: Interrupt) -> bool:
+        config, state = self.config, self.state
         with progress(
             total=config.total_kimg * 1000, initial=state.cur_nimg, desc='Training', unit='img',
             show=self.is_writer) as bar:
             batches = self._batches()
             self.tick_clock.start_tick(state.cur_nimg)
-            while True:
+            while not is_done(state.cur_nimg, config.total_kimg):
                 self._iterate(batches)
                 bar.update(config.batch_size)
-                if not tick_ends(
-                    state.cur_nimg, tick, tick_start_nimg, config.total_kimg, config.kimg_per_tick):
-                    continue
-                done = is_done(state.cur_nimg, config.total_kimg)
-                self._end_tick(tick, done, bar)
-                if done:
-                    return
-                tick, tick_start_nimg = tick + 1, state.cur_nimg
-                self.tick_clock.start_tick(state.cur_nimg)
+                if tick_ends(
+                    state.cur_nimg, self.tick, self.tick_start_nimg, config.total_kimg, config.kimg_per_tick):
+                    self._end_tick(bar)
+                    self.tick_clock.start_tick(state.cur_nimg)
+                if interrupt.should_stop(self.device) and not is_done(state.cur_nimg, config.total_kimg):
+                    self._stop(interrupt)
+                    return False
+        return True
+
+    def _stop(self, interrupt: Interrupt) -> None:
+        """Save the state, whatever the tick."""
+        if self.saved_nimg != self.state.cur_nimg:
+            self._save_snapshot()
+        self.log.print(f'Stopping at {self.state.cur_nimg / 1000:.1f} kimg as asked to '
+                       f'({interrupt.reason or "by another process"}); --resume=latest goes on from here.')
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         config = self.config
@@ -107,62 +185,132 @@ class Training:
     def _iterate(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """One iteration; all its randomness follows from (seed, rank, cur_nimg)."""
         with self.tick_clock.waiting_for_data():
-            real = next(batches)
+            real = self._next_batch(batches)
         rng = seed_iteration(self.config.random_seed, distributed.rank(), self.state.cur_nimg)
         run_iteration(
             self.state, self.phases, real, lambda n: draw_labels(self.dataset, n, rng), self.config,
             self.phase_clock)
 
-    def _end_tick(self, tick: int, done: bool, bar: Progress) -> None:
+    def _next_batch(
+        self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            return next(batches)
+        except UserError as error:
+            # Nothing of the run need be lost. Only alone: other processes wait for something else.
+            if distributed.world_size() == 1 and self.state.cur_nimg > 0:
+                if self.saved_nimg != self.state.cur_nimg:
+                    self._save_snapshot()
+                raise UserError(f'{error}; then go on with --resume=latest') from error
+            raise
+
+    def _end_tick(self, bar: Progress) -> None:
         """Report the tick, then save pictures, networks and metrics as far as they are due."""
-        config, state = self.config, self.state
+        config, state, tick = self.config, self.state, self.tick
+        done = is_done(state.cur_nimg, config.total_kimg)
         report = self.tick_clock.end_tick(tick, state.cur_nimg, state.augment_p, self.device)
         self.log.tick(report, self.phase_clock.milliseconds())
         if state.ada is not None and (warning := state.ada.warning(state.augment_p, state.cur_nimg)):
             self.log.warn(warning)
         for line in self.guards.tick(self.log.collector.mean, report.augment):
             self.log.warn(line)
+        # What is saved from here on belongs to the next tick.
+        self.tick, self.tick_start_nimg = tick + 1, state.cur_nimg
         minutes = (time.monotonic() - self.last_snapshot_sec) / 60
         images, networks = [
-            snapshot_due(tick, done, every, config.snapshot_minutes, minutes)
+            distributed.broadcast_value(snapshot_due(tick, done, every, config.snapshot_minutes, minutes))
             for every in (config.image_snapshot_ticks, config.network_snapshot_ticks)]
+        number = self._number() if images or networks else ''
+        fakes = f'fakes{number}.png' if images else ''
         if images:
             bar.set_postfix_str('sample sheet')
-            self._save_fakes(f'fakes{kimg_number(state.cur_nimg)}.png')
-        if networks and self.is_writer:
+            self._save_fakes(fakes)
+        if networks:
             bar.set_postfix_str('snapshot')
-            self._save_networks(f'network-snapshot-{kimg_number(state.cur_nimg)}.pkl', done)
+            self._save_networks(f'network-snapshot-{number}.{config.snapshot_formats[0]}', fakes, done)
         if images or networks:
             self.last_snapshot_sec = time.monotonic()
             self.log.plot()
+        self._report_problems()
         bar.set_postfix_str(f'tick {tick}, augment {report.augment:.2f}')
+
+    def _number(self) -> str:
+        """The number in the names of files of now; several within a kimg have different ones."""
+        nimg, before = self.state.cur_nimg, self.named_nimg
+        self.named_nimg = nimg
+        return kimg_number(nimg, is_taken=before >= 0 and kimg_number(before) == kimg_number(nimg))
 
     def _diversity_probe(self) -> DiversityProbe | None:
         return self.sheet.diversity_probe(self.config.batch_gpu) if distributed.rank() == 0 else None
 
     def _save_fakes(self, name: str) -> None:
+        """Write a sheet of generated pictures. A failure costs the sheet, not the run."""
         if not self.is_writer:
             return
-        self.log.save_grid(
-            name, self.sheet.fakes(self.state.G_ema, self.config.batch_gpu), (-1, 1), self.sheet.size)
-
-    def _save_networks(self, name: str, done: bool) -> None:
-        """Write a snapshot and compute the metrics of the networks in it. A failure costs the snapshot, not
-        the run.
-        """
-        state, path = self.state, self.log.run_dir / name
-        data = {'class_name': 'training.dataset.ImageFolderDataset', **self.config.data.kwargs()}
         try:
-            save_network_snapshot(
-                path, G=state.G, D=state.D, G_ema=state.G_ema, augment_pipe=state.augment_pipe,
-                training_set_kwargs=data)
+            self.log.save_grid(
+                name, self.sheet.fakes(self.state.G_ema, self.config.batch_gpu), (-1, 1), self.sheet.size)
         except UserError as error:
-            self.log.warn(f'Snapshot not saved, training goes on: {error}')
-            return
-        if self.num_snapshots % self.config.metrics_every == 0 or done:
-            results = self.metrics.compute(state.G_ema, self.device, str(path), self.log.print)
-            self.log.write_metrics(results, state.cur_nimg)
+            self.log.warn(f'Sample sheet not saved, training goes on: {error}')
+
+    def _save_networks(self, name: str, fakes: str, done: bool) -> None:
+        """Start to write a snapshot and, meanwhile, compute metrics. All processes call it."""
+        is_metric_time = self.num_snapshots % self.config.metrics_every == 0 or done
+        self.metrics_due = name if is_metric_time else ''
         self.num_snapshots += 1
+        self._save_snapshot(name, fakes)
+        if self.metrics_due:
+            self._compute_metrics(self.metrics, is_untrained=self.num_snapshots == 1 and not done)
+
+    def _save_snapshot(self, networks_name: str = '', fakes: str = '') -> None:
+        """Start to write the state and, with a name for them, the networks. All processes call it."""
+        state, config = self.state, self.config
+        run, statistics = state.state_dict(), distributed.gather_values(self.log.store.state_dict())
+        self.saved_nimg = state.cur_nimg
+        if self.writer is None:
+            return
+        loop = {'tick': self.tick, 'tick_start_nimg': self.tick_start_nimg,
+                'num_snapshots': self.num_snapshots, 'metrics_due': self.metrics_due,
+                'named_nimg': self.named_nimg,
+                'elapsed_sec': time.monotonic() - self.start_sec}
+        # The memory of the former copies is used again, once they are on the disk.
+        self.writer.wait()
+        copies = self.copies
+        copies.begin()
+        data = {'class_name': 'training.dataset.ImageFolderDataset', **config.data.kwargs()}
+        modules = {'G': state.G, 'D': state.D, 'G_ema': state.G_ema, 'augment_pipe': state.augment_pipe}
+        networks = copy_networks(copies, modules, data) if networks_name else None
+        payload = make_payload(config.to_options(), run, loop, {
+            'statistics': statistics, 'guards': self.guards.state_dict()})
+        others = {FAKES: fakes} if fakes and (self.log.run_dir / fakes).is_file() else {}
+        self.writer.save(Snapshot(
+            state.cur_nimg, copies.tree(payload), copies, networks, networks_name, others))
+
+    def _compute_metrics(self, metrics: TrainingMetrics, is_untrained: bool = False) -> None:
+        """Of the networks that were saved last. All processes call it and share the work."""
+        state, path = self.state, self.log.run_dir / self.metrics_due
+        results = metrics.compute(state.G_ema, self.device, str(path), self.log.print, is_untrained)
+        if self.writer is not None:
+            self.log.write_metrics(results, state.cur_nimg)
+            self.writer.add_results(state.cur_nimg, results)
+
+    def _catch_up_metrics(self) -> None:
+        """Compute those metrics of the snapshot that the run was killed before or in."""
+        names = self.config.metrics if self.metrics_due else ()
+        missing = distributed.broadcast_value(missing_metrics(self.config.run_dir, names, self.metrics_due))
+        if missing:
+            self._compute_metrics(
+                TrainingMetrics(missing, self.dataset, self.config.run_dir, share=all_processes()),
+                is_untrained=self.num_snapshots == 1)
+
+    def _finish_writing(self) -> None:
+        if self.writer is not None:
+            self.writer.wait()
+            self._report_problems()
+
+    def _report_problems(self) -> None:
+        for line in self.writer.take_problems() if self.writer is not None else ():
+            self.log.warn(line)
 
     def _print_summaries(self) -> None:
         """Tables of G and D, made on copies without memory, so that no network sees the made-up batch."""

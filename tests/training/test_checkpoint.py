@@ -57,11 +57,32 @@ def test_a_snapshot_has_the_published_keys_and_leaves_the_run_alone(tmp_path):
 
 def test_a_copy_shares_no_memory_and_keeps_layout_and_classes():
     G = small_generator(synthesis_kwargs={'channel_max': 8, 'num_fp16_res': 2, 'fp16_channels_last': True})
-    twin = checkpoint.cpu_copy(G)
+    twin = checkpoint.HostCopies().module(G)
     assert [type(m) for m in twin.modules()] == [type(m) for m in G.modules()]
     for ours, theirs in zip(twin.state_dict().values(), G.state_dict().values(), strict=True):
         assert ours.stride() == theirs.stride() and (ours.data_ptr() != theirs.data_ptr() or not ours.numel())
     assert all(isinstance(p, torch.nn.Parameter) for p in twin.parameters())
+
+
+def test_a_tensor_is_copied_once_however_often_it_is_met():
+    G, copies = small_generator(), checkpoint.HostCopies()
+    twin = copies.module(G)
+    tree = copies.tree({'a': [G.mapping.fc0.weight], 'b': (G.mapping.w_avg, 3, None, 'x')})
+    assert tree['a'][0].data_ptr() == twin.mapping.fc0.weight.data_ptr()
+    assert tree['b'][0].data_ptr() == twin.mapping.w_avg.data_ptr() and tree['b'][1:] == (3, None, 'x')
+    assert type(tree['a'][0]) is torch.Tensor and not tree['a'][0].requires_grad
+
+
+def test_memory_is_used_again_for_the_next_moment():
+    weight, once, copies = torch.zeros(5), torch.ones(3), checkpoint.HostCopies()
+    first = copies(weight)
+    copies(once)
+    weight.fill_(1)
+    assert copies(weight) is first and not first.any(), 'a second moment began by itself'
+    copies.begin()
+    assert copies(weight) is first and first.all()
+    copies.begin()
+    assert copies(once) is not once and len(copies._copies) == 2, 'what is not asked for is not kept'
 
 
 def test_hooks_and_gradients_do_not_travel(tmp_path):
@@ -72,6 +93,15 @@ def test_hooks_and_gradients_do_not_travel(tmp_path):
     held = pickle.loads(path.read_bytes())['G_ema']
     assert held.mapping.fc0.weight.grad is None and not held.synthesis.b4._forward_hooks
     assert len(G.synthesis.b4._forward_hooks) == 1
+
+
+@pytest.mark.gpu
+def test_copies_from_a_gpu_are_those_of_the_moment():
+    copies, big = checkpoint.HostCopies(), torch.zeros(1 << 24, device='cuda')
+    copy = copies(big)
+    big.fill_(1)
+    copies.wait()
+    assert copy.is_pinned() and not copy.any() and copies(big) is copy
 
 
 @pytest.mark.gpu

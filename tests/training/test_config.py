@@ -124,11 +124,13 @@ def test_the_size_that_the_error_proposes_fits_and_stays_square():
 
 EFFECTS = [
     ('gpus', 2, 'num_gpus', 2), ('wandb', True, 'wandb', True),
-    ('snap', '10', 'network_snapshot_ticks', 10),
+    ('snap', '10', 'network_snapshot_ticks', 10), ('ops', 'torch', 'ops', 'torch'),
+    ('snapshot_format', 'pkl,safetensors', 'snapshot_formats', ('pkl', 'safetensors')),
     ('snap', '10', 'image_snapshot_ticks', 10), ('snap', '30m', 'snapshot_minutes', 30.0),
     ('snap', '1.5m', 'network_snapshot_ticks', None), ('metrics', 'none', 'metrics', ()),
     ('metrics', 'NONE', 'metrics', ()), ('metrics', '', 'metrics', ()),
     ('metrics', 'swd,swd', 'metrics', ('swd', 'swd')), ('metrics_every', 3, 'metrics_every', 3),
+    ('keep', 3, 'keep', 3), ('time_limit', '2h', 'time_limit_sec', 7200),
     ('seed', 7, 'random_seed', 7), ('tick', 0.5, 'kimg_per_tick', 0.5),
     ('cond', True, 'data.use_labels', True), ('cond', False, 'data.use_labels', False),
     ('subset', 9, 'data.max_size', 9), ('subset', 9, 'data.random_seed', 0),
@@ -162,7 +164,7 @@ def test_a_flag_sets_its_field(flag, value, path, expected):
 
 
 def test_every_flag_that_shapes_the_training_is_tested_above():
-    shaping = {option.key for option in cfg.OPTIONS} - {'outdir', 'data', 'desc', 'p'}
+    shaping = {option.key for option in cfg.OPTIONS} - {'outdir', 'data', 'desc', 'p', 'allow_changes'}
     assert {flag for flag, *_ in EFFECTS} == shaping
 
 

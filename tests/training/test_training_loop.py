@@ -104,7 +104,7 @@ def test_transfer_takes_what_fits_and_says_how_much(pictures, tmp_path, capsys):
     capsys.readouterr()
     config = configure(pictures, tmp_path / 'second', resume=source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, 'run', lambda self: setattr(Training, 'seen', self))
+        patch.setattr(Training, 'run', lambda self, interrupt: setattr(Training, 'seen', self) or True)
         train(config)
     fresh, old = Training.seen.state.G.state_dict(), load_network(source).G.state_dict()
     assert all(torch.equal(v, old[k]) for k, v in fresh.items())

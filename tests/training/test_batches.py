@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches survive what happens to their workers and say what happened to their files."""
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from dataset_cases import encode, picture
+from PIL import Image
+
+from dnnlib.util import UserError
+from training import batches
+from training.dataset import ImageFolderDataset
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten 8x8 pictures."""
+    for i in range(10):
+        (tmp_path / f'{i}.png').write_bytes(encode(Image.fromarray(picture(i, 8, 8))))
+    return tmp_path
+
+
+def read(folder, **kwargs):
+    return batches.Batches(ImageFolderDataset(str(folder)), 4, CPU, **{'cache': 'off', **kwargs})
+
+
+def take(stream, count):
+    return [img for img, _ in itertools.islice(stream, count)]
+
+
+def same(first, second):
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_all_ways_to_read_give_the_same_from_any_position(folder):
+    expected = take(iter(read(folder, cache='ram', start=12)), 5)
+    assert same(expected, take(iter(read(folder, start=12)), 5))
+    assert same(expected, take(iter(read(folder, start=12, num_workers=2)), 5))
+    assert same(expected, take(iter(read(folder, start=0)), 8)[3:])
+
+
+def test_two_processes_share_one_stream(folder):
+    whole = take(iter(read(folder)), 2)
+    parts = [take(iter(read(folder, rank=rank, num_replicas=2, start=0)), 1)[0] for rank in (0, 1)]
+    assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), torch.cat(whole))
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(folder, capsys):
+    expected = take(iter(read(folder)), 12)
+    stream = iter(read(folder, num_workers=2))
+    found = take(stream, 2)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    assert same(expected, found + take(stream, 10))
+    output = capsys.readouterr().out
+    assert output.count('A process that reads pictures died') == 1 and '\n' not in output.strip()
+
+
+def test_a_death_is_noticed_at_the_next_batch_and_not_in_between(folder):
+    stream = iter(read(folder, num_workers=1))
+    next(stream)
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert not getattr(handler, '__module__', '').startswith('torch.utils.data')
+
+
+def test_workers_that_keep_dying_end_the_run_in_one_line(folder, monkeypatch):
+    def die(self, position):
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed. ')
+        yield
+    monkeypatch.setattr(batches.Batches, '_load', die)
+    with pytest.raises(UserError, match=r'--workers=2: they die again and again \(.* Killed\)'):
+        next(iter(read(folder, num_workers=2)))
+
+
+def test_other_errors_are_not_taken_for_dead_workers(folder, monkeypatch):
+    def fail(self, position):
+        raise RuntimeError('something else')
+        yield
+    monkeypatch.setattr(batches.Batches, '_load', fail)
+    with pytest.raises(RuntimeError, match='something else'):
+        next(iter(read(folder, num_workers=1)))
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+@pytest.mark.parametrize('damage', ['corrupt', 'gone', 'resized'])
+def test_a_picture_spoilt_after_the_start_is_named_in_one_line(folder, num_workers, damage):
+    stream = iter(read(folder, num_workers=num_workers))
+    next(stream)
+    path = folder / '7.png'
+    if damage == 'gone':
+        path.unlink()
+    elif damage == 'resized':
+        path.write_bytes(encode(Image.fromarray(picture(0, 16, 8))))
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xff
+        path.write_bytes(data)
+    with pytest.raises(UserError, match=r'--data: .*7\.png') as caught:
+        take(stream, 20)
+    assert '\n' not in str(caught.value)
+
+
+def test_labels_come_along_with_their_pictures(folder):
+    labels = [[f'{i}.png', i % 3] for i in range(10)]
+    (folder / 'dataset.json').write_text(json.dumps({'labels': labels}))
+    dataset = ImageFolderDataset(str(folder), use_labels=True)
+    for workers in (0, 1):
+        img, c = next(iter(batches.Batches(dataset, 10, CPU, cache='off', num_workers=workers)))
+        for i in range(10):
+            found = (img - torch.from_numpy(dataset[i][0]) / 127.5 + 1).abs().flatten(1).amax(1).argmin()
+            np.testing.assert_array_equal(c[found], dataset[i][1])
+
+
+def test_made_up_labels_are_drawn_from_those_of_the_dataset(folder):
+    dataset = ImageFolderDataset(str(folder))
+    assert batches.draw_labels(dataset, 3, np.random.default_rng(0)).shape == (3, 0)
+
+
+def test_only_datasets_that_are_small_for_the_machine_go_into_memory():
+    assert batches.fits_in_ram(0) and not batches.fits_in_ram(10 ** 15)

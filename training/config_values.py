@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of flags that are written in a way of their own: durations, snapshots, lists of names."""
+import re
+
+from dnnlib.util import UserError
+
+UNIT_SEC = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
+METRICS = ('fid50k_full', 'kid50k_full', 'pr50k3_full', 'ppl2_wend', 'is50k', 'fid50k', 'kid50k', 'pr50k3',
+           'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend', 'fid5k_full', 'kid5k_full', 'dc50k3_full', 'swd')
+HIGHER_IS_BETTER = ('is', 'pr', 'dc')  # beginnings of names of metrics
+SNAPSHOT_FORMATS = ('pkl', 'safetensors')
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of '45s', '90m', '3h', '1.5d', '1d12h', '02:30:00' or '2-00:00:00', which is days-h:m:s.
+
+    Raises UserError for anything else, and for zero.
+    """
+    text = str(text).strip()
+    clock = re.fullmatch(r'(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)', text)
+    seconds = 0.0
+    if clock:
+        days, hours, minutes, sec = (int(part or 0) for part in clock.groups())
+        seconds = ((days * 24 + hours) * 60 + minutes) * 60.0 + sec
+    elif re.fullmatch(r'(?:\d+(?:\.\d+)?[smhd])+', text):
+        seconds = sum(float(n) * UNIT_SEC[unit] for n, unit in re.findall(r'([\d.]+)([smhd])', text))
+    if seconds <= 0:
+        raise UserError(f'--time-limit={text} must be a time such as 90m, 3h, 1d12h or 2-00:00:00')
+    return seconds
+
+
+def parse_snap(text: str) -> tuple[int | None, float | None]:
+    """(ticks, minutes), one of them None."""
+    # Ticks are whole; minutes, marked by m, need not be.
+    match = re.fullmatch(r'(\d+)|(\d+(?:\.\d*)?)m', str(text).strip())
+    number = float(match[1] or match[2]) if match else 0
+    if not match or number <= 0 or (match[1] and number < 1):
+        raise UserError(f'--snap={text} must be a number of ticks, at least 1, or minutes such as 30m')
+    return (int(number), None) if match[1] else (None, number)
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """Names from a comma list; none for '' and 'none'. Raises UserError for a name that is not known."""
+    if text == '' or text.lower() == 'none':
+        return ()
+    names = tuple(text.split(','))
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f'--metrics={text}: {name!r} is not a metric; use none or, joined by commas: '
+                            f'{", ".join(METRICS)}')
+    return names
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Formats of networks from a comma list. Raises UserError unless all are known and there is one."""
+    names = tuple(dict.fromkeys(text.split(',')))
+    if not set(names) <= set(SNAPSHOT_FORMATS):
+        raise UserError(f'--snapshot-format={text} must be one or more of {",".join(SNAPSHOT_FORMATS)}')
+    return names

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopping a run from outside, in time to save it: signals and the clock.
+
+SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask the run to stop: it finishes its iteration, saves itself and leaves
+with STOPPED, the status by which sysexits.h means "try again later". Slurm: start train.py with
+--resume=latest in a script that calls `scontrol requeue $SLURM_JOB_ID` on status 75, and let the signal
+come early by `sbatch --signal=USR1@120`. Kubernetes: a Job with restartPolicy OnFailure starts it again,
+and its podFailurePolicy can leave status 75 out of the count. A second signal stops the process at once
+with 128 + the signal's number, 130 for Ctrl-C.
+"""
+import os
+import signal
+import time
+from types import FrameType, TracebackType
+
+import torch
+
+from torch_utils import distributed
+
+STOPPED = 75
+STDERR = 2  # the file descriptor
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name))
+# Ctrl-C reaches every process of a terminal, and a launcher passes it on once more: one request.
+SAME_REQUEST_SEC = 1.0
+
+
+class Interrupt:
+    """Watches for signals, as a context manager, and for the clock.
+
+    time_limit_sec: ask to stop so many seconds after `start_sec`, a time of time.monotonic(), by default now;
+    None for never. The handlers are those of the whole process, and only the main thread can set them.
+    """
+
+    def __init__(self, time_limit_sec: float | None = None, start_sec: float | None = None):
+        start_sec = time.monotonic() if start_sec is None else start_sec
+        self._deadline_sec = None if time_limit_sec is None else start_sec + time_limit_sec
+        self._pid = os.getpid()
+        self._signal: int | None = None
+        self._signal_sec = 0.0
+        self._before: dict[int, object] = {}
+        self._on_way: torch.Tensor | None = None
+
+    def __enter__(self) -> 'Interrupt':
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A data worker, forked after the handlers were set. Ctrl-C is not meant for it.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        now_sec = time.monotonic()
+        if self._signal is None:
+            self._signal, self._signal_sec = number, now_sec
+        elif now_sec - self._signal_sec > SAME_REQUEST_SEC:
+            # Nothing that could wait for anything. What a snapshot leaves half-written is listed nowhere.
+            os.write(STDERR, b'Stopped at once, without saving.\n')
+            os._exit(128 + number)
+
+    @property
+    def reason(self) -> str | None:
+        """Why this process is asked to stop, None if it is not."""
+        if self._signal is not None:
+            return signal.Signals(self._signal).name
+        if self._deadline_sec is not None and time.monotonic() >= self._deadline_sec:
+            return '--time-limit'
+        return None
+
+    def should_stop(self, device: torch.device | None = None) -> bool:
+        """Whether the run stops after this iteration. All processes call it and get the same answer.
+
+        device: of the collective operations. Several processes stop an iteration after the first one was
+        asked, because the answer is read only when the next iteration is under way.
+        """
+        if distributed.world_size() == 1:
+            return self.reason is not None
+        answer = self._on_way is not None and bool(self._on_way.item() > 0)
+        is_asked = torch.tensor([float(self.reason is not None)], device=device)
+        self._on_way = distributed.all_reduce_sum(is_asked)
+        return answer
