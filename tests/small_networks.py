@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots of networks so small that tests can make them by the dozen."""
+from pathlib import Path
+
 import torch
 
 from training import checkpoint, networks
+from training.ticks import nimg_of_name
 
 SYNTHESIS = {'channel_base': 64, 'channel_max': 8}
 
@@ -32,3 +35,9 @@ def small_discriminator(**changes):
 def save_small_network(path, **changes):
     """Write a snapshot with a small generator alone."""
     return checkpoint.save_network_snapshot(path, G=None, D=None, G_ema=small_generator(**changes))
+
+
+def last_snapshot(run_dir):
+    """The path of the network pickle that a run wrote last."""
+    return str(max(Path(run_dir).glob('network-snapshot-*.pkl'),
+                   key=lambda path: nimg_of_name(path.name, 'network-snapshot-')))

@@ -26,9 +26,9 @@ from training.manifest import (
     write_manifest,
 )
 from training.run_state_file import read_state
+from training.ticks import nimg_of_name
 
 RUN_NUMBER = re.compile(r'\d+')
-SNAPSHOT_NUMBER = re.compile(r'network-snapshot-(\d+)(?:-(\d{3}))?\.\w+$')  # kimg, pictures beyond
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ def rewind_records(run_dir: str | os.PathLike, payload: Mapping[str, Any]) -> No
 def _nimg_of(line: Mapping[str, Any]) -> int:
     """Pictures at the snapshot of a line, as far as its name tells."""
     # A line that belongs to no snapshot of this run, made by hand perhaps, stays.
-    match = SNAPSHOT_NUMBER.search(line.get('snapshot_pkl') or '')
-    return int(match[1]) * 1000 + int(match[2] or 0) if match else 0
+    return nimg_of_name(line.get('snapshot_pkl') or '', 'network-snapshot-') or 0
 
 
 def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

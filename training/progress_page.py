@@ -156,10 +156,10 @@ def _pictures(folder: Path, options: Mapping[str, Any]) -> str:
     shown = []
     if sheets:
         kimg, path = sheets[-1]
-        shown.append((path, f'Generated at {kimg} kimg'))
+        shown.append((path, f'Generated at {kimg:.10g} kimg'))
     shown.append((folder / 'reals.png', 'Training pictures'))
     large = [Sheet(uri, caption) for path, caption in shown if (uri := sheet_uri(path, tile))]
-    strip = [Sheet(uri, 'at the start' if path.stem == 'fakes_init' else f'{kimg} kimg')
+    strip = [Sheet(uri, 'at the start' if path.stem == 'fakes_init' else f'{kimg:.10g} kimg')
              for kimg, path in evenly(sheets) if (uri := thumbnail_uri(path, tile))]
     text = ''
     if large:

@@ -4,7 +4,6 @@ import base64
 import functools
 import io
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from dnnlib.util import UserError
+from training.ticks import nimg_of_name
 
 SHEET_COLUMNS, SHEET_PX, SHEET_BYTES = 8, 1024, 300_000
 THUMBNAIL_COLUMNS, THUMBNAIL_PX, THUMBNAIL_BYTES = 3, 288, 24_000
@@ -21,7 +21,6 @@ QUALITIES = (90, 80, 65, 50)
 BEHIND_ALPHA = (186, 186, 186)
 # A damaged or oversized file raises one of these.
 READ_ERRORS = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
-SHEET_NAME = re.compile(r'fakes(\d+)\.png')
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,16 @@ class Sheet:
     caption: str
 
 
-def fake_sheets(run_dir: str | os.PathLike) -> list[tuple[int, Path]]:
+def fake_sheets(run_dir: str | os.PathLike) -> list[tuple[float, Path]]:
     """(kimg, path) of the sheets of generated pictures in their order; fakes_init.png is the first, at 0."""
     folder = Path(run_dir)
-    found = [(int(match[1]), path) for path in folder.glob('fakes*.png')
-             if (match := SHEET_NAME.fullmatch(path.name))]
+    found = [(nimg / 1000, path) for path in folder.glob('fakes*.png')
+             if (nimg := nimg_of_name(path.name, 'fakes')) is not None]
     initial = folder / 'fakes_init.png'
     return ([(0, initial)] if initial.is_file() else []) + sorted(found)
 
 
-def evenly(sheets: list[tuple[int, Path]], count: int = MAX_THUMBNAILS) -> list[tuple[int, Path]]:
+def evenly(sheets: list[tuple[float, Path]], count: int = MAX_THUMBNAILS) -> list[tuple[float, Path]]:
     """At most `count` of the sheets, evenly over time, the first and the last among them."""
     if len(sheets) <= count:
         return sheets

@@ -2,6 +2,7 @@
 """Ticks: when one ends, what is saved then, and where its time went."""
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ def kimg_number(cur_nimg: int, is_taken: bool = False) -> str:
     000012-480. The published system overwrites the earlier one.
     """
     return f'{cur_nimg // 1000:06d}' + (f'-{cur_nimg % 1000:03d}' if is_taken else '')
+
+
+def nimg_of_name(name: str, kind: str) -> int | None:
+    """Images shown at a file <kind><kimg_number>.<suffix>, as far as its name tells; None for other names."""
+    match = re.search(rf'{kind}(\d{{6,}})(?:-(\d{{3}}))?\.\w+$', name)
+    return int(match[1]) * 1000 + int(match[2] or 0) if match else None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.util import UserError, replace_file
+from training.ticks import nimg_of_name
 
 # Distinguishable with every kind of colour vision (Okabe and Ito 2008).
 COLORS = BLUE, ORANGE, GREEN = '#0072b2', '#d55e00', '#009e73'
@@ -166,9 +166,9 @@ def _curves(rows: list[dict[str, Any]], stats: list[dict[str, Any]]) -> list[Cur
 
 def _metric_kimg(row: dict[str, Any], stats: list[dict[str, Any]]) -> float | None:
     """How far the run was at a metric: by the name of the snapshot, else by the time."""
-    number = re.search(r'(\d+)\.pkl$', str(row.get('snapshot_pkl')))
-    if number:
-        return float(number.group(1))
+    nimg = nimg_of_name(str(row.get('snapshot_pkl')), 'network-snapshot-')
+    if nimg is not None:
+        return nimg / 1000
     # Metrics taken between snapshots carry a time only.
     times = curve_points(stats, lambda tick: tick.get('timestamp'), _kimg)
     if not times or not _is_number(row.get('timestamp')):
@@ -185,8 +185,13 @@ def _draw(panels: list[Panel], png_path: str | os.PathLike) -> None:
         raise UserError(f'{png_path}: cannot be drawn without matplotlib; pip install matplotlib') from error
     columns = 2
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(6 * columns, 3.4 * rows), dpi=110, layout='constrained')
+    width, height = 6.0 * columns, 3.4 * rows  # inches, as all below
+    figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
+    # Margins by hand: finding them automatically takes as long as the drawing.
+    figure.subplots_adjust(
+        left=0.75 / width, right=1 - 0.2 / width, bottom=0.55 / height, top=1 - 0.4 / height,
+        wspace=0.8 / 5.1, hspace=1.0 / 2.45)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         _draw_panel(ax, panel)
@@ -198,12 +203,13 @@ def _draw(panels: list[Panel], png_path: str | os.PathLike) -> None:
 
 
 def _draw_panel(ax: Any, panel: Panel) -> None:
-    for curve in panel.curves:
-        x, y = zip(*curve.points, strict=True) if curve.points else ((), ())
+    curves = [curve for curve in panel.curves if curve.points]
+    for curve in curves:
+        x, y = zip(*curve.points, strict=True)
         # Few points would be invisible as a line alone.
         marker = 'o' if len(x) < 30 else None
         ax.plot(x, y, color=curve.color, label=curve.label, linewidth=1.6, marker=marker, markersize=3.5)
-    if not any(curve.points for curve in panel.curves):
+    if not curves:
         ax.text(0.5, 0.5, 'no values', transform=ax.transAxes, ha='center', va='center', color='gray')
     ax.set_title(panel.title, fontsize=11)
     ax.set_xlabel('images shown (kimg)')
@@ -215,5 +221,5 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     else:
         ax.set_ylim(*panel.limits)
-    if len(panel.curves) > 1:
+    if len(curves) > 1:
         ax.legend(fontsize=9, frameon=False)

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+from small_networks import last_snapshot
 
 from legacy import load_network
 from training import training_loop
@@ -57,7 +58,7 @@ def test_each_kind_trains(kind, tmp_path, monkeypatch):
     run_dir = tmp_path / 'run'
     run_dir.mkdir()
     training_loop.train(dataclasses.replace(config, run_dir=str(run_dir), total_kimg=0.004))
-    G = load_network(str(run_dir / 'network-snapshot-000000.pkl')).G
+    G = load_network(last_snapshot(run_dir)).G
     assert G.c_dim == length and all(p.isfinite().all() for p in G.parameters())
 
 

@@ -5,7 +5,15 @@ import torch
 from golden_cases import index
 
 from training import ticks
-from training.ticks import TickClock, TickReport, is_done, kimg_number, snapshot_due, tick_ends
+from training.ticks import (
+    TickClock,
+    TickReport,
+    is_done,
+    kimg_number,
+    nimg_of_name,
+    snapshot_due,
+    tick_ends,
+)
 
 LOOP = index('loop_misc')
 
@@ -109,3 +117,16 @@ def test_memory_is_0_where_nobody_tells_it(monkeypatch):
     monkeypatch.setattr(ticks.Path, 'read_text', fail)
     monkeypatch.setitem(__import__('sys').modules, 'psutil', None)
     assert ticks.resident_bytes() == 0
+
+
+@pytest.mark.parametrize('nimg, is_taken, name', [
+    (8, False, 'fakes000000.png'), (12480, False, 'fakes000012.png'), (12480, True, 'fakes000012-480.png'),
+    (1_000_000_008, True, 'fakes1000000-008.png')])
+def test_names_of_files_tell_the_images_shown(nimg, is_taken, name):
+    assert f'fakes{kimg_number(nimg, is_taken)}.png' == name
+    assert nimg_of_name(name, 'fakes') == (nimg if is_taken else nimg // 1000 * 1000)
+
+
+@pytest.mark.parametrize('name', ['fakes_init.png', 'reals.png', 'fakes12.png', 'network-000001.pkl'])
+def test_other_names_tell_nothing(name):
+    assert nimg_of_name(name, 'fakes') is None

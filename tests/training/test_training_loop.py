@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from small_networks import last_snapshot
 
 from dnnlib.util import UserError
 from legacy import load_network
@@ -50,7 +51,7 @@ def tensors(path):
 
 def snapshot_of(config):
     """All tensors that a run ends with."""
-    return tensors(f'{run(config)}/network-snapshot-000000.pkl')
+    return tensors(last_snapshot(run(config)))
 
 
 def test_a_run_writes_the_published_files(pictures, tmp_path, capsys):
@@ -141,4 +142,12 @@ def test_cuda_is_refused_where_there_is_none(pictures, tmp_path):
     {}, {'precision': 'fp16'}, {'precision': 'bf16', 'nhwc': True}, {'cond': True}])
 def test_a_run_on_a_gpu_writes_finite_networks(pictures, tmp_path, flags):
     folder = run(configure(pictures, tmp_path / 'run', device='cuda', **flags))
-    assert all(v.isfinite().all() for v in tensors(f'{folder}/network-snapshot-000000.pkl').values())
+    assert all(v.isfinite().all() for v in tensors(last_snapshot(folder)).values())
+
+
+def test_snapshots_within_a_thousand_pictures_keep_apart(pictures, tmp_path):
+    run(configure(pictures, tmp_path / 'run', snap='1'))
+    for kind in ('fakes', 'network-snapshot-'):
+        names = sorted(path.name for path in (tmp_path / 'run').glob(f'{kind}0*'))
+        ticks = len((tmp_path / 'run' / 'stats.jsonl').read_text().splitlines())
+        assert len(names) == ticks > 2, names
