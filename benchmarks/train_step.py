@@ -13,7 +13,7 @@ import torch
 from baseline import plain_adam, straightforward
 
 from dnnlib.cli import run_command
-from torch_utils import training_stats
+from torch_utils import custom_ops, training_stats
 from training import state as state_module
 from training.config import DatasetInfo, resolve
 from training.iteration import PhaseClock, phases_of, run_iteration
@@ -98,12 +98,14 @@ def row(name, trainer, seconds, reference):
 @click.option('--cmax', type=int, help='Channel maximum, as in train.py.')
 @click.option('--batch', type=int, help='Pictures a step.')
 @click.option('--aug', default='noaug', type=click.Choice(['noaug', 'ada', 'fixed']))
+@click.option('--ops', default='auto', type=click.Choice(custom_ops.MODES), help='Operators, as in train.py.')
 @click.option('--cycles', default=4, help=f'Measured cycles of {CYCLE} iterations, after one to warm up.')
 @click.option('--baseline', is_flag=True, help='Also time the straightforward implementation, and compare.')
 @click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')
 def main(cfg, resolution, device, precision, cycles, baseline, json_path, **flags):
     """Print seconds per kimg and the share of each phase."""
     device = pick_device(device)
+    custom_ops.set_mode(flags['ops'])
     info = DatasetInfo('random', 10000, resolution, resolution, 3)
     flags = {k: v for k, v in flags.items() if v is not None}
     flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, **flags}

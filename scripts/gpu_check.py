@@ -5,11 +5,13 @@ Needs no installation and no network: the Python it is started with must have to
 a time limit and none stops the others. Full results go to the folder, a short table to the end of the output.
 """
 import argparse
+import collections
 import contextlib
 import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TOTAL_SEC = 520  # below ten minutes with what the machine itself needs to start and stop
+TOTAL_SEC = 560  # below ten minutes with what the machine itself needs to start and stop
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,27 @@ def benchmark(name: str, limit_sec: int, program: str, *options: str) -> Step:
 
 # New checks are added here. The limits together stay below TOTAL_SEC.
 STEPS = (
-    Step('tests', 190, (
+    Step('doctor', 40, ('-m', 'torch_utils.doctor')),
+    Step('tests', 160, (
         '-m', 'pytest', '-m', 'gpu', '--continue-on-collection-errors', '--durations=20', '-rfE',
         '-p', 'no:cacheprovider', '--junitxml={out}/tests.xml')),
-    benchmark('train-demo-32', 45, 'train_step', '--cfg=demo', '--resolution=32'),
-    benchmark('train-auto-256', 80, 'train_step', '--cfg=auto', '--resolution=256', '--precision=fp16,fp32',
+    benchmark('ops', 70, 'ops'),
+    benchmark('train-demo-32', 30, 'train_step', '--cfg=demo', '--resolution=32', '--cycles=2'),
+    benchmark('train-auto-256', 60, 'train_step', '--cfg=auto', '--resolution=256', '--precision=fp16,fp32',
               '--cycles=2'),
-    benchmark('train-auto-1024', 110, 'train_step', '--cfg=auto', '--resolution=1024', '--cycles=1'),
-    benchmark('generate-auto-256', 40, 'generate', '--cfg=auto', '--resolution=256'),
-    benchmark('generate-auto-1024', 45, 'generate', '--cfg=auto', '--resolution=1024', '--batch=1,8'),
+    benchmark('train-auto-256-torch', 40, 'train_step', '--cfg=auto', '--resolution=256', '--precision=fp16',
+              '--ops=torch', '--cycles=1'),
+    benchmark('train-auto-1024', 65, 'train_step', '--cfg=auto', '--resolution=1024', '--cycles=1'),
+    benchmark('generate-auto-256', 30, 'generate', '--cfg=auto', '--resolution=256'),
+    benchmark('generate-auto-1024', 35, 'generate', '--cfg=auto', '--resolution=1024', '--batch=1,8'),
+    benchmark('snapshot', 30, 'snapshot', '--repeats=2'),
 )
 COLUMNS = ('step', 'result', 'seconds', 'summary')
 TESTS_SUMMARY = re.compile(r'\d+ (?:passed|failed|errors?|skipped|deselected).* in [\d.]+s')
+# A row of the doctor's table: operator, error, time, what it runs by; and what is wrong.
+DOCTOR_ROW = re.compile(r'^\w+ +\S+ +\d+\.\d  (\S.*)$', re.MULTILINE)
+DOCTOR_PROBLEM = re.compile(r'^Problem: (.+)$', re.MULTILINE)
+MAX_SUMMARY = 200  # characters of a line that is quoted
 PROBE = """
 import json, sys, torch
 ok = torch.cuda.is_available()
@@ -107,17 +118,53 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def summary(name: str, out: Path) -> str:
-    """The numbers of a benchmark, the counts of a test run, or the last line of the output."""
+    """The numbers of a benchmark, the counts of a test run, what the operators run by in the doctor's output,
+    or else the last line.
+    """
     try:
-        rows = json.loads((out / f'{name}.json').read_text(encoding='utf-8'))['rows']
-        return '; '.join(_speed(row) for row in rows)
+        return _numbers(json.loads((out / f'{name}.json').read_text(encoding='utf-8'))['rows'])
     except (OSError, ValueError, LookupError, TypeError):
-        pass  # a test run, or a benchmark that was cut short
-    lines = (out / f'{name}.log').read_text(encoding='utf-8', errors='replace').split('\n')
+        pass  # no benchmark, or one that was cut short
+    log = (out / f'{name}.log').read_text(encoding='utf-8', errors='replace')
+    implementations = DOCTOR_ROW.findall(log)
+    if implementations:
+        return _doctor(implementations, DOCTOR_PROBLEM.findall(log))
+    lines = log.split('\n')
     for line in reversed(lines):
         if TESTS_SUMMARY.search(line):
             return line.strip('= ')
-    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), '')
+    return next((line.strip()[:MAX_SUMMARY] for line in reversed(lines) if line.strip()), '')
+
+
+def _doctor(implementations: list[str], problems: list[str]) -> str:
+    """How many operators run by what, and the first thing that is wrong."""
+    counts = collections.Counter(implementations).most_common()
+    text = ', '.join(f'{count} operators by {name}' for name, count in counts)
+    return text + (f'; {problems[0][:MAX_SUMMARY]}' if problems else '')
+
+
+def _numbers(rows: list[dict[str, object]]) -> str:
+    """What matters in the rows of a benchmark."""
+    if 'stall_sec' in rows[0]:
+        stall, write = (statistics.median(row[key] for row in rows[1:]) for key in ('stall_sec', 'write_sec'))
+        return f'stands still for {stall:.3f} s of {write:.2f} s, {rows[0]["MiB"]:.0f} MiB'
+    if 'case' in rows[0]:
+        return _operators(rows)
+    return '; '.join(_speed(row) for row in rows)
+
+
+def _operators(rows: list[dict[str, object]]) -> str:
+    """Medians over the cases that have a kernel, and the slowest of them."""
+    timed = [row for row in rows if 'copy_percent' in row]
+    kernels = [row for row in timed if row['by'] == 'kernel']
+    if not kernels:
+        return f'none of {len(timed)} cases by kernels'
+    compiled = [row['us'] / 1e6 for row in rows if 'copy_percent' not in row]
+    slowest = min(kernels, key=lambda row: row['copy_percent'])
+    share, speedup = (statistics.median(row[key] for row in kernels) for key in ('copy_percent', 'speedup'))
+    text = (f'{len(kernels)} of {len(timed)} cases by kernels: {share:.0f} % of the speed of a copy (least: '
+            f'{slowest["copy_percent"]:.0f} %, {slowest["case"]}), {speedup:.1f} x the references')
+    return text + (f'; {len(compiled)} compiled in {sum(compiled):.2f} s' if compiled else '')
 
 
 def _speed(row: dict[str, object]) -> str:

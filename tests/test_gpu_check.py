@@ -5,9 +5,12 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
 from scripts import gpu_check
 from scripts.gpu_check import ROOT, STEPS, TOTAL_SEC, Step, main, run_all, run_step, summary
+from torch_utils import doctor
+from torch_utils.ops._registry import OPS
 
 GPU = {'gpu': 'a GPU', 'torch': '1', 'cuda': '1', 'driver': '1', 'commit': '1'}
 
@@ -52,6 +55,45 @@ def test_a_benchmark_is_summed_up_by_its_numbers(tmp_path):
             {'variant': 'batch 1', 'img_per_sec': 5}]
     (tmp_path / 'b.json').write_text(json.dumps({'rows': rows}))
     assert summary('b', tmp_path) == 'fp16: 12.3 img/s, 81.00 s/kimg; batch 1: 5.0 img/s'
+
+
+def test_operators_are_summed_up_by_their_share_of_a_copy(tmp_path):
+    rows = [{'case': 'a', 'by': 'kernel', 'us': 9, 'copy_percent': 90.0, 'speedup': 4.0},
+            {'case': 'b', 'by': 'kernel', 'us': 9, 'copy_percent': 70.0, 'speedup': 2.0},
+            {'case': 'c', 'by': 'reference', 'us': 9, 'copy_percent': 5.0, 'speedup': 1.0},
+            {'case': 'first call: k', 'us': 250000.0}]
+    (tmp_path / 'o.json').write_text(json.dumps({'rows': rows}))
+    assert summary('o', tmp_path) == (
+        '2 of 3 cases by kernels: 80 % of the speed of a copy (least: 70 %, b), 3.0 x the references; '
+        '1 compiled in 0.25 s')
+    (tmp_path / 'o.json').write_text(json.dumps({'rows': rows[:3]}))
+    assert summary('o', tmp_path).endswith('the references')
+    (tmp_path / 'o.json').write_text(json.dumps({'rows': rows[2:3]}))
+    assert summary('o', tmp_path) == 'none of 1 cases by kernels'
+
+
+def test_snapshots_are_summed_up_without_the_first(tmp_path):
+    rows = [{'stall_sec': stall, 'write_sec': 2.0, 'MiB': 700.4} for stall in (9, 0.1, 0.1)]
+    (tmp_path / 's.json').write_text(json.dumps({'rows': rows}))
+    assert summary('s', tmp_path) == 'stands still for 0.100 s of 2.00 s, 700 MiB'
+    (tmp_path / 's.json').write_text(json.dumps({'rows': rows[:1]}))
+    (tmp_path / 's.log').write_text('cut short')
+    assert summary('s', tmp_path) == 'cut short'
+
+
+def test_the_doctor_is_summed_up_by_what_the_operators_run_by(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, 'machine_problems', lambda: iter(['the cache is full', 'and more']))
+    done = CliRunner().invoke(doctor.command)
+    (tmp_path / 'd.log').write_text(done.output)
+    assert done.exit_code == 1, done.output
+    device = doctor.best_device()
+    if device.type == 'cpu':
+        assert summary('d', tmp_path) == (
+            f'{len(OPS)} operators by PyTorch (the device is cpu); the cache is full')
+    (tmp_path / 'd.log').write_text(
+        'operator  error  us  on cuda: implementation\na  1e-7  10.0  CUDA kernel\n'
+        'bc  failed  0.0  failed\nd  1e-7  2.5  CUDA kernel\n\nNothing is wrong.\n')
+    assert summary('d', tmp_path) == '2 operators by CUDA kernel, 1 operators by failed'
 
 
 @pytest.mark.parametrize(('log', 'text'), [

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls of operators that benchmarks/ops.py times: arguments as the layers of the networks have them."""
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from torch_utils.ops import modulated_conv2d  # noqa: F401 (its import registers every operator)
+from torch_utils.ops._registry import OPS, Op
+from torch_utils.ops.upfirdn2d import setup_filter
+
+DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16, 'fp32': torch.float32}
+LAYOUTS = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
+LAYER_FILTER = [1, 3, 3, 1]
+IMAGE_TAPS, IMAGE_CHANNELS = 12, 3  # of the augmentation, which filters pictures and not feature maps
+ACT = ('lrelu', 0.2, math.sqrt(2))  # act, alpha, gain
+CLAMP = 256.0  # of layers in float16
+EPS = 1e-8
+FEATURES = 512  # channels of the largest weights: [512, 512, 3, 3]
+KERNEL_SIZE = 3
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the tensors of one call; size: [N, C, H, W] of the larger picture."""
+
+    size: tuple[int, int, int, int]
+    dtype: torch.dtype
+    layout: torch.memory_format
+    device: torch.device
+
+    def picture(self, scale=1, extra=0, channels=None):
+        """Random [N, C, H / scale + extra, W / scale + extra]."""
+        n, c, h, w = self.size
+        shape = [n, channels or c, h // scale + extra, w // scale + extra]
+        return self.plain(*shape).contiguous(memory_format=self.layout)
+
+    def plain(self, *shape, dtype=None):
+        """Random, in the ordinary layout."""
+        return torch.randn(shape, device=self.device, dtype=dtype or self.dtype)
+
+    def styles(self):
+        """[N, C]."""
+        return self.plain(*self.size[:2])
+
+    def bias(self):
+        """[C]."""
+        return self.plain(self.size[1])
+
+    def noise(self):
+        """[N, 1, H, W]."""
+        return self.plain(self.size[0], 1, *self.size[2:])
+
+    def layer_filter(self):
+        """float32 [4, 4]."""
+        return setup_filter(LAYER_FILTER, device=self.device)
+
+    def image_filter(self):
+        """float32 [12]; the speed does not depend on the values."""
+        return setup_filter(torch.ones(IMAGE_TAPS), device=self.device)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments for one operator. Without has_layout, only the number of samples matters, in fp32."""
+
+    op: Op
+    arguments: Callable[[Maker], tuple]
+    has_layout: bool = True
+
+
+def _resampling(x, f, up, down, padding):
+    return x, f, [up, up], [down, down], list(padding), False, float(up ** 2)
+
+
+def _weights(m):
+    weight = m.plain(FEATURES, FEATURES, KERNEL_SIZE, KERNEL_SIZE, dtype=torch.float32)
+    return weight, m.plain(m.size[0], FEATURES, dtype=torch.float32)
+
+
+def _epilogue_grad(m):
+    dy, x, y = m.picture(), m.picture(), m.picture()
+    n, _, h, w = m.size
+    return dy, x, y, m.styles(), [n, 1, h, w], [True] * 4, *ACT, CLAMP
+
+
+# What follows a transposed convolution is one pixel larger than the result, and padded by one on all sides.
+CASES = {
+    'up2 4x4': Case(OPS['upfirdn2d'], lambda m: _resampling(
+        m.picture(2), m.layer_filter(), 2, 1, [2, 1, 2, 1])),
+    'down2 4x4': Case(OPS['upfirdn2d'], lambda m: _resampling(m.picture(), m.layer_filter(), 1, 2, [1] * 4)),
+    'filter 4x4': Case(OPS['upfirdn2d'], lambda m: _resampling(
+        m.picture(extra=1), m.layer_filter(), 1, 1, [1] * 4)),
+    'up2 12': Case(OPS['upfirdn2d'], lambda m: _resampling(
+        m.picture(2, channels=IMAGE_CHANNELS), m.image_filter(), 2, 1, [6, 5, 6, 5])),
+    'down2 12': Case(OPS['upfirdn2d'], lambda m: _resampling(
+        m.picture(channels=IMAGE_CHANNELS), m.image_filter(), 1, 2, [5] * 4)),
+    'filter 12': Case(OPS['upfirdn2d'], lambda m: _resampling(
+        m.picture(channels=IMAGE_CHANNELS), m.image_filter(), 1, 1, [6, 5, 6, 5])),
+    'bias_act': Case(OPS['bias_act'], lambda m: (m.picture(), m.bias(), 1, *ACT, CLAMP)),
+    'bias_act_grad': Case(OPS['bias_act_grad'], lambda m: (m.picture(), m.picture(), *ACT, CLAMP)),
+    'scale_channels': Case(OPS['scale_channels'], lambda m: (m.picture(), m.styles())),
+    'scale_channels_grad': Case(OPS['scale_channels_grad'], lambda m: (
+        m.picture(), m.picture(), m.styles())),
+    'epilogue': Case(OPS['modulated_epilogue'], lambda m: (
+        m.picture(), m.styles(), m.noise(), m.bias(), *ACT, CLAMP)),
+    'epilogue_grad': Case(OPS['modulated_epilogue_grad'], _epilogue_grad),
+    'filtered_epilogue': Case(OPS['filtered_epilogue'], lambda m: (
+        m.picture(extra=1), m.layer_filter(), [1] * 4, False, 4.0, m.styles(), m.noise(), m.bias(), *ACT,
+        CLAMP)),
+    'demodulation': Case(OPS['demodulation'], lambda m: (*_weights(m), EPS), has_layout=False),
+    'modulated_weight': Case(OPS['modulated_weight'], lambda m: (
+        *_weights(m), m.plain(m.size[0], FEATURES, dtype=torch.float32), torch.float16), has_layout=False),
+}
