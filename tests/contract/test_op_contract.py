@@ -125,8 +125,16 @@ def test_export_keeps_the_operator_as_one_node(name):
     x, *rest = sample.make(torch.float32, torch.device('cpu'))
 
     class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            # Older releases export no tensor of which the module does not know.
+            self.names = [f'argument{i}' for i in range(len(rest))]
+            for name, value in zip(self.names, rest, strict=True):
+                is_tensor = isinstance(value, torch.Tensor)
+                self.register_buffer(name, value) if is_tensor else setattr(self, name, value)
+
         def forward(self, x):
-            return sample.op(x, *rest)
+            return sample.op(x, *[getattr(self, name) for name in self.names])
     program = torch.export.export(Module(), (x,))
     targets = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
     assert f'stylegan2.{sample.op.name}.default' in targets
