@@ -5,16 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= gpu-check-out
 
-.PHONY: demo test test-slow lint gpu-check clean
+.PHONY: demo test lint gpu-check clean
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow' -n auto --dist worksteal
-
-# What takes minutes and rarely changes: every kernel for every architecture, export of every kind of network.
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -20,7 +20,7 @@ from dnnlib.util import EasyDict, UserError, format_time
 from metrics import formulas
 from metrics.data_key import data_key, whole_dataset
 from metrics.detectors import INCEPTION, VGG16
-from metrics.feature_stats import Features, generated_statistics, real_statistics
+from metrics.feature_stats import Features, FeatureStats, generated_statistics, real_statistics
 from metrics.metric_utils import MetricOptions, generate_images
 from metrics.perceptual_path import path_distances
 from metrics.sliced_wasserstein import SlicedWasserstein
@@ -96,14 +96,21 @@ def report_metric(
             file.write(line + '\n')
 
 
+def _real_and_generated(
+    options: MetricOptions, features: Features, num_generated: int, max_real: int | None, *, keep_xflip: bool,
+) -> tuple[FeatureStats | None, FeatureStats | None]:
+    """Statistics of both sides of a distance; None in all processes but the first."""
+    dataset = whole_dataset(options.dataset, keep_xflip=keep_xflip)
+    real = real_statistics(options, dataset, features, max_real)
+    return real, generated_statistics(options, features, num_generated)
+
+
 def fid(
     options: MetricOptions, name: str, num_generated: int, max_real: int | None = None, *,
     keep_xflip: bool = False,
 ) -> dict[str, float]:
     """Frechet distance of Inception features: all real pictures, or max_real of them."""
-    dataset = whole_dataset(options.dataset, keep_xflip=keep_xflip)
-    real = real_statistics(options, dataset, MOMENTS, max_real)
-    fake = generated_statistics(options, MOMENTS, num_generated)
+    real, fake = _real_and_generated(options, MOMENTS, num_generated, max_real, keep_xflip=keep_xflip)
     if real is None or fake is None:
         return {}
     return {name: formulas.frechet_distance(*real.mean_cov(), *fake.mean_cov())}
@@ -114,9 +121,7 @@ def kid(
     keep_xflip: bool = False,
 ) -> dict[str, float]:
     """Kernel distance of Inception features. Not multiplied by 1000."""
-    dataset = whole_dataset(options.dataset, keep_xflip=keep_xflip)
-    real = real_statistics(options, dataset, POOLED, max_real)
-    fake = generated_statistics(options, POOLED, num_generated)
+    real, fake = _real_and_generated(options, POOLED, num_generated, max_real, keep_xflip=keep_xflip)
     if real is None or fake is None:
         return {}
     rng = np.random.RandomState(options.seed)
@@ -129,9 +134,7 @@ def manifold(
     num_generated: int, max_real: int = MAX_REAL_MANIFOLD, *, keep_xflip: bool = False,
 ) -> dict[str, float]:
     """Two results of a formula on VGG16 features: <name>_<part> each."""
-    dataset = whole_dataset(options.dataset, keep_xflip=keep_xflip)
-    real = real_statistics(options, dataset, MANIFOLD, max_real)
-    fake = generated_statistics(options, MANIFOLD, num_generated)
+    real, fake = _real_and_generated(options, MANIFOLD, num_generated, max_real, keep_xflip=keep_xflip)
     if real is None or fake is None:
         return {}
     values = formula(real.features().to(options.device), fake.features().to(options.device), NUM_NEIGHBOURS)

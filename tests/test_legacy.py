@@ -6,10 +6,10 @@ import io
 import itertools
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from golden_cases import cases, golden_dir
+from recorded_networks import open_recorded
 from small_networks import save_small_network, small_discriminator, small_generator
 from tensorflow_files import tensorflow_pickle
 
@@ -24,24 +24,10 @@ TOLERANCE = 1e-4  # between releases of torch, as recorded
 OPTIONS = ('truncation_psi', 'truncation_cutoff', 'noise_mode', 'force_fp32')
 
 
-@pytest.fixture(scope='module')
-def open_official():
-    """Function: (contents of a recorded file, its arrays), each file opened once."""
-    opened = {}
-
-    def get(case):
-        if case['file'] not in opened:
-            with np.load(FOLDER / case['arrays']) as data:
-                recorded = {key: torch.from_numpy(data[key]) for key in data.files}
-            opened[case['file']] = legacy.load_network(FOLDER / case['file']), recorded
-        return opened[case['file']]
-    return get
-
-
 @torch.no_grad()
 @pytest.mark.parametrize('case', cases('official_pickle'))
-def test_official_networks_compute_what_was_recorded(case, open_official):
-    found, recorded = open_official(case)
+def test_official_networks_compute_what_was_recorded(case):
+    found, recorded = open_recorded('official_pickle', case)
     for call in case['calls']:
         net, c = found[call['net']], recorded.get('c')
         if 'logits' in call:
@@ -62,8 +48,8 @@ def check(actual, expected):
 
 
 @pytest.mark.parametrize('case', cases('official_pickle'))
-def test_official_files_give_our_classes_with_every_tensor(case, open_official):
-    found, _ = open_official(case)
+def test_official_files_give_our_classes_with_every_tensor(case):
+    found, _ = open_recorded('official_pickle', case)
     with open(FOLDER / case['file'], 'rb') as file:
         described = safe_pickle.load(file)
     assert found.training_set_kwargs == case['training_set_kwargs']
@@ -82,8 +68,8 @@ def test_official_files_give_our_classes_with_every_tensor(case, open_official):
 
 
 @pytest.mark.parametrize('case', cases('official_pickle', where=lambda c: c['nets'].get('augment_pipe')))
-def test_official_augmentation_computes_what_was_recorded(case, open_official):
-    found, recorded = open_official(case)
+def test_official_augmentation_computes_what_was_recorded(case):
+    found, recorded = open_recorded('official_pickle', case)
     for key, expected in recorded.items():
         if key.startswith('aug_out_'):
             with torch.no_grad():
@@ -91,9 +77,9 @@ def test_official_augmentation_computes_what_was_recorded(case, open_official):
     assert found.augment_pipe.p.item() == pytest.approx(case['augment_pipe_p'])
 
 
-def test_a_rebuilt_network_can_be_built_again_from_its_arguments(open_official):
+def test_a_rebuilt_network_can_be_built_again_from_its_arguments():
     for case in [param.values[0] for param in cases('official_pickle')]:
-        G = open_official(case)[0].G_ema
+        G = open_recorded('official_pickle', case)[0].G_ema
         again = type(G)(*G.init_args, **G.init_kwargs)
         shapes = [{n: t.shape for n, t in net.state_dict().items()} for net in (G, again)]
         assert shapes[0] == shapes[1]

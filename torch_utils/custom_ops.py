@@ -6,7 +6,7 @@ Without a compiler everything runs by the operators' references, and one warning
 import functools
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,13 +153,16 @@ def key(kernel: Kernel, arch: str, release: str, folder: Path = SOURCE_FOLDER) -
     return key_of(KEY_FORMAT, *options, _source(kernel, folder), *_headers(folder))
 
 
-def compile_cubin(kernel: Kernel, arch: str, folder: Path = SOURCE_FOLDER) -> bytes:
+def compile_cubin(
+    kernel: Kernel, arch: str, folder: Path = SOURCE_FOLDER, report: Callable[[str], object] | None = None,
+) -> bytes:
     """Compile for 'sm_XX' (or to PTX for 'compute_XX') with NVRTC, without a GPU and without the cache.
 
-    Raises CompileError with the compiler's complaint, UserError if there is no compiler.
+    report(text): called with the registers, memory and spills that the compiler tells. Raises CompileError
+    with the compiler's complaint, UserError if there is no compiler.
     """
     text = _source(kernel, folder)
-    return nvrtc.compile_source(text, kernel.source, kernel.defines, arch, (str(folder),))
+    return nvrtc.compile_source(text, kernel.source, kernel.defines, arch, (str(folder),), report)
 
 
 def obtain(kernel: Kernel, arch: str, cache: CubinCache | None = None, folder: Path = SOURCE_FOLDER) -> bytes:

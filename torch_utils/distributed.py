@@ -5,11 +5,13 @@ Without a group there is one process, of rank 0.
 Processes come from PyTorch's own launcher, be it torchrun or launch() below; it tells each one its place in
 environment variables that torch.distributed reads.
 """
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -117,24 +119,36 @@ def launch(
     processes; they have 30 seconds for it.
     """
     # Optional in builds of torch, and slow to import.
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     # The launcher's own reports of a failure would bury the line that names the cause.
     for name in ('torch.distributed.elastic', 'torch.multiprocessing.spawn'):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend='c10d',
-        rdzv_endpoint='localhost:0', run_id='train', max_restarts=0, start_method='spawn')
-    # The launcher passes on the signals that end a program, of which this is none.
-    if hasattr(signal, 'SIGUSR1'):
-        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with tempfile.TemporaryDirectory() as folder, _usr1_as_term():
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend='c10d',
+            rdzv_endpoint='localhost:0', run_id='train', max_restarts=0, start_method='spawn',
+            logs_specs=DefaultLogsSpecs(log_dir=folder))
+        try:
+            elastic_launch(config, function)(*args)
+        except SignalException:
+            sys.exit(stopped_status)
+        except ChildFailedError as error:
+            _stop(*error.get_first_failure())
+
+
+@contextlib.contextmanager
+def _usr1_as_term() -> Iterator[None]:
+    """The launcher passes on the signals that end a program, of which SIGUSR1 is none."""
+    if not hasattr(signal, 'SIGUSR1'):
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        elastic_launch(config, function)(*args)
-    except SignalException:
-        sys.exit(stopped_status)
-    except ChildFailedError as error:
-        _stop(*error.get_first_failure())
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def _stop(rank: int, failure: Any) -> None:

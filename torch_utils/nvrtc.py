@@ -124,10 +124,12 @@ def include_folder() -> str | None:
 
 def compile_source(
     text: str, name: str, defines: tuple[tuple[str, str], ...], arch: str, folders: tuple[str, ...],
+    report: Callable[[str], object] | None = None,
 ) -> bytes:
     """Machine code of CUDA C++ `text` for arch 'sm_XX', or PTX for 'compute_XX'; `folders` hold its headers.
 
-    Raises CompileError with the compiler's first complaint, UserError if the compiler is not there.
+    report(text): called with registers, memory and spills of every kernel in it. Raises CompileError with the
+    compiler's first complaint, UserError if the compiler is not there.
     """
     if problem():
         raise UserError(f'Kernels cannot be compiled: {problem()}')
@@ -135,13 +137,18 @@ def compile_source(
                *(f'--include-path={folder}' for folder in (*folders, include_folder()))]
     if FAST_MATH:
         options.append('--use_fast_math')
+    if report is not None:
+        options.append('--ptxas-options=-v')
     api = _bindings()
     program = _checked(api.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
     try:
         (status,) = api.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        log = _buffer(api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog, program)
+        log = log.decode(errors='replace').rstrip('\0')
         if status != api.nvrtcResult.NVRTC_SUCCESS:
-            log = _buffer(api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog, program)
-            raise CompileError(complaint(log.decode(errors='replace').rstrip('\0')) + f' ({status.name})')
+            raise CompileError(f'{complaint(log)} ({status.name})')
+        if report is not None:
+            report(log)
         if arch.startswith('compute_'):
             return _buffer(api.nvrtcGetPTXSize, api.nvrtcGetPTX, program)
         return _buffer(api.nvrtcGetCUBINSize, api.nvrtcGetCUBIN, program)

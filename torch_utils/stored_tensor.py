@@ -61,6 +61,20 @@ class StoredTensor:
         return view if self.numel == self.storage.numel else view.clone()
 
 
+def read_header(file: io.BytesIO, what: str) -> Machine:
+    """Read the three small pickles that everything saved without zip begins with; the machine for the next.
+
+    Raises Damaged, naming `what` it is, if the format is not known.
+    """
+    # The machine reads exactly to the end of each pickle, so the next one starts where it stopped.
+    plain = Machine(file, {}, max_opcodes=MAX_HEADER_OPCODES)
+    header = [plain.load() for _ in range(3)]
+    is_known = header[:2] == [MAGIC, PROTOCOL] and type(header[2]) is dict
+    if not is_known or header[2].get('little_endian') is not True:
+        raise Damaged(f'{what} of an unknown format')
+    return plain
+
+
 def load_storage(data: Any) -> Storage:
     """What stands for torch.storage._load_from_bytes, which would run a second, unrestricted pickle.
 
@@ -70,12 +84,7 @@ def load_storage(data: Any) -> Storage:
     if type(data) is not bytes:
         raise Damaged('a storage that is not bytes')
     file = io.BytesIO(data)
-    # The machine reads exactly to the end of each pickle, so the next one starts where it stopped.
-    plain = Machine(file, {}, max_opcodes=MAX_HEADER_OPCODES)
-    header = [plain.load() for _ in range(3)]
-    is_known = header[:2] == [MAGIC, PROTOCOL] and type(header[2]) is dict
-    if not is_known or header[2].get('little_endian') is not True:
-        raise Damaged('a storage of an unknown format')
+    plain = read_header(file, 'a storage')
     declared = Machine(file, STORAGE_TYPES, Declared, max_opcodes=MAX_HEADER_OPCODES).load()
     keys = plain.load()
     if not isinstance(declared, Declared) or keys != [declared.key]:

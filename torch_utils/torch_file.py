@@ -7,7 +7,7 @@ from typing import Any
 
 from torch_utils import safe_pickle
 from torch_utils.pickle_machine import Buildable, Damaged, Global, Machine
-from torch_utils.stored_tensor import MAGIC, MAX_HEADER_OPCODES, PROTOCOL, STORAGE_TYPES, Declared, Storage
+from torch_utils.stored_tensor import STORAGE_TYPES, Declared, Storage, read_header
 
 ZIP_HEAD = b'PK\x03\x04'
 OLD_HEAD = b'\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'  # after two bytes: the first pickle before torch 1.6
@@ -74,11 +74,7 @@ def _reader(archive: zipfile.ZipFile, size: int) -> Callable[[str], bytes]:
 def _from_stream(data: bytes) -> Any:
     """Three small pickles, the main one, the list of keys, then of each storage its size and bytes."""
     file = io.BytesIO(data)
-    plain = Machine(file, {}, max_opcodes=MAX_HEADER_OPCODES)
-    header = [plain.load() for _ in range(3)]
-    is_known = header[:2] == [MAGIC, PROTOCOL] and type(header[2]) is dict
-    if not is_known or header[2].get('little_endian') is not True:
-        raise Damaged('a file of an unknown format')
+    read_header(file, 'a file')
     start, declared = file.tell(), {}
 
     def note(wanted: Declared) -> Storage:

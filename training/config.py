@@ -51,6 +51,7 @@ __all__ = [
     'TrainConfig',
     'check_flags',
     'continues',
+    'fitting_group',
     'notes',
     'resolve',
     'run_description',
@@ -98,7 +99,7 @@ def resolve(flags: Mapping[str, Any], dataset: DatasetInfo) -> TrainConfig:
             option.validate(value)
             option.apply(settings, value, request)
     # Last, since several flags decide how many pictures D sees at a time.
-    settings['D.mbstd_group_size'] = _fitting_group(settings['D.mbstd_group_size'], settings['batch_gpu'])
+    settings['D.mbstd_group_size'] = fitting_group(settings['D.mbstd_group_size'], settings['batch_gpu'])
     return _build(settings)
 
 
@@ -176,7 +177,7 @@ def _default_multipliers(preset: Preset, dataset: DatasetInfo) -> dict[str, floa
     return pipeline_multipliers('bg' if colourless else preset.augpipe)
 
 
-def _fitting_group(group: int, batch_gpu: int) -> int:
+def fitting_group(group: int, batch_gpu: int) -> int:
     """The largest size up to `group` that divides the batch; larger groups than the batch are no problem."""
     if batch_gpu <= group:
         return group

@@ -10,7 +10,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed
-from training.config import TrainConfig
+from training.config import TrainConfig, fitting_group
 from training.loss import MicroBatch
 from training.phases import Phase
 from training.state import TrainingState
@@ -172,10 +172,7 @@ def any_process(flag: bool) -> bool:
 
 
 def _with_batch_gpu(config: TrainConfig, batch_gpu: int) -> TrainConfig:
-    group = config.D.mbstd_group_size
-    # As in training.config: a group larger than the batch shrinks by itself.
-    if batch_gpu > group:
-        group = max(n for n in range(1, group + 1) if batch_gpu % n == 0)
+    group = fitting_group(config.D.mbstd_group_size, batch_gpu)
     return dataclasses.replace(
         config, batch_gpu=batch_gpu, D=dataclasses.replace(config.D, mbstd_group_size=group))
 

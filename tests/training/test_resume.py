@@ -69,9 +69,11 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(pictures, who
 @pytest.mark.slow
 def test_two_processes_killed_together_end_like_two_that_were_not(pictures, tmp_path):
     folders = tmp_path / 'whole', tmp_path / 'killed'
-    first, second = (configure(pictures, f, steps=12, steps_per_tick=3, batch=8, gpus=2) for f in folders)
+    first, second = (configure(pictures, f, batch=8, gpus=2) for f in folders)
     assert finish(start(first)) == 0, output(first)
-    assert kill_after_progress(second, 0.1) == -signal.SIGKILL
+    rng = random.Random(2)
+    for _ in range(KILLS):
+        assert kill_after_progress(second, rng.uniform(0, 0.3)) == -signal.SIGKILL
     assert finish(start(second, wish_for(second.run_dir))) == 0, output(second)
     assert_same_run(folders[1], folders[0])
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import cases, golden_dir
+from recorded_networks import open_recorded
 from small_networks import small_discriminator, small_generator
 from tensorflow_files import (
     D_STATIC,
@@ -23,23 +24,9 @@ from dnnlib.util import UserError
 FOLDER = golden_dir() / 'legacy_tf'
 
 
-@pytest.fixture(scope='module')
-def open_recorded():
-    """Function: (networks of a recorded file, its arrays), each file opened once."""
-    opened = {}
-
-    def get(case):
-        if case['file'] not in opened:
-            with np.load(FOLDER / case['arrays']) as data:
-                recorded = {key: torch.from_numpy(data[key]) for key in data.files}
-            opened[case['file']] = legacy.load_network(FOLDER / case['file']), recorded
-        return opened[case['file']]
-    return get
-
-
 @pytest.mark.parametrize('case', cases('legacy_tf'))
-def test_recorded_networks_are_converted_as_recorded(case, open_recorded):
-    found, recorded = open_recorded(case)
+def test_recorded_networks_are_converted_as_recorded(case):
+    found, recorded = open_recorded('legacy_tf', case)
     assert list(found) == case['result_keys']
     for key, expected in case['nets'].items():
         net = found[key]
@@ -53,8 +40,8 @@ def test_recorded_networks_are_converted_as_recorded(case, open_recorded):
 
 @torch.no_grad()
 @pytest.mark.parametrize('case', cases('legacy_tf'))
-def test_recorded_networks_compute_what_was_recorded(case, open_recorded):
-    found, recorded = open_recorded(case)
+def test_recorded_networks_compute_what_was_recorded(case):
+    found, recorded = open_recorded('legacy_tf', case)
     G, z, c = found.G_ema, recorded['z'], recorded.get('c')
 
     def check(actual, key):
