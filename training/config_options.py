@@ -296,7 +296,8 @@ AUGMENT, TRANSFER, SPEED = 'Augmentation', 'Transfer learning', 'Speed and memor
 
 OPTIONS: tuple[Option, ...] = (
     Option('outdir', str, GENERAL, 'Folder that gets one numbered folder for each run.', required=True),
-    Option('gpus', int, GENERAL, 'Number of GPUs, a power of two; with --device=cpu, of processes.', '1', check=_check_gpus),
+    Option('gpus', int, GENERAL, 'Number of GPUs, a power of two; with --device=cpu, of processes.', '1',
+           check=_check_gpus),
     Option('snap', str, GENERAL, 'Save networks and sample pictures every so many ticks, or minutes: 30m.',
            BY_CFG + ', else 50', setter=_set_snap, check=_check_snap),
     Option('keep', int, GENERAL,
