@@ -50,7 +50,8 @@ class Job:
 @click.option('--network', metavar='FILE|URL', help='Network pickle (its G_ema), or another network file.')
 @click.option('--metrics', default='fid50k_full', show_default=True, metavar='NAMES',
               help='Joined by commas, or none: ' + ', '.join(metric_main.list_valid_metrics()) + '.')
-@click.option('--data', metavar='DIR|ZIP', help='Training pictures.  [default: as noted in the network file or its run]')
+@click.option('--data', metavar='DIR|ZIP',
+              help='Training pictures.  [default: as noted in the network file or its run]')
 @click.option('--mirror', type=bool, metavar='BOOL',
               help='Count mirror images as pictures, too.  [default: as noted, unless --data]')
 @click.option('--gpus', type=click.IntRange(min=1), metavar='N',
@@ -165,7 +166,7 @@ def run_dir_of(network: str) -> str | None:
 
 
 def data_of_run(run_dir: str | None) -> dict[str, Any] | None:
-    """The dataset that a run's training_options.json names, for networks that were converted and note none."""
+    """The dataset that a run's training_options.json names: converted networks may note none."""
     if run_dir is None:
         return None
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time the formula of FID for covariances of 2048 features: by eigenvalues, as used, and by a matrix square root.
+"""Time the formula of FID for 2048 features: by eigenvalues, as used, and by a matrix square root.
 
 python benchmarks/fid.py --threads=2
 """

@@ -49,7 +49,7 @@ class _Received:
         return {'Range': f'bytes={len(self.data)}-', 'If-Range': self.version}
 
     def begin(self, answer: Any, url: str) -> None:
-        """Get ready for the content of an answer. Raises DownloadError if it does not go on where this ends."""
+        """Get ready for the content of an answer. Raises DownloadError if it is not the rest of this."""
         start, status, headers = len(self.data), answer.status_code, answer.headers
         if status == PARTIAL_CONTENT and headers.get('Content-Range', '').startswith(f'bytes {start}-'):
             return
@@ -175,7 +175,8 @@ def _fetch_once(
 def _read_all(answer: Any, url: str, verbose: bool, data: bytearray) -> bytes:
     """The whole content: what `data` holds already, to which the rest is added as it comes."""
     announced, before = answer.headers.get('Content-Length', ''), len(data)
-    total = before + int(announced) if announced.isdigit() and 'Content-Encoding' not in answer.headers else None
+    is_told = announced.isdigit() and 'Content-Encoding' not in answer.headers
+    total = before + int(announced) if is_told else None
     chunks = answer.iter_content(CHUNK_BYTES)
     if verbose and (total or 0) >= SHOW_BYTES:
         name = urllib.parse.urlsplit(url).path.rpartition('/')[2]

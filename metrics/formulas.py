@@ -28,10 +28,11 @@ def frechet_distance(
 
 
 def _factor(cov: np.ndarray) -> np.ndarray:
-    """A of cov = A A^T, [F, rank]: a Cholesky factorisation that takes the largest variances first, and so ends
-    where a singular covariance has no more.
+    """A of cov = A A^T, [F, rank]: a Cholesky factorisation that takes the largest variances first, and so
+    ends where a singular covariance has no more.
     """
-    packed, order, rank, _ = scipy.linalg.lapack.dpstrf(cov, lower=1, tol=RANK_TOLERANCE * cov.diagonal().max())
+    tolerance = RANK_TOLERANCE * cov.diagonal().max()
+    packed, order, rank, _ = scipy.linalg.lapack.dpstrf(cov, lower=1, tol=tolerance)
     factor = np.zeros([len(cov), rank])
     factor[order - 1] = np.tril(packed)[:, :rank]
     return factor

@@ -30,7 +30,7 @@ OPEN_ELSEWHERE = '''
 def open_elsewhere(path, folder):
     """What a snapshot with networks of unlabelled pictures and augmentation computes there.
 
-    images: of two zero latents.  logits: of these images.  folder: empty enough to be that Python's only path.
+    images: of two zero latents.  logits: of these images.  folder: becomes that Python's only path.
     """
     for package in ('torch_utils', 'dnnlib'):
         (folder / package).symlink_to(ROOT / package)

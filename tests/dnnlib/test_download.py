@@ -50,9 +50,11 @@ def test_a_file_that_has_changed_meanwhile_or_cannot_be_continued_starts_again(s
     monkeypatch.setattr(download, 'CHUNK_BYTES', 2)
     broken = (200, {**TAGGED, 'Content-Length': '9'}, b'1234')
     server.answers['/new'] = [broken, (200, {}, b'other')]
-    server.answers['/elsewhere'] = [broken, (206, {'Content-Range': 'bytes 2-8/9'}, b'3456789'), (200, {}, b'all')]
+    wrong_part = (206, {'Content-Range': 'bytes 2-8/9'}, b'3456789')
+    server.answers['/elsewhere'] = [broken, wrong_part, (200, {}, b'all')]
     server.answers['/gone'] = [broken, (416, {}, b'no'), (200, {}, b'all')]
-    assert [fetch(f'{server.url}/{name}')[0] for name in ('new', 'elsewhere', 'gone')] == [b'other', b'all', b'all']
+    contents = [fetch(f'{server.url}/{name}')[0] for name in ('new', 'elsewhere', 'gone')]
+    assert contents == [b'other', b'all', b'all']
     server.ranges.clear()
     server.answers['/plain'] = [(200, {'Content-Length': '9'}, b'1234'), (200, {}, b'whole')]
     assert fetch(server.url + '/plain')[0] == b'whole' and server.ranges == [(None, None)] * 2

@@ -34,7 +34,8 @@ def sample(n, seed, scale=1.0, shift=0.0):
 
 REAL = sample(300, 0)
 OTHERS = {
-    'the same source': sample(300, 1), 'shifted': sample(300, 2, shift=0.3), 'narrow': sample(300, 3, scale=0.5),
+    'the same source': sample(300, 1), 'shifted': sample(300, 2, shift=0.3),
+    'narrow': sample(300, 3, scale=0.5),
     'wide': sample(300, 4, scale=1.6), 'fewer than features': sample(20, 5), 'equal': REAL}
 
 
@@ -98,9 +99,10 @@ def test_precision_recall_density_and_coverage_are_those_of_their_authors(fake, 
     with contextlib.redirect_stdout(None):
         expected = prdc.compute_prdc(REAL, fake, num_neighbours)
     sets = torch.from_numpy(REAL), torch.from_numpy(fake)
-    names = ('precision', 'recall', 'density', 'coverage')
-    got = (*formulas.precision_recall(*sets, num_neighbours), *formulas.density_coverage(*sets, num_neighbours))
-    assert dict(zip(names, got, strict=True)) == pytest.approx({name: expected[name] for name in names}, abs=1e-9)
+    precision, recall = formulas.precision_recall(*sets, num_neighbours)
+    density, coverage = formulas.density_coverage(*sets, num_neighbours)
+    got = {'precision': precision, 'recall': recall, 'density': density, 'coverage': coverage}
+    assert got == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize('n', [20, 30, 300], ids=['singular', 'nearly singular', 'regular'])

@@ -2,7 +2,6 @@
 """Persistent classes: what they remember, what their pickles hold, and who can open these."""
 import copy
 import importlib
-import io
 import pickle
 import sys
 import textwrap

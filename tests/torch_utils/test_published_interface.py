@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the source texts inside official pickles import, called as they call it, from a pickle that is executed."""
+"""What source texts in official pickles import, called as they call it, from a pickle that is executed."""
 import pickle
 
 import pytest
@@ -45,7 +45,8 @@ class Generator(torch.nn.Module):
             'up keywords': upfirdn2d.upsample2d(x=x, f=f, up=2),
             'down keywords': upfirdn2d.downsample2d(x=x, f=f, down=2, padding=-1, flip_filter=True),
             'bias': bias_act.bias_act(x, self.bias, act='linear', gain=2, clamp=1),
-            'no bias': bias_act.bias_act(x, None, act='lrelu'), 'clamped': bias_act.bias_act(x, self.bias, clamp=1),
+            'no bias': bias_act.bias_act(x, None, act='lrelu'),
+            'clamped': bias_act.bias_act(x, self.bias, clamp=1),
             'gain': bias_act.activation_funcs['lrelu'].def_gain,
             'fma': fma.fma(x, x, x), 'conv': conv2d_gradfix.conv2d(input=x, weight=weight, groups=1),
             'resampled': conv2d_resample.conv2d_resample(
@@ -65,7 +66,8 @@ class Stored:
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor)
         state = {**module.__dict__, '_init_args': (), '_init_kwargs': EasyDict()}
-        self.meta = {'type': 'class', 'version': 6, 'module_src': source, 'class_name': 'Generator', 'state': state}
+        self.meta = {'type': 'class', 'version': 6, 'module_src': source, 'class_name': 'Generator',
+                     'state': state}
 
     def __reduce__(self):
         return persistence._reconstruct_persistent_obj, (self.meta,)
@@ -86,13 +88,14 @@ def test_a_text_that_uses_the_whole_published_interface_runs(save):
     network = legacy.load_network(save(SOURCE, weight=weight, bias=bias, grid=grid), trust_pickle=True).G_ema
     assert type(network).__module__.startswith('_imported_module_') and persistence.is_persistent(network)
     out = network(x)
-    assert out['total'] == x.sum() and out['name'] == 'total' and out['constant'].tolist() == list(range(1, 9))
+    assert out['total'] == x.sum() and out['name'] == 'total'
+    assert out['constant'].tolist() == list(range(1, 9))
     biased = x + bias[:, None, None]
     for name, expected in {
             'bias': (2 * biased).clamp(-1, 1), 'clamped': biased.clamp(-1, 1), 'fma': x * x + x,
             'no bias': F.leaky_relu(x, 0.2) * 2 ** 0.5, 'conv': F.conv2d(x, weight),
             'per sample': F.conv2d(x, weight, padding=1).reshape(1, 6, 8, 8),
-            'sampled': F.grid_sample(x, grid, mode='bilinear', padding_mode='zeros', align_corners=False)}.items():
+            'sampled': F.grid_sample(x, grid, padding_mode='zeros', align_corners=False)}.items():
         torch.testing.assert_close(out[name], expected, msg=lambda text, name=name: f'{name}: {text}')
     assert out['gain'] == pytest.approx(2 ** 0.5)
     assert out['up'].shape == out['up keywords'].shape == out['resampled'].shape == (2, 3, 16, 16)
@@ -101,7 +104,8 @@ def test_a_text_that_uses_the_whole_published_interface_runs(save):
         network(torch.zeros(1, 3, 8, 9))
 
 
-@pytest.mark.parametrize('source', ['this is no program', 'assert False', 'import nothing_of_this_name', '1 / 0', ''])
+@pytest.mark.parametrize(
+    'source', ['this is no program', 'assert False', 'import nothing_of_this_name', '1 / 0', ''])
 def test_a_text_that_fails_is_one_line_for_the_user(save, source):
     path = save(source)
     with pytest.raises(UserError, match='cannot be unpickled') as caught:

@@ -24,8 +24,8 @@ S3_MAPPING_DEFAULTS = {'w_avg_beta': 0.998}
 GENERATOR_ARGUMENTS = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'mapping_kwargs',
                        'synthesis_kwargs')
 # What code may raise that was written for other versions.
-CODE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
-               NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
+CODE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
+               LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)

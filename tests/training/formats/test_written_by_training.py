@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network files of a real training: who can open them, and that all formats hold the same."""
-import dataclasses
-
 import pytest
 import torch
 from elsewhere import open_elsewhere
 from metrics_stand_in import write_pictures
+from small_run import small_training
 
 from legacy import load_network
-from training.config import DatasetInfo, resolve
 from training.training_loop import train
 
 
@@ -17,10 +15,7 @@ def run_dir(tmp_path_factory):
     """A finished run of two iterations with augmentation that saves networks in both formats."""
     folder = tmp_path_factory.mktemp('run')
     data = write_pictures(tmp_path_factory.mktemp('data'), 8, shape=(8, 8))
-    flags = {'outdir': 'unused', 'data': data, 'cfg': 'demo', 'batch': 4, 'cbase': 32, 'cmax': 4, 'device': 'cpu',
-             'metrics': 'none', 'workers': 0, 'snapshot_format': 'pkl,safetensors', 'aug': 'fixed', 'p': 0.5}
-    config = resolve(flags, DatasetInfo(data, 8, 8, 8, 3, has_labels=False, label_dim=0))
-    train(dataclasses.replace(config, run_dir=str(folder), total_kimg=0.008))
+    train(small_training(data, folder, 0.008, snapshot_format='pkl,safetensors', aug='fixed', p=0.5))
     return folder
 
 
@@ -34,7 +29,8 @@ def test_a_pickle_of_a_training_opens_where_there_are_only_torch_utils_and_dnnli
 
 
 def test_both_formats_of_a_snapshot_hold_the_same_networks(run_dir):
-    first, second = (load_network(run_dir / f'network-snapshot-000000.{kind}') for kind in ('pkl', 'safetensors'))
+    paths = [run_dir / f'network-snapshot-000000.{kind}' for kind in ('pkl', 'safetensors')]
+    first, second = map(load_network, paths)
     assert first.training_set_kwargs == second.training_set_kwargs and first.augment_pipe.p == 0.5
     for key in ('G', 'D', 'G_ema', 'augment_pipe'):
         ours, theirs = first[key].state_dict(), second[key].state_dict()
