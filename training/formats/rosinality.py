@@ -101,7 +101,8 @@ def _generator(name: str, theirs: Tensors, average: Any) -> Recipe:
         if key not in theirs:
             raise UserError(f'{name}: there is no {key}; not the layout of rosinality')
         is_rgb_bias = ours.endswith('torgb.bias')
-        tensors[ours] = theirs[key].flatten() if is_rgb_bias else _trimmed(f'{name}: {key}', theirs[key], axes)
+        tensors[ours] = (
+            theirs[key].flatten() if is_rgb_bias else _trimmed(f'{name}: {key}', theirs[key], axes))
     recipe = Recipe(name, 'Generator', kwargs, tensors, has_filters=False)
     if isinstance(average, StoredTensor):
         return _with_average(recipe, average.tensor().flatten())
