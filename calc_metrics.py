@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures a trained network: python calc_metrics.py --metrics=fid50k_full --network=net.pkl --data=x.zip"""
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class Job:
 @click.option('--network', metavar='FILE|URL', help='Network pickle (its G_ema), or another network file.')
 @click.option('--metrics', default='fid50k_full', show_default=True, metavar='NAMES',
               help='Joined by commas, or none: ' + ', '.join(metric_main.list_valid_metrics()) + '.')
-@click.option('--data', metavar='DIR|ZIP', help='Training pictures.  [default: as noted in the network file]')
+@click.option('--data', metavar='DIR|ZIP',
+              help='Training pictures.  [default: as noted in the network file or its run]')
 @click.option('--mirror', type=bool, metavar='BOOL',
               help='Count mirror images as pictures, too.  [default: as noted, unless --data]')
 @click.option('--gpus', type=click.IntRange(min=1), metavar='N',
@@ -111,11 +113,11 @@ def run_job(job: Job) -> None:
     if found.G_ema is None:
         raise UserError(f'--network={job.network}: holds no G_ema; give a network snapshot')
     G = found.G_ema.eval().requires_grad_(requires_grad=False).to(device)
-    dataset = open_dataset(job, found.training_set_kwargs, G)
+    run_dir, cache = run_dir_of(job.network), {}
+    dataset = open_dataset(job, found.training_set_kwargs or data_of_run(run_dir), G)
     if job.verbose and distributed.rank() == 0:
         click.echo(f'{len(dataset)} pictures of {dataset.name}; {job.num_gpus} x {device.type}', err=True)
         misc.print_module_summary(G, [torch.empty([1, size], device=device) for size in (G.z_dim, G.c_dim)])
-    run_dir, cache = run_dir_of(job.network), {}
     for name in job.metrics:
         if job.verbose and distributed.rank() == 0:
             click.echo(f'Calculating {name}...', err=True)
@@ -128,16 +130,17 @@ def run_job(job: Job) -> None:
 
 
 def open_dataset(job: Job, noted: dict[str, Any] | None, G: torch.nn.Module) -> ImageFolderDataset:
-    """The pictures of --data, else those that the network file notes, of the size and labels of G.
+    """The pictures of --data, else those `noted` in the network file or its run, of the size and labels of G.
 
-    Only plain options are taken from the file; the class it names is not. Raises UserError.
+    Only plain options are taken from there; the class named there is not. Raises UserError.
     """
     if job.data is not None:
         options = {'path': find_dataset(job.data)}
     elif noted and noted.get('path'):
         options = {key: noted[key] for key in DATA_OPTIONS if key in noted}
     else:
-        raise UserError(f'--data is required: {job.network} does not note what it was trained with')
+        raise UserError(f'--data is required: neither {job.network} nor its folder notes what it was trained '
+                        'with')
     options.update(resolution=G.img_resolution, use_labels=G.c_dim != 0)
     if job.mirror is not None:
         options['xflip'] = job.mirror
@@ -160,6 +163,18 @@ def run_dir_of(network: str) -> str | None:
     # Also of a name without folder, as it is typed inside the run (published: nothing is written then).
     folder = Path(network).resolve().parent
     return str(folder) if (folder / 'training_options.json').is_file() else None
+
+
+def data_of_run(run_dir: str | None) -> dict[str, Any] | None:
+    """The dataset that a run's training_options.json names: converted networks may note none."""
+    if run_dir is None:
+        return None
+    try:
+        noted = json.loads(Path(run_dir, 'training_options.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+    data = noted.get('training_set_kwargs') if isinstance(noted, dict) else None
+    return data if isinstance(data, dict) else None
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetching a file over http(s): retried, complete or not at all, past the warning page of Google Drive."""
+"""Fetching a file over http(s): continued or retried, complete or not at all, past the warning page of Google
+Drive.
+"""
 import hashlib
 import html
 import os
@@ -16,6 +18,7 @@ TIMEOUT_SEC = 30
 MAX_PAUSE_SEC = 4.0
 DRIVE_PAGE_BYTES = 8192  # warning pages of Google Drive are smaller
 DRIVE_HOPS = 3
+PARTIAL_CONTENT, NO_SUCH_RANGE = 206, 416  # answers to requests for a part
 CHECKSUM_MARK = '#sha256='
 
 
@@ -27,6 +30,39 @@ class _PermanentError(DownloadError):
     """An answer that will not change by asking again."""
 
 
+class _Received:
+    """What has come of a file so far, so that the next attempt goes on where a connection broke."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        # version: by which the server knows this very content; '' if it cannot be continued.
+        self.url, self.version, self.data = '', '', bytearray()
+
+    def request(self, url: str) -> dict[str, str]:
+        """Headers that ask for the rest of the file if this is part of it, else none: for all of it."""
+        if url != self.url or not self.version or not self.data:
+            return {}
+        # Should the content have changed, the server sends the new one from its beginning.
+        return {'Range': f'bytes={len(self.data)}-', 'If-Range': self.version}
+
+    def begin(self, answer: Any, url: str) -> None:
+        """Get ready for the content of an answer. Raises DownloadError if it is not the rest of this."""
+        start, status, headers = len(self.data), answer.status_code, answer.headers
+        if status == PARTIAL_CONTENT and headers.get('Content-Range', '').startswith(f'bytes {start}-'):
+            return
+        self.clear()
+        if status in (PARTIAL_CONTENT, NO_SUCH_RANGE):
+            raise DownloadError(f'the server does not go on at byte {start}')
+        if headers.get('Accept-Ranges') == 'bytes' and 'Content-Encoding' not in headers:
+            tag = headers.get('ETag', 'W/')
+            # A weak tag does not promise the same bytes.
+            self.version = headers.get('Last-Modified', '') if tag.startswith('W/') else tag
+        self.url = url
+
+
 def fetch(url: str, num_attempts: int = 10, verbose: bool = True) -> tuple[bytes, str | None]:
     """The content of a URL and the file name that the server gives it, None if it gives none.
 
@@ -34,9 +70,10 @@ def fetch(url: str, num_attempts: int = 10, verbose: bool = True) -> tuple[bytes
     failures, or at once if the server denies the file for good or sends another content.
     """
     address, _, digest = url.partition(CHECKSUM_MARK)
+    received = _Received()
     for attempt in range(num_attempts):
         try:
-            data, server_name = _fetch_past_warnings(address, verbose)
+            data, server_name = _fetch_past_warnings(address, verbose, received)
             if digest:
                 _check_content(data, digest)
             return data, server_name
@@ -71,12 +108,12 @@ def _check_content(data: bytes, digest: str) -> None:
         raise _PermanentError(f'the content has the SHA-256 {found}, not {digest}')
 
 
-def _fetch_past_warnings(url: str, verbose: bool) -> tuple[bytes, str | None]:
+def _fetch_past_warnings(url: str, verbose: bool, received: _Received) -> tuple[bytes, str | None]:
     """One attempt; a Google Drive page that asks for confirmation is answered, not taken for the file."""
     with _new_session() as session:
         target = url
         for _ in range(DRIVE_HOPS):
-            data, server_name = _fetch_once(session, target, verbose)
+            data, server_name = _fetch_once(session, target, verbose, received)
             page = data.decode('utf-8', errors='replace') if len(data) < DRIVE_PAGE_BYTES else ''
             if 'Google Drive - Quota exceeded' in page:
                 raise _PermanentError('the download quota of this Google Drive file is exceeded')
@@ -111,17 +148,21 @@ def _new_session() -> Any:
     return requests.Session()
 
 
-def _fetch_once(session: Any, url: str, verbose: bool) -> tuple[bytes, str | None]:
+def _fetch_once(
+    session: Any, url: str, verbose: bool, received: _Received,
+) -> tuple[bytes, str | None]:
     # requests derives its errors from OSError; an unusable URL is a ValueError besides.
     try:
         # Without compression the announced length is that of the content.
-        headers = {'Accept-Encoding': 'identity'}
+        headers = {'Accept-Encoding': 'identity', **received.request(url)}
         with session.get(url, stream=True, timeout=TIMEOUT_SEC, headers=headers) as answer:
             # Asking again changes nothing, except after a timeout and too many requests.
-            if 400 <= answer.status_code < 500 and answer.status_code not in (408, 429):
+            if 400 <= answer.status_code < 500 and answer.status_code not in (408, NO_SUCH_RANGE, 429):
                 raise _PermanentError(f'the server answers {answer.status_code} {answer.reason}')
-            answer.raise_for_status()
-            data = _read_all(answer, url, verbose)
+            if answer.status_code != NO_SUCH_RANGE:
+                answer.raise_for_status()
+            received.begin(answer, url)
+            data = _read_all(answer, url, verbose, received.data)
             return data, _server_file_name(answer.headers.get('Content-Disposition', ''))
     except DownloadError:
         raise
@@ -131,20 +172,24 @@ def _fetch_once(session: Any, url: str, verbose: bool) -> tuple[bytes, str | Non
         raise DownloadError(str(error) or type(error).__name__) from error
 
 
-def _read_all(answer: Any, url: str, verbose: bool) -> bytes:
-    announced = answer.headers.get('Content-Length', '')
-    total = int(announced) if announced.isdigit() and 'Content-Encoding' not in answer.headers else None
+def _read_all(answer: Any, url: str, verbose: bool, data: bytearray) -> bytes:
+    """The whole content: what `data` holds already, to which the rest is added as it comes."""
+    announced, before = answer.headers.get('Content-Length', ''), len(data)
+    is_told = announced.isdigit() and 'Content-Encoding' not in answer.headers
+    total = before + int(announced) if is_told else None
     chunks = answer.iter_content(CHUNK_BYTES)
     if verbose and (total or 0) >= SHOW_BYTES:
         name = urllib.parse.urlsplit(url).path.rpartition('/')[2]
-        chunks = progress(chunks, total=-(-total // CHUNK_BYTES), desc=f'Downloading {name}', unit='MiB')
-    data = b''.join(chunks)
+        chunks = progress(chunks, total=-(-total // CHUNK_BYTES), desc=f'Downloading {name}', unit='MiB',
+                          initial=before // CHUNK_BYTES)
+    for chunk in chunks:
+        data += chunk
     if not data:
         raise DownloadError('the server sent an empty file')
     # A connection that breaks looks like the end of the file.
     if total is not None and len(data) != total:
         raise DownloadError(f'got {len(data)} of {total} bytes')
-    return data
+    return bytes(data)
 
 
 def _server_file_name(disposition: str) -> str | None:

@@ -44,30 +44,35 @@ class FeatureStats:
         self.num_items, self.keep, self.dtype = num_items, keep, dtype
         self._arrays: dict[str, torch.Tensor] = {}
 
-    def prepare(self, num_features: int) -> None:
-        """Make room, which a process without a share of its own must have for the exchange, too."""
+    def prepare(self, num_features: int, device: torch.device) -> None:
+        """Make room, which a process without a share of its own must have for the exchange, too.
+
+        Sums stay on `device` until they are combined: moving them after every block would take longer than
+        making the pictures. Features, which may be many, are kept on the CPU.
+        """
         if self._arrays:
             return
         if self.keep:
             self._arrays = {'features': torch.zeros([self.num_items, num_features], dtype=self.dtype)}
         else:
-            self._arrays = {'sum': torch.zeros([num_features], dtype=torch.float64),
-                            'outer': torch.zeros([num_features] * 2, dtype=torch.float64)}
+            double = {'dtype': torch.float64, 'device': device}
+            self._arrays = {'sum': torch.zeros([num_features], **double),
+                            'outer': torch.zeros([num_features] * 2, **double)}
 
     def add(self, block: range, features: torch.Tensor) -> None:
         """Take the features [len(block), F] of the pictures with these indices."""
-        self.prepare(features.shape[1])
+        self.prepare(features.shape[1], features.device)
         if self.keep:
             self._arrays['features'][block.start:block.stop] = features.to('cpu', self.dtype)
             return
         x = features.double()
-        self._arrays['sum'] += x.sum(dim=0).cpu()
-        self._arrays['outer'] += (x.T @ x).cpu()
+        self._arrays['sum'] += x.sum(dim=0)
+        self._arrays['outer'].addmm_(x.T, x)
 
     def combine(self, options: MetricOptions) -> None:
         """Add up what the processes have; all must call."""
-        for array in self._arrays.values():
-            options.share.sum_(array, options.device)
+        for name, array in self._arrays.items():
+            self._arrays[name] = options.share.sum_(array, options.device).cpu()
 
     def features(self) -> torch.Tensor:
         """[N, F] in the order of the pictures."""
@@ -153,7 +158,7 @@ def _collect(
             # Others are about as far.
             bar.update(min(len(block) * share.num_processes, stats.num_items - bar.n))
     # The first process always has a block, so that it knows.
-    stats.prepare(share.from_first(num_features))
+    stats.prepare(share.from_first(num_features), device)
     stats.combine(options)
     return stats if share.rank == 0 else None
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formulas of the metrics: arrays of features or distances in, numbers out. No networks, no files."""
 import numpy as np
+import scipy.linalg
 import torch
 
-RANK_TOLERANCE = 1e-14  # eigenvalues below this share of the largest are rounding errors of zero
+RANK_TOLERANCE = 1e-14  # variances below this share of the largest are rounding errors of zero
 PROBE_ROWS = 2048  # bounds the memory of a block of pairwise distances
 MANIFOLD_ROWS = 8192
 
@@ -15,19 +16,26 @@ def frechet_distance(
 
     mean: [F], cov: [F, F], float64. With cov1 = A A^T the trace of the square root of cov1 cov2 is the sum of
     the roots of the eigenvalues of the symmetric A^T cov2 A; the published system takes a matrix square root,
-    which fails or becomes complex where a covariance is singular.
+    which takes tens of times as long, and fails or becomes complex where a covariance is singular.
     """
-    first, second = [torch.from_numpy(np.asarray(cov, dtype=np.float64)) for cov in (cov1, cov2)]
-    factor, failure = torch.linalg.cholesky_ex(first)
-    if failure:  # singular: only the directions that vary
-        values, vectors = torch.linalg.eigh(first)
-        is_real = values > RANK_TOLERANCE * values[-1].clamp(min=0)
-        factor = vectors[:, is_real] * values[is_real].sqrt()  # [F, rank]
+    factor = torch.from_numpy(_factor(np.asarray(cov1, dtype=np.float64)))
+    second = torch.from_numpy(np.asarray(cov2, dtype=np.float64))
     product = factor.T @ second @ factor
     shared = torch.linalg.eigvalsh((product + product.T) / 2).numpy()
     gap = np.asarray(mean1, dtype=np.float64) - mean2
     distance = gap @ gap + np.trace(cov1) + np.trace(cov2) - 2 * np.sqrt(np.maximum(shared, 0)).sum()
     return max(float(distance), 0.0)
+
+
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """A of cov = A A^T, [F, rank]: a Cholesky factorisation that takes the largest variances first, and so
+    ends where a singular covariance has no more.
+    """
+    tolerance = RANK_TOLERANCE * cov.diagonal().max()
+    packed, order, rank, _ = scipy.linalg.lapack.dpstrf(cov, lower=1, tol=tolerance)
+    factor = np.zeros([len(cov), rank])
+    factor[order - 1] = np.tril(packed)[:, :rank]
+    return factor
 
 
 def kernel_distance(
@@ -64,12 +72,14 @@ def precision_recall(real: torch.Tensor, fake: torch.Tensor, num_neighbours: int
 
 
 def density_coverage(real: torch.Tensor, fake: torch.Tensor, num_neighbours: int = 3) -> tuple[float, float]:
-    """Density and coverage (Naeem et al. 2020) of features [N, F].
+    """Density and coverage (Naeem et al. 2020) of features [N, F]: 1 for equal sets.
 
     Density: how many real neighbourhoods hold a generated sample, relative to num_neighbours; may exceed 1.
     Coverage: the share of real neighbourhoods that hold any.
     """
     radii = _radii(real, num_neighbours)
+    # Their authors' neighbourhoods are without their edge, unlike those of precision and recall.
+    radii = radii.nextafter(torch.zeros_like(radii))
     _, counts, covered = _coverage_by(real, radii, fake)
     return counts / (num_neighbours * len(fake)), covered / len(real)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 
 from dnnlib import progress
@@ -75,7 +76,8 @@ def calc_metric(metric: str, **options: Any) -> EasyDict:
     return EasyDict(
         results=EasyDict(results), metric=metric, total_time=seconds, total_time_str=format_time(seconds),
         num_gpus=share.num_processes, seed=metric_options.seed, device=str(metric_options.device),
-        versions={'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__},
+        versions={'python': platform.python_version(), 'torch': torch.__version__, 'numpy': np.__version__,
+                  'scipy': scipy.__version__},
         **metric_options.provenance)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK_FOLDER = 'official_pickle'
-FOLDERS = ('.', NETWORK_FOLDER, 'dataset_sources')
+FOLDERS = ('.', NETWORK_FOLDER, 'legacy_tf', 'dataset_sources')
 FILE_KEYS = ('npz', 'file', 'arrays', 'network', 'source')  # entries of a case that name files
 
 
@@ -49,6 +49,7 @@ GROUPS = {
     'trajectory': Choice(0, lists=()), 'ema_ada': Choice(0, lists=()), 'loop_misc': Choice(0, lists=()),
     'train_configs': Choice(3, 'kind'), 'dataset_api': Choice(4),
     'official_pickle': Choice(1, names=('nv_cond_r16.pkl',)), 'evil': Choice(1),
+    'legacy_tf': Choice(1, lists=('cases', 'errors')),
     'dataset_tool': Choice(2, 'exit_code'), 'cli_generate': Choice(2, 'tool'),
     'metrics': Choice(1, names=('slerp', 'ppl')),
     'projector': Choice(1, lists=('schedules', 'w_stats', 'noise_reg', 'trajectories', 'targets')),

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """calc_metrics.py: what it prints and writes, where its data comes from, and how it says no."""
+import functools
 import json
+import shutil
 
 import pytest
 from metrics_stand_in import write_detectors, write_pictures
 from small_networks import small_generator
 
 import calc_metrics
+import legacy
 from dnnlib import util
 from dnnlib.util import UserError
+from metrics import metric_main
 from training import checkpoint
+from training.formats import convert
 
 
 @pytest.fixture
@@ -44,6 +49,37 @@ def test_the_same_seed_prints_the_same_digits_and_the_run_keeps_them(run_dir, mo
     assert lines[0]['results'] == lines[1]['results'] != lines[2]['results']
     kept = [json.loads(line) for line in (run_dir / 'metric-swd.jsonl').read_text().splitlines()]
     assert kept == lines and lines[0]['snapshot_pkl'] == 'net.pkl' and lines[2]['seed'] == 1
+
+
+def test_twice_the_same_seed_is_the_same_digits_with_a_feature_network_too(
+        run_dir, tmp_path, monkeypatch, capsys):
+    for function in (metric_main.fid, metric_main.kid):
+        name = f'{function.__name__}5k_full'
+        small = functools.partial(function, name=name, num_generated=200)
+        monkeypatch.setitem(metric_main._METRICS, name, small)
+    args = (f'--network={run_dir}/net.pkl', '--metrics=fid5k_full,kid5k_full', '--verbose=0', '--seed=3',
+            f'--detector-dir={tmp_path}/detectors')
+    results = []
+    for _ in range(2):
+        shutil.rmtree(tmp_path / 'cache', ignore_errors=True)  # the real pictures are looked at anew
+        status, out, err = run(*args, capsys=capsys)
+        assert status == 0, err
+        results.append([json.loads(line)['results'] for line in out.splitlines()])
+    assert results[0] == results[1] and [list(r) for r in results[0]] == [['fid5k_full'], ['kid5k_full']]
+
+
+def test_a_converted_network_finds_the_data_of_the_run_it_lies_in(run_dir, tmp_path, capsys):
+    found = legacy.load_network(run_dir / 'net.pkl')
+    convert.write(run_dir / 'net.safetensors', found, convert.Choices())
+    convert.write(run_dir / 'net.pt', found, convert.Choices())
+    for name, status in (('net.safetensors', 0), ('net.pt', 2)):
+        assert run(f'--network={run_dir / name}', '--metrics=none', capsys=capsys)[0] == status
+    noted = {'training_set_kwargs': {'path': str(tmp_path / 'data')}}
+    (run_dir / 'training_options.json').write_text(json.dumps(noted))
+    assert run(f'--network={run_dir}/net.pt', '--metrics=none', capsys=capsys)[0] == 0
+    for text in ('no JSON', '[]', '{"training_set_kwargs": 7}'):
+        (run_dir / 'training_options.json').write_text(text)
+        assert run(f'--network={run_dir}/net.pt', '--metrics=none', capsys=capsys)[0] == 2
 
 
 def test_a_metric_with_a_feature_network_tells_what_it_depends_on(run_dir, tmp_path, capsys):

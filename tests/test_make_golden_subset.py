@@ -9,7 +9,7 @@ from golden_cases import ROOT
 from scripts.make_golden_subset import Choice, Subset, main, make_subset, needed_arrays, strings, without
 
 COPY = ROOT / 'tests' / 'golden'
-MAX_BYTES = 1_500_000
+MAX_BYTES = 2_000_000
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ MAX_VALUES = 300_000  # arguments and attributes in one file; a network has some
 MAX_DEPTH = 32  # of nested containers
 MAX_NAME = 100  # characters of the name of a tensor or submodule
 MAX_MODULES = 10_000  # in one network
+TRUST = ('With --trust-pickle, generate.py, style_mixing.py and calc_metrics.py run the code in a file: only '
+         'if you trust its origin')
 RECONSTRUCT = ('torch_utils.persistence', '_reconstruct_persistent_obj')
 
 
@@ -101,8 +103,7 @@ def explained(name: str) -> Iterator[None]:
             raise UserError(f'{name}: a TensorFlow network pickle that asks for {wanted}; only those of '
                             'StyleGAN2 and StyleGAN2-ADA can be read') from error
         raise UserError(f'{name}: asks for {wanted}; refused, and nothing in it was run: no network file '
-                        'needs that. --trust-pickle would run the code in it: only if you trust '
-                        'its origin') from error
+                        f'needs that. {TRUST}') from error
     except Damaged as error:
         raise UserError(f'{name}: not a network file, or damaged ({_printable(str(error))}); '
                         'download or copy it again') from error

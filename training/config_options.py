@@ -311,6 +311,8 @@ OPTIONS: tuple[Option, ...] = (
            BY_CFG + ', else fid50k_full', setter=_set_metrics, check=_check_metrics),
     Option('metrics-every', int, GENERAL, 'Compute them only for every so many saved networks.', '1',
            minimum=1, paths=('metrics_every',)),
+    Option('detector-dir', str, GENERAL, 'Where feature networks of metrics are looked for first.',
+           paths=('detector_dir',)),
     Option('wandb', bool, GENERAL, 'Also log to Weights & Biases; needs the package wandb.', 'no',
            paths=('wandb',)),
     Option('seed', int, GENERAL, 'Start of all random numbers.', '0', minimum=0, maximum=MAX_SEED,

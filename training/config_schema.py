@@ -26,7 +26,7 @@ DEVICES = ('auto', 'cuda', 'cpu')
 OPS = ('auto', 'cuda', 'torch')
 # Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
 OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
-                'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'ops')
+                'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'ops', 'detector_dir')
 TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
@@ -43,7 +43,8 @@ class TrainConfig:
     G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
     URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
     time_limit_sec: the run saves itself and stops after so many seconds.  ops: which implementation operators
-    have.  snapshot_formats: suffixes of the files of saved networks.  Raises UserError for what cannot be
+    have.  detector_dir: folder with feature networks of metrics.  snapshot_formats: suffixes of the files of
+    saved networks.  Raises UserError for what cannot be
     trained.
     """
 
@@ -81,6 +82,7 @@ class TrainConfig:
     keep: int | None = None
     time_limit_sec: float | None = None
     ops: str = 'auto'
+    detector_dir: str | None = None
     snapshot_formats: tuple[str, ...] = ('pkl',)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ save.
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ class Training:
         self.phase_clock = PhaseClock(device)
         self.tick_clock = TickClock(self.state.cur_nimg, elapsed_sec)
         self.start_sec = time.monotonic() - elapsed_sec
-        self.metrics = TrainingMetrics(config.metrics, self.dataset, config.run_dir, share=all_processes())
+        self.metrics = self._metrics(config.metrics)
         self.copies = HostCopies()
         self.is_writer = distributed.rank() == 0
         self.writer = SnapshotWriter(
@@ -286,6 +286,10 @@ class Training:
         self.writer.save(Snapshot(
             state.cur_nimg, copies.tree(payload), copies, networks, networks_name, others))
 
+    def _metrics(self, names: Sequence[str]) -> TrainingMetrics:
+        return TrainingMetrics(names, self.dataset, self.config.run_dir, share=all_processes(),
+                               detector_dir=self.config.detector_dir)
+
     def _compute_metrics(self, metrics: TrainingMetrics, is_untrained: bool = False) -> None:
         """Of the networks that were saved last. All processes call it and share the work."""
         state, path = self.state, self.log.run_dir / self.metrics_due
@@ -299,9 +303,7 @@ class Training:
         names = self.config.metrics if self.metrics_due else ()
         missing = distributed.broadcast_value(missing_metrics(self.config.run_dir, names, self.metrics_due))
         if missing:
-            self._compute_metrics(
-                TrainingMetrics(missing, self.dataset, self.config.run_dir, share=all_processes()),
-                is_untrained=self.num_snapshots == 1)
+            self._compute_metrics(self._metrics(missing), is_untrained=self.num_snapshots == 1)
 
     def _finish_writing(self) -> None:
         if self.writer is not None:

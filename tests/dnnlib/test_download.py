@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """dnnlib.download against a small server on this machine."""
 import hashlib
-import http.server
-import threading
 
 import pytest
+from local_server import local_server
 
 from dnnlib import download
 from dnnlib.download import DownloadError, fetch
@@ -12,36 +11,12 @@ from dnnlib.download import DownloadError, fetch
 pytest.importorskip('requests')
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers from a table: path -> list of (status, headers, body), the last one again and again."""
-
-    def do_GET(self):
-        answers = self.server.answers[self.path.partition('?')[0]]
-        self.server.requests.append(self.path)
-        status, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
-        self.send_response(status)
-        for name, value in ({'Content-Length': str(len(body))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(download, 'MAX_PAUSE_SEC', 0.0)
     monkeypatch.setenv('no_proxy', '*')
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    server.answers, server.requests = {}, []
-    server.url = f'http://127.0.0.1:{server.server_port}'
-    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with local_server() as server:
+        yield server
 
 
 def test_content_and_server_name_are_returned(server):
@@ -55,6 +30,34 @@ def test_failures_and_truncated_answers_are_retried(server, capsys):
     assert fetch(server.url + '/a') == (b'complete', None)
     assert len(server.requests) == 4
     assert capsys.readouterr().out.count('trying again') == 3
+
+
+TAGGED = {'Accept-Ranges': 'bytes', 'ETag': '"v1"'}
+DATED = {'Accept-Ranges': 'bytes', 'ETag': 'W/"v1"', 'Last-Modified': 'Mon, 02 Mar 2026 10:00:00 GMT'}
+
+
+@pytest.mark.parametrize(('headers', 'version'), [(TAGGED, '"v1"'), (DATED, DATED['Last-Modified'])])
+def test_a_broken_download_goes_on_where_it_broke(server, monkeypatch, headers, version):
+    monkeypatch.setattr(download, 'CHUNK_BYTES', 2)
+    server.answers['/a'] = [
+        (200, {**headers, 'Content-Length': '9'}, b'1234'), (503, {}, b'busy'),
+        (206, {'Content-Range': 'bytes 4-8/9'}, b'56789')]
+    assert fetch(server.url + '/a')[0] == b'123456789'
+    assert server.ranges == [(None, None), ('bytes=4-', version), ('bytes=4-', version)]
+
+
+def test_a_file_that_has_changed_meanwhile_or_cannot_be_continued_starts_again(server, monkeypatch):
+    monkeypatch.setattr(download, 'CHUNK_BYTES', 2)
+    broken = (200, {**TAGGED, 'Content-Length': '9'}, b'1234')
+    server.answers['/new'] = [broken, (200, {}, b'other')]
+    wrong_part = (206, {'Content-Range': 'bytes 2-8/9'}, b'3456789')
+    server.answers['/elsewhere'] = [broken, wrong_part, (200, {}, b'all')]
+    server.answers['/gone'] = [broken, (416, {}, b'no'), (200, {}, b'all')]
+    contents = [fetch(f'{server.url}/{name}')[0] for name in ('new', 'elsewhere', 'gone')]
+    assert contents == [b'other', b'all', b'all']
+    server.ranges.clear()
+    server.answers['/plain'] = [(200, {'Content-Length': '9'}, b'1234'), (200, {}, b'whole')]
+    assert fetch(server.url + '/plain')[0] == b'whole' and server.ranges == [(None, None)] * 2
 
 
 def test_the_last_failure_is_raised_and_silence_is_kept(server, capsys):

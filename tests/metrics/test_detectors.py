@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feature networks: where they are found, what is refused, which pictures they see."""
+import hashlib
 import shutil
 
 import pytest
 import torch
+from local_server import local_server
 from metrics_stand_in import write_detectors
 
-from dnnlib import util
+from dnnlib import download, util
 from dnnlib.util import UserError
 from metrics import detectors
 from metrics.detectors import FILES, INCEPTION, DetectorMissingError, detector_path, load_detector, to_rgb
@@ -70,6 +72,29 @@ def test_a_bundle_brings_its_checksums_and_damage_is_noticed(publisher, tmp_path
     (bundle / INCEPTION).write_bytes((bundle / INCEPTION).read_bytes() + b'x')
     with pytest.raises(DetectorMissingError, match='does not fit the checksum'):
         load_detector(INCEPTION, CPU, str(bundle))
+
+
+def test_a_download_over_http_survives_failures_and_is_kept_with_its_checksum(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('requests')
+    write_detectors(tmp_path / 'publisher')
+    content = (tmp_path / 'publisher' / INCEPTION).read_bytes()
+    half, headers = len(content) // 128 * 64, {'Accept-Ranges': 'bytes', 'ETag': '"1"'}
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '*')
+    for name, value in {'MAX_PAUSE_SEC': 0.0, 'SHOW_BYTES': 100, 'CHUNK_BYTES': 64}.items():
+        monkeypatch.setattr(download, name, value)
+    with local_server() as server:
+        monkeypatch.setattr(detectors, 'DETECTOR_URL', f'{server.url}/')
+        server.answers[f'/{INCEPTION}'] = [
+            (503, {}, b'busy'),
+            (200, {**headers, 'Content-Length': str(len(content))}, content[:half]),
+            (206, {'Content-Range': f'bytes {half}-'}, content[half:])]
+        path = detector_path(INCEPTION)
+    assert path.read_bytes() == content and server.ranges[-1][0] == f'bytes={half}-'
+    digest = hashlib.sha256(content).hexdigest()
+    assert path.with_name(f'{INCEPTION}.sha256').read_text().split() == [digest, INCEPTION]
+    out, err = capsys.readouterr()
+    assert out.count('trying again') == 2 and f'Downloading {INCEPTION}: ' in err and '(100%)' in err
 
 
 def test_gray_is_repeated_and_alpha_laid_over_white():

@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
+from metrics_stand_in import write_detectors, write_pictures
+from small_run import small_training
 
 from dnnlib.util import UserError
 from metrics import metric_main
 from metrics.training_metrics import TrainingMetrics
+from training.training_loop import train
 
 
 @pytest.fixture
@@ -66,3 +69,21 @@ def test_the_callers_list_of_names_stays_as_it_is(metrics, tmp_path):
 def test_no_metrics_are_no_work(tmp_path):
     assert compute(TrainingMetrics([], dataset=None, run_dir=str(tmp_path)), []) == {}
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_measures_what_it_saves_but_not_noise_and_keeps_the_best(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    monkeypatch.setitem(metric_main._METRICS, 'fid5k_full', lambda options: metric_main.fid(
+        options, 'fid5k_full', 20))
+    data, run_dir = write_pictures(tmp_path / 'data', 8, shape=(8, 8)), tmp_path / 'run'
+    run_dir.mkdir()
+    train(small_training(data, run_dir, 0.016, metrics='fid5k_full', snap='1', keep=1,
+                         detector_dir=write_detectors(tmp_path / 'detectors')))
+    lines = [json.loads(line) for line in (run_dir / 'metric-fid5k_full.jsonl').read_text().splitlines()]
+    measured = {line['snapshot_pkl']: line['results']['fid5k_full'] for line in lines}
+    assert len(measured) == len(lines) >= 3, 'every snapshot has a number of its own'
+    saved = sorted(path.name for path in run_dir.glob('network-snapshot-*.pkl'))
+    first, last = 'network-snapshot-000000.pkl', lines[-1]['snapshot_pkl']
+    assert first not in measured, 'after a single step there is nothing to measure'
+    assert saved == sorted({min(measured, key=measured.get), last})
+    assert 'left out' not in capsys.readouterr().out and all(len(line['data_key']) == 32 for line in lines)

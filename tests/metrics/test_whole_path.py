@@ -4,16 +4,17 @@ import json
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from metrics_stand_in import small_dataset, write_detectors
+from metrics_stand_in import small_dataset, write_detectors, write_pictures
 from small_networks import small_generator
 
 from dnnlib.util import UserError
 from metrics import feature_stats, metric_main
 from metrics.data_key import data_key, whole_dataset
 from metrics.metric_main import calc_metric, register_row
-from metrics.metric_utils import FittingBatch, all_processes
+from metrics.metric_utils import FittingBatch, MetricOptions, all_processes
 from torch_utils import distributed
 from training.dataset import ImageFolderDataset
 
@@ -72,13 +73,33 @@ def test_two_processes_find_what_one_finds_and_so_does_the_next_time(options, tm
     assert both == pytest.approx(first, rel=1e-6)
 
 
+@pytest.mark.parametrize(('channels', 'shape'), [(1, (16, 16)), (2, (16, 24)), (4, (24, 16))])
+def test_gray_transparent_and_oblong_pictures_count_as_shown(options, tmp_path, channels, shape):
+    own = ImageFolderDataset(write_pictures(tmp_path / 'own', 12, channels, shape))
+    G = small_generator(img_channels=channels, img_resolution=shape)
+    for name in ('fid_small', 'pr_small', 'ppl_w'):
+        results = calc_metric(name, **{**options, 'G': G, 'dataset': own}).results
+        assert all(np.isfinite(value) for value in results.values()), name
+    (tmp_path / 'shown').mkdir()
+    for path in (tmp_path / 'own').iterdir():
+        picture = PIL.Image.open(path).convert('RGBA')
+        white = PIL.Image.new('RGBA', picture.size, 'white')
+        PIL.Image.alpha_composite(white, picture).convert('RGB').save(tmp_path / 'shown' / path.name)
+    sets = own, ImageFolderDataset(str(tmp_path / 'shown'))
+    stats = [feature_stats.real_statistics(MetricOptions(**options), dataset, metric_main.MOMENTS)
+             for dataset in sets]
+    means = [of_set.mean_cov()[0] for of_set in stats]
+    # As a viewer shows them; Pillow may round the mixture to the other side: by one of 256 levels.
+    np.testing.assert_allclose(*means, atol=1 / 128 if channels in (2, 4) else 0)
+
+
 def test_another_seed_gives_another_number(options):
     assert calc_metric('fid_small', seed=1, **options).results != calc_metric('fid_small', **options).results
 
 
 def test_the_sums_are_those_of_all_features(options):
     dataset = options['dataset']
-    mo = metric_main.MetricOptions(**options)
+    mo = MetricOptions(**options)
     sums = feature_stats.real_statistics(mo, dataset, metric_main.MOMENTS)
     rows = feature_stats.real_statistics(mo, dataset, metric_main.POOLED).features().double().numpy()
     mean, cov = sums.mean_cov()

@@ -2,16 +2,13 @@
 """Persistent classes: what they remember, what their pickles hold, and who can open these."""
 import copy
 import importlib
-import io
-import os
 import pickle
-import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
-from golden_cases import ROOT
+from elsewhere import open_elsewhere
 
 from dnnlib.util import EasyDict, UserError
 from torch_utils import persistence
@@ -236,35 +233,12 @@ def test_a_persistent_network_compiles_and_exports():
     torch.testing.assert_close(torch.export.export(mapping, (z, None)).module()(z, None), mapping(z, None))
 
 
-OPEN_ELSEWHERE = '''
-    import pickle, sys
-
-    class Hide:
-        def find_spec(self, name, path=None, target=None):
-            if name.partition('.')[0] in ('training', 'legacy', 'metrics'):
-                raise ImportError(f'{name} is hidden')
-    sys.meta_path.insert(0, Hide())
-    import torch
-    with open(sys.argv[1], 'rb') as file:
-        snapshot = pickle.load(file)
-    images = snapshot['G_ema'](torch.zeros(2, 4), None, noise_mode='const')
-    snapshot['augment_pipe'](images)
-    assert not any(name.partition('.')[0] == 'training' for name in sys.modules)
-    torch.save({'images': images, 'logits': snapshot['D'](images, None)}, sys.argv[2])
-'''
-
-
 def test_a_snapshot_opens_where_there_are_only_torch_utils_and_dnnlib(tmp_path):
     G = small_generator()
     D = networks.Discriminator(c_dim=0, img_resolution=8, img_channels=3, channel_base=32, channel_max=4)
     pipe = augment.AugmentPipe(xflip=1, rotate=1, brightness=1)
     checkpoint.save_network_snapshot(tmp_path / 'net.pkl', G=G, D=D, G_ema=G, augment_pipe=pipe)
-    for package in ('torch_utils', 'dnnlib'):
-        (tmp_path / package).symlink_to(ROOT / package)
-    subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(OPEN_ELSEWHERE), tmp_path / 'net.pkl', tmp_path / 'out.pt'],
-        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)}, check=True)
-    out = torch.load(io.BytesIO((tmp_path / 'out.pt').read_bytes()), weights_only=True)
+    out = open_elsewhere(tmp_path / 'net.pkl', tmp_path)
     with torch.no_grad():
         images = G.eval()(torch.zeros(2, 4), None, noise_mode='const')
     torch.testing.assert_close(out['images'], images)

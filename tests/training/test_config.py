@@ -130,6 +130,7 @@ EFFECTS = [
     ('snap', '1.5m', 'network_snapshot_ticks', None), ('metrics', 'none', 'metrics', ()),
     ('metrics', 'NONE', 'metrics', ()), ('metrics', '', 'metrics', ()),
     ('metrics', 'swd,swd', 'metrics', ('swd', 'swd')), ('metrics_every', 3, 'metrics_every', 3),
+    ('detector_dir', 'nets', 'detector_dir', 'nets'),
     ('keep', 3, 'keep', 3), ('time_limit', '2h', 'time_limit_sec', 7200),
     ('seed', 7, 'random_seed', 7), ('tick', 0.5, 'kimg_per_tick', 0.5),
     ('cond', True, 'data.use_labels', True), ('cond', False, 'data.use_labels', False),

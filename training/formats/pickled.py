@@ -12,7 +12,7 @@ import torch
 
 import dnnlib
 from dnnlib.util import UserError
-from torch_utils.safe_pickle import ModuleDescription
+from torch_utils.safe_pickle import TRUST, ModuleDescription
 from training import networks
 from training.formats import rebuild
 from training.formats.rebuild import KEYS, MODULES, NETWORKS, check_sizes, construct, shown
@@ -23,6 +23,9 @@ S3_DEFAULTS = {'num_fp16_res': 4, 'conv_clamp': 256}
 S3_MAPPING_DEFAULTS = {'w_avg_beta': 0.998}
 GENERATOR_ARGUMENTS = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'mapping_kwargs',
                        'synthesis_kwargs')
+# What code may raise that was written for other versions.
+CODE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
+               LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Blueprint:
                 return kwargs, net
             problem = problem or difference
         raise UserError(f'{self.name}: {problem}; it was changed after its construction, or is of another '
-                        'program. --trust-pickle would run its own code; only if you trust its origin')
+                        f'program. {TRUST}')
 
     def _readings(self, cls: type[torch.nn.Module]) -> list[dict[str, Any]]:
         """Keyword arguments for our class, with the defaults of each program that may have written them."""
@@ -83,10 +86,9 @@ def load_by_execution(file: BinaryIO, name: str) -> dnnlib.EasyDict:
     """What pickle.load gives: the classes whose source text lies in the file. For trusted files only."""
     try:
         held = pickle.load(file)
-    except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError,
-            RuntimeError) as error:
-        raise UserError(f'{name}: cannot be unpickled ({error}); without --trust-pickle, official networks '
-                        'open whatever code they were made with') from error
+    except CODE_ERRORS as error:
+        raise UserError(f'{name}: cannot be unpickled ({type(error).__name__}: {shown(error)}); without '
+                        '--trust-pickle, official networks open whatever code they were made with') from error
     check_contents(name, held, torch.nn.Module)
     found = dnnlib.EasyDict({key: held.get(key) for key in KEYS})
     for key in NETWORKS:

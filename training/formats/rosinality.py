@@ -100,12 +100,20 @@ def _generator(name: str, theirs: Tensors, average: Any) -> Recipe:
     for ours, key, axes in _generator_names(len(channels), num_layers):
         if key not in theirs:
             raise UserError(f'{name}: there is no {key}; not the layout of rosinality')
-        value = theirs[key]
-        tensors[ours] = value.flatten() if ours.endswith('torgb.bias') else value.reshape(value.shape[axes:])
+        is_rgb_bias = ours.endswith('torgb.bias')
+        tensors[ours] = (
+            theirs[key].flatten() if is_rgb_bias else _trimmed(f'{name}: {key}', theirs[key], axes))
     recipe = Recipe(name, 'Generator', kwargs, tensors, has_filters=False)
     if isinstance(average, StoredTensor):
         return _with_average(recipe, average.tensor().flatten())
     return _with_average(recipe, _estimated_average(_with_average(recipe, torch.zeros([w_dim]))))
+
+
+def _trimmed(name: str, value: torch.Tensor, axes: int) -> torch.Tensor:
+    """The tensor without so many axes in front, which must be of size 1."""
+    if tuple(value.shape[:axes]) != (1,) * axes:
+        raise UserError(f'{name} has the shape {list(value.shape)}; not the layout of rosinality')
+    return value.reshape(value.shape[axes:])
 
 
 def _with_average(recipe: Recipe, average: torch.Tensor) -> Recipe:

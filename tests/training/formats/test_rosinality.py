@@ -143,6 +143,9 @@ def test_missing_and_misshapen_tensors_are_named(path, tmp_path):
     held = torch.load(path, weights_only=True)
     held['g_ema']['conv1.activate.bias'] = torch.zeros(9)
     assert 'synthesis.b4.conv1.bias' in refusal({'g_ema': held['g_ema']}, tmp_path)
+    for shape in ([1, 0, 8, 8], [2, 1, 8, 8], [1]):
+        held['g_ema']['noises.noise_1'] = torch.zeros(shape)
+        assert f'noises.noise_1 has the shape {shape}' in refusal({'g_ema': held['g_ema']}, tmp_path)
 
 
 def test_damaged_archives_are_refused(path, tmp_path):
