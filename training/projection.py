@@ -222,31 +222,31 @@ class Projector:
         settings, w_std = self.settings, self.statistics.w_std
         draw = torch.randn(active[0].w.shape, generator=generator).to(self.device)
         noisy = [s.w + draw * (w_std * settings.schedule.noise_factor(s.position)) for s in active]
-        ws = torch.stack(noisy).expand(-1, self.G.num_ws, -1)
-        maps = stack_maps([s.noise for s in active])
-        distances = self._distances(ws, maps, torch.stack([s.target for s in active]))
-        loss = (distances + settings.regularize_noise_weight * noise_penalty(maps).to(distances)).sum()
-        # Those of finished searches stay None, by which the optimizer leaves them alone.
+        # The gradients of finished searches stay None, by which the optimizer leaves them alone.
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        try:
+            distances = self._differentiate(active, torch.stack(noisy).expand(-1, self.G.num_ws, -1))
+        except torch.OutOfMemoryError as error:
+            raise UserError(f'--batch: {len(active)} targets at once do not fit into the memory of the GPU; '
+                            'try fewer, or --device=cpu') from error
         optimizer.step()
         for search, distance in zip(active, distances, strict=True):
             search.record(distance)
             if settings.patience is not None:
                 search.hurry(settings.patience, settings.schedule)
-        return distances.detach()
+        return distances
 
-    def _distances(
-        self, ws: torch.Tensor, maps: Mapping[str, torch.Tensor], targets: torch.Tensor,
-    ) -> torch.Tensor:
-        try:
-            with replaced_noise(self.G.synthesis, maps):
-                # float16 is slow on a CPU, and less exact.
-                img = self.G.synthesis(ws, noise_mode='const', force_fp32=self.device.type == 'cpu')
-            return self.distance.between(self.distance.describe((img + 1) * 127.5), targets)
-        except torch.OutOfMemoryError as error:
-            raise UserError(f'--batch: {len(ws)} targets at once do not fit into the memory of the GPU; try '
-                            'fewer, or --device=cpu') from error
+    def _differentiate(self, active: Sequence[_Search], ws: torch.Tensor) -> torch.Tensor:
+        """Set the gradients of each search; the distances [N] of the pictures of ws [N, num_ws, w_dim]."""
+        maps = stack_maps([s.noise for s in active])
+        with replaced_noise(self.G.synthesis, maps):
+            # float16 is slow on a CPU, and less exact.
+            img = self.G.synthesis(ws, noise_mode='const', force_fp32=self.device.type == 'cpu')
+        described = self.distance.describe((img + 1) * 127.5)
+        distances = self.distance.between(described, torch.stack([s.target for s in active]))
+        penalty = self.settings.regularize_noise_weight * noise_penalty(maps).to(distances)
+        (distances + penalty).sum().backward()
+        return distances.detach()
 
 
 def _show(bar: Progress, step: int, distances: torch.Tensor) -> None:

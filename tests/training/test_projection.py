@@ -18,6 +18,7 @@ from training import projection
 from training.dataset import find_dataset
 from training.dataset_images import convert_mode, decode_image
 from training.noise_maps import noise_maps, replaced_noise
+from training.pivotal_tuning import tune
 from training.projection import ProjectionSettings, Projector, Schedule, w_statistics
 from training.projection_distance import Distance, pixel_distance, psnr
 from training.projection_files import fit_target
@@ -209,3 +210,14 @@ def test_the_published_call_checks_the_target_and_leaves_the_network_alone(G):
     assert all(torch.equal(value, before[name]) for name, value in G.state_dict().items())
     with pytest.raises(ValueError, match=r'\[3, 16, 16\]'):
         projector.project(G, target[:, :8], device=CPU, distance=pixel_distance())
+
+
+def test_too_many_at_once_for_the_memory_is_one_clean_message(G, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+    targets = own_pictures(G, 1, 2)[0]
+    monkeypatch.setattr(G.synthesis.b16, 'forward', full)
+    with pytest.raises(UserError, match='--batch: 2 targets'):
+        run(G, targets, num_steps=3)
+    with pytest.raises(UserError, match='--tune: 2 targets'):
+        tune(G, torch.zeros([2, G.num_ws, 8]), targets, pixel_distance(), 3, batch=2)
