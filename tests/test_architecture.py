@@ -23,7 +23,7 @@ LATE_IMPORTS = {
     'training.dataset_sources': {'lmdb'},
     'training.stats_sinks': {'torch.utils', 'wandb'}, 'training.ticks': {'psutil'},
     'training.training_curves': {'matplotlib'},
-    'dnnlib.download': {'requests'},
+    'dnnlib.download': {'requests'}, 'dnnlib.video': {'imageio_ffmpeg'},
 }
 # Networks travel inside pickles as source, which must run with torch_utils and dnnlib alone.
 PICKLED = {'training.networks', 'training.augment', 'training.augment_resample', 'training.transforms'}
