@@ -38,7 +38,8 @@ Pair = tuple[int, int]  # seed of the row, seed of the column
 
 @click.command(cls=GroupedCommand, epilog=EXAMPLES, context_settings={'terminal_width': 110})
 @generator_options
-@option('Pictures', '--rows', type=NumberList(), required=True, help='Seeds of the rows, such as 0-5 or 85,100,75.')
+@option('Pictures', '--rows', type=NumberList(), required=True,
+        help='Seeds of the rows, such as 0-5 or 85,100,75.')
 @option('Pictures', '--cols', type=NumberList(), required=True, help='Seeds of the columns.')
 @option('Pictures', '--styles', type=NumberList(),
         help='Which ws come from the column.  [default: 0-6, or fewer]')
