@@ -1,114 +1,279 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes pictures of a trained network: one PNG a seed, or one for each w of a projection."""
-import math
-import zipfile
-from collections.abc import Iterator, Sequence
+"""Writes pictures of a trained network: one a seed or projected w; sweeps, walks as videos, directions."""
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
-from dnnlib import image_io
 from dnnlib.cli import run_command
-from dnnlib.cli_options import NumberList, generator_options, make_folder
-from dnnlib.progress import progress
+from dnnlib.cli_options import (
+    GroupedCommand,
+    NumberList,
+    TableSize,
+    ValueRange,
+    VideoOptions,
+    collected,
+    generator_options,
+    make_folder,
+    option,
+    video_options,
+)
 from dnnlib.util import UserError
-from training.sampling import Sampler, open_sampler
+from training.directions import find_directions, read_direction
+from training.picture_files import is_archive, sheet_columns, write_pictures, write_sheet, write_sweep
+from training.picture_sources import (
+    ProjectedSource,
+    SeedSource,
+    Source,
+    Sweep,
+    class_sweep,
+    direction_sweep,
+    read_projected_w,
+    truncation_sweep,
+)
+from training.sampling import Sampler, check_truncation, open_sampler
+from training.walk_video import walk_of_sweep, walk_through, write_walk
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b
 Examples:
   python generate.py --outdir=out --network=network-snapshot-000500.pkl --seeds=0-35 --grid
   python generate.py --outdir=out --network=net.pkl --seeds=85,265,297 --trunc=0.7 --class=3
+  python generate.py --outdir=set.zip --network=net.pkl --seeds=0-49999 --classes=0-9 --batch=32
+  python generate.py --outdir=out --network=net.pkl --seeds=1-6 --video=walk.mp4 --interpolation=cubic --loop
+  python generate.py --outdir=out --network=net.pkl --seeds=0-7 --truncation-sweep=-1:1
+  python generate.py --outdir=out --network=net.pkl --find-directions=sefa
+  python generate.py --outdir=out --network=net.pkl --seeds=0-7 --direction=out/directions.npz:0
 '''
+DIRECTION_STRENGTH = (-3.0, 3.0)
 
-Batch = tuple[list[str], Sequence[int], torch.Tensor]  # file names, seeds of the noise, ws
+
+@dataclass(frozen=True)
+class Steering:
+    """The options that vary pictures: what is swept, and along which direction."""
+
+    truncation_sweep: tuple[float, float] | None
+    class_sweep: Sequence[int] | None
+    direction: str | None
+    strength: tuple[float, float] | None
+    layers: Sequence[int] | None
+    columns: int
+    find_directions: str | None
+    num_directions: int
+
+    def check(self, *, is_projected: bool) -> None:
+        """Raise UserError for options that contradict each other."""
+        if self.strength is not None and self.direction is None and self.find_directions is None:
+            raise UserError('--strength: of what? Give --direction=FILE:INDEX too')
+        if self.layers is not None and self.direction is None and self.find_directions is None:
+            raise UserError('--layers says where a direction acts; give --direction or --find-directions too')
+        modes = {'--truncation-sweep': self.truncation_sweep, '--class-sweep': self.class_sweep,
+                 '--strength=A:B': self.is_range or None, '--find-directions': self.find_directions}
+        given = [name for name, value in modes.items() if value is not None]
+        if len(given) > 1:
+            raise UserError(f'{" and ".join(given)}: one at a time')
+        if is_projected and given and given[0] != '--strength=A:B':
+            raise UserError(f'{given[0]} needs --seeds; the ws of --projected-w are what they are')
+
+    @property
+    def is_range(self) -> bool:
+        """Whether --direction goes from one strength to another."""
+        return (self.direction is not None and self.strength is not None
+                and self.strength[0] != self.strength[1])
 
 
-@click.command(epilog=EXAMPLES)
+pictures, sweeps, films = (partial(option, group) for group in ('Pictures', 'Sweeps and directions', 'Video'))
+
+
+def steering_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: the options of `Steering`, which reach the command as one argument `steering`."""
+    options = [
+        sweeps('--truncation-sweep', type=ValueRange(), help='A row for each seed, from one psi to another.'),
+        sweeps('--class-sweep', type=NumberList(), help='A row for each seed, from class to class.'),
+        sweeps('--direction', metavar='FILE:INDEX', help='Move all ws along a direction of a file that '
+               '--find-directions wrote.'),
+        sweeps('--strength', type=ValueRange(), help='How far, in standard deviations; a range is a sweep.  '
+               '[default: 1; -3:3 for the sheet of --find-directions]'),
+        sweeps('--layers', type=NumberList(), help='Which ws the direction moves, or is found for.  '
+               '[default: those of the file; all]'),
+        sweeps('--columns', type=click.IntRange(2, 1000), default=7, show_default=True, metavar='N',
+               help='Pictures in a row of a sweep.'),
+        sweeps('--find-directions', type=click.Choice(['sefa', 'pca']), help='Write directions.npz and a '
+               'sheet of them: closed-form factorisation of the weights, or principal components of w.'),
+        sweeps('--num-directions', type=click.IntRange(min=1), default=10, show_default=True, metavar='N',
+               help='How many to find.')]
+    command = collected(command, 'steering', Steering)
+    for decorate in reversed(options):
+        command = decorate(command)
+    return command
+
+
+@click.command(cls=GroupedCommand, epilog=EXAMPLES, context_settings={'terminal_width': 110})
 @generator_options
-@click.option('--seeds', type=NumberList(), help='Which pictures, such as 0-35 or 85,265,297.')
-@click.option('--projected-w', '--projected_w', metavar='FILE',
-              help='Instead of seeds: .npz with an array w [n, num_ws, w_dim], as projector.py writes it.')
-@click.option('--grid', is_flag=True, help='Also write grid.png, a sheet of all pictures.')
+@pictures('--seeds', type=NumberList(), help='Which pictures, such as 0-35 or 85,265,297.')
+@pictures('--projected-w', '--projected_w', metavar='FILE', multiple=True,
+          help='Instead of seeds: .npz with an array w [n, num_ws, w_dim], as projector.py writes it. May be '
+               'repeated.')
+@pictures('--classes', type=NumberList(), help='Classes that seeds take in turn: seed s that at s modulo '
+          'their number.')
+@pictures('--grid', is_flag=True, help='Also write grid.png, a sheet of all pictures.')
+@steering_options
+@video_options
+@films('--video-grid', type=TableSize(), help='Several walks side by side, each through its part of the '
+       'seeds.  [default: 1x1; all seeds of a sweep]')
 def generate_images(  # noqa: PLR0913
     network: str, outdir: str, trunc: float, class_idx: int | None, noise_mode: str, device: str, batch: int,
-    trust_pickle: bool, seeds: Sequence[int] | None, projected_w: str | None, grid: bool,
+    trust_pickle: bool, seeds: Sequence[int] | None, projected_w: tuple[str, ...],
+    classes: Sequence[int] | None, grid: bool, steering: Steering, film: VideoOptions,
+    video_grid: tuple[int, int] | None,
 ) -> None:
-    """Write pictures of a trained network."""
-    if seeds is None and projected_w is None:
-        raise UserError('--seeds is required, such as --seeds=0-35, unless --projected-w is given')
+    """Write pictures of a trained network, in a folder, or in a .zip that is a dataset."""
     # What can be refused without it is refused before the network is read.
+    if seeds is None and steering.find_directions:
+        seeds = [0]
+    if seeds is not None and is_archive(outdir) and not isinstance(seeds, range):
+        seeds = list(dict.fromkeys(seeds))  # a file of an archive cannot be written twice
+    if seeds is None and not projected_w:
+        raise UserError('--seeds is required, such as --seeds=0-35, unless --projected-w is given')
+    steering.check(is_projected=bool(projected_w))
+    film.check(outdir)
+    check_output(outdir, grid, steering, film)
     sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle)
-    if projected_w is not None:
+    if projected_w:
         if seeds is not None:
             click.echo('Warning: --seeds is ignored, because --projected-w is given', err=True)
-        w = read_projected_w(projected_w, sampler.G)
-        count, batches = len(w), _projected_batches(w.to(sampler.device), batch)
+        w = torch.cat([read_projected_w(path, sampler.G) for path in projected_w])
+        source: Source = ProjectedSource(w.to(sampler.device))
     else:
-        count, batches = len(seeds), _seed_batches(sampler, seeds, sampler.label(class_idx), batch)
-    # Only now, so that a refused command leaves no folder behind.
-    folder = make_folder(outdir)
-    if count == 0:
-        click.echo('Warning: --seeds is an empty range; nothing to do', err=True)
-        return
-    _write_pictures(sampler, batches, folder, count, grid)
+        source = seed_source(sampler, seeds, class_idx, classes, steering)
+    make_outputs(sampler, source, outdir, batch, grid, steering, film, video_grid)
 
 
-def _seed_batches(
-    sampler: Sampler, seeds: Sequence[int], label: torch.Tensor, size: int,
-) -> Iterator[Batch]:
-    for start in range(0, len(seeds), size):
-        chunk = seeds[start:start + size]
-        yield [f'seed{seed:04d}.png' for seed in chunk], chunk, sampler.styles(chunk, label)
+def check_output(outdir: str, grid: bool, steering: Steering, film: VideoOptions) -> None:
+    """Raise UserError for outputs that exclude each other."""
+    what = {'--video': film.video, '--find-directions': steering.find_directions,
+            '--truncation-sweep': steering.truncation_sweep, '--class-sweep': steering.class_sweep,
+            '--strength=A:B': steering.is_range or None}
+    given = [name for name, value in what.items() if value is not None]
+    if is_archive(outdir) and (given or grid):
+        raise UserError(f'--outdir={outdir}: a dataset holds nothing but pictures; give a folder for '
+                        f'{(given or ["--grid"])[0]}')
+    if grid and given:
+        raise UserError(f'--grid is the sheet of plain pictures; leave it out with {given[0]}')
+    if film.video is not None and steering.find_directions:
+        raise UserError('--find-directions and --video: one after the other; a video shows a --direction')
 
 
-def _projected_batches(w: torch.Tensor, size: int) -> Iterator[Batch]:
-    for start in range(0, len(w), size):
-        indices = range(start, min(start + size, len(w)))
-        yield [f'proj{i:02d}.png' for i in indices], indices, w[start:start + size]
+def seed_source(
+    sampler: Sampler, seeds: Sequence[int], class_idx: int | None, classes: Sequence[int] | None,
+    steering: Steering,
+) -> SeedSource:
+    """The pictures of --seeds with --class or --classes. Raises UserError if the network lacks a class."""
+    if classes is not None and class_idx is not None:
+        raise UserError('--class and --classes: one of them')
+    if classes is not None and not classes:
+        raise UserError('--classes is an empty range')
+    for given, name in ((classes, '--classes'), (steering.class_sweep, '--class-sweep')):
+        if given is not None:
+            sampler.check_classes(given, name)
+    if classes is not None:
+        return SeedSource(sampler, seeds, classes)
+    if steering.class_sweep is not None:
+        return SeedSource(sampler, seeds, steering.class_sweep[:1])
+    if steering.find_directions and class_idx is None and sampler.G.c_dim > 0:
+        return SeedSource(sampler, seeds, range(sampler.G.c_dim))
+    # Also the place of the published warning and error.
+    sampler.label(class_idx)
+    return SeedSource(sampler, seeds, (class_idx if sampler.G.c_dim > 0 else None,))
 
 
-def _write_pictures(
-    sampler: Sampler, batches: Iterator[Batch], folder: Path, count: int, with_sheet: bool,
+def make_outputs(
+    sampler: Sampler, source: Source, outdir: str, batch: int, grid: bool, steering: Steering,
+    film: VideoOptions, video_grid: tuple[int, int] | None,
 ) -> None:
-    sheet, columns, done = None, 1, 0
-    with progress(total=count, desc='Generating', unit='img') as bar:
-        for names, noise_seeds, ws in batches:
-            for name, pixels in zip(names, sampler.pictures(ws, noise_seeds), strict=True):
-                image_io.save_png(folder / name, pixels)
-                if with_sheet and sheet is None:
-                    columns = sheet_columns(count, pixels.shape)
-                    sheet = image_io.Sheet(columns, -(-count // columns), pixels.shape)
-                if sheet is not None:
-                    sheet.put(done % columns, done // columns, pixels)
-                done += 1
-            bar.update(len(names))
-    if sheet is not None:
-        sheet.save(folder / 'grid.png')
+    """Write what the options ask for."""
+    source, sweep = steer(sampler, source, steering)
+    if film.video is not None:
+        film_walk(sampler, sweep or source, outdir, batch, film, video_grid)
+    elif video_grid is not None:
+        raise UserError('--video-grid is for --video')
+    elif steering.find_directions and isinstance(source, SeedSource):
+        write_directions(sampler, source, outdir, batch, steering)
+    elif sweep is not None:
+        write_sweep(sampler, sweep, outdir, batch, steering.columns)
+    elif not is_archive(outdir) or len(source) > 0:
+        # Only now, so that a refused command leaves no folder behind.
+        write_pictures(sampler, source, outdir, batch, with_sheet=grid)
+    if len(source) == 0:
+        click.echo('Warning: --seeds is an empty range; nothing to do', err=True)
 
 
-def sheet_columns(count: int, shape: tuple[int, ...]) -> int:
-    """How many of `count` pictures (C, H, W) to put side by side so that the sheet is about square."""
-    _, height, width = shape
-    return min(max(round(math.sqrt(count * height / width)), 1), count)
+def steer(sampler: Sampler, source: Source, steering: Steering) -> tuple[Source, Sweep | None]:
+    """(the source, moved along --direction; the sweep or None)."""
+    check_layers(sampler, steering.layers)
+    if steering.direction is not None:
+        direction = read_direction(steering.direction, sampler.G, steering.layers).to(sampler.device)
+        strength = steering.strength or (1.0, 1.0)
+        if steering.is_range:
+            return source, direction_sweep(source, direction, strength)
+        source = dataclasses.replace(source, shift=strength[0] * direction)
+    if not isinstance(source, SeedSource):
+        return source, None
+    if steering.class_sweep is not None:
+        if len(steering.class_sweep) < 2:
+            raise UserError('--class-sweep: name at least two classes, such as 0,3')
+        return source, class_sweep(source, steering.class_sweep)
+    if steering.truncation_sweep is not None:
+        for psi in steering.truncation_sweep:
+            check_truncation(sampler.G, psi, '--truncation-sweep')
+        return source, truncation_sweep(source, steering.truncation_sweep)
+    return source, None
 
 
-def read_projected_w(path: str, G: torch.nn.Module) -> torch.Tensor:
-    """w [n, num_ws, w_dim] float32 of a projection. Raises UserError unless the file fits this network."""
-    try:
-        # An array of objects would be a pickle, that is, code.
-        with np.load(path, allow_pickle=False) as arrays:
-            w = np.asarray(arrays['w'], dtype=np.float32)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError,
-            zipfile.BadZipFile) as error:
-        raise UserError(f'--projected-w={path}: not an .npz file with an array w ({error}); give the '
-                        'projected_w.npz of projector.py') from error
-    if w.ndim != 3 or w.shape[1:] != (G.num_ws, G.w_dim):
-        raise UserError(f'--projected-w={path}: w is {list(w.shape)}, but this network takes '
-                        f'[n, {G.num_ws}, {G.w_dim}]; it was projected with another network')
-    return torch.from_numpy(w)
+def check_layers(sampler: Sampler, layers: Sequence[int] | None) -> None:
+    """Raise UserError unless these are ws of the network."""
+    if layers is not None and (not layers or max(layers) >= sampler.G.num_ws):
+        raise UserError(f'--layers: the ws of this network go from 0 to {sampler.G.num_ws - 1}, and at least '
+                        'one must be named')
+
+
+def film_walk(
+    sampler: Sampler, subject: Sweep | Source, outdir: str, batch: int, film: VideoOptions,
+    video_grid: tuple[int, int] | None,
+) -> None:
+    """Write the video of a sweep, or of a walk through all pictures of a source."""
+    if isinstance(subject, Sweep):
+        count = len(subject.keys[0])
+        if video_grid is not None and video_grid[0] * video_grid[1] != count:
+            raise UserError(f'--video-grid={video_grid[0]}x{video_grid[1]}: the sweep has {count} pictures')
+        height, width = np.broadcast_to(sampler.G.img_resolution, 2).tolist()
+        columns = video_grid[0] if video_grid else sheet_columns(max(count, 1), (0, height, width))
+        walk = walk_of_sweep(subject, film)
+    else:
+        columns, rows = video_grid or (1, 1)
+        walk = walk_through(subject, columns * rows, film)
+    write_walk(Path(make_folder(outdir), str(film.video)), sampler, walk, columns, batch, film)
+
+
+def write_directions(
+    sampler: Sampler, source: SeedSource, outdir: str, batch: int, steering: Steering,
+) -> None:
+    """directions.npz, and for each seed a sheet with a row for each direction."""
+    layers = range(sampler.G.num_ws) if steering.layers is None else steering.layers
+    found = find_directions(
+        sampler, str(steering.find_directions), steering.num_directions, layers, source.classes)
+    folder = make_folder(outdir)
+    found.save(folder / 'directions.npz')
+    for index in range(len(source)):
+        rows = [(direction_sweep(source, found.shift(row, sampler.G.num_ws).to(sampler.device),
+                                 steering.strength or DIRECTION_STRENGTH), index)
+                for row in range(len(found.directions))]
+        write_sheet(sampler, rows, folder / f'directions-{source.name(index)}.png', batch, steering.columns)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a table of pictures that take coarse styles from one seed and fine ones from another."""
+"""Writes a table of pictures that take coarse styles from one seed and fine ones from another, or a video."""
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -9,15 +9,26 @@ import torch
 
 from dnnlib import image_io
 from dnnlib.cli import run_command
-from dnnlib.cli_options import NumberList, generator_options, make_folder
+from dnnlib.cli_options import (
+    GroupedCommand,
+    NumberList,
+    VideoOptions,
+    generator_options,
+    make_folder,
+    option,
+    video_options,
+)
 from dnnlib.progress import progress
 from dnnlib.util import UserError
+from training.picture_sources import SeedSource
 from training.sampling import Sampler, open_sampler
+from training.walk_video import Walk, compose, walk_through, write_frames
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b
-Example:
+Examples:
   python style_mixing.py --outdir=out --network=net.pkl --rows=85,100,75 --cols=55,821 --styles=0-6
+  python style_mixing.py --outdir=out --network=net.pkl --rows=85,100,75 --cols=55,821,9 --video=mix.mp4
 '''
 DEFAULT_STYLES = range(7)  # as published: the coarse and middle ones of large networks
 MAX_CELLS = 100_000
@@ -25,22 +36,36 @@ MAX_CELLS = 100_000
 Pair = tuple[int, int]  # seed of the row, seed of the column
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(cls=GroupedCommand, epilog=EXAMPLES, context_settings={'terminal_width': 110})
 @generator_options
-@click.option('--rows', type=NumberList(), required=True, help='Seeds of the rows, such as 0-5 or 85,100,75.')
-@click.option('--cols', type=NumberList(), required=True, help='Seeds of the columns.')
-@click.option('--styles', type=NumberList(), help='Which ws come from the column.  [default: 0-6, or fewer]')
+@option('Pictures', '--rows', type=NumberList(), required=True,
+        help='Seeds of the rows, such as 0-5 or 85,100,75.')
+@option('Pictures', '--cols', type=NumberList(), required=True, help='Seeds of the columns.')
+@option('Pictures', '--styles', type=NumberList(),
+        help='Which ws come from the column.  [default: 0-6, or fewer]')
+@video_options
 def mix_styles(  # noqa: PLR0913
     network: str, outdir: str, trunc: float, class_idx: int | None, noise_mode: str, device: str, batch: int,
     trust_pickle: bool, rows: Sequence[int], cols: Sequence[int], styles: Sequence[int] | None,
+    film: VideoOptions,
 ) -> None:
-    """Write pictures that mix the styles of two seeds: ROW-COLUMN.png, and all of them in grid.png."""
+    """Write pictures that mix the styles of two seeds: ROW-COLUMN.png, and all of them in grid.png.
+
+    Or a video, in which a single column walks through the seeds of all columns.
+    """
+    film.check(outdir)
     if not rows or not cols or (len(rows) + 1) * (len(cols) + 1) > MAX_CELLS:
         raise UserError(f'--rows and --cols: a table of {len(rows)} x {len(cols)}; both must name a seed, '
                         f'and the table must have at most {MAX_CELLS} cells')
     sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle)
     mixed = _checked_styles(styles, sampler.G.num_ws)
     label = sampler.label(class_idx)
+    if film.video is not None:
+        source = SeedSource(sampler, cols, (class_idx if sampler.G.c_dim > 0 else None,))
+        walk = walk_through(source, 1, film)
+        fixed = {row: sampler.styles([row], label)[0] for row in rows}
+        _write_video(Path(make_folder(outdir), film.video), sampler, walk, fixed, mixed, batch, film)
+        return
     folder = make_folder(outdir)
     # One by one: what a seed looks like must not depend on the others.
     seeds = dict.fromkeys([*rows, *cols])
@@ -98,6 +123,27 @@ def _write_table(
                     sheet.put(*cell, pixels)
             bar.update(len(chunk))
     return sheet
+
+
+def _write_video(
+    path: Path, sampler: Sampler, walk: Walk, rows: Mapping[int, torch.Tensor], styles: Sequence[int],
+    batch: int, film: VideoOptions,
+) -> None:
+    """A table of two columns: the rows as they are, and mixed with a walk, whose own picture is on top."""
+    steps, walker = walk.positions(film), walk.noise_seeds[0]
+    still = {(0, i + 1): sampler.pictures(ws[None], [row])[0] for i, (row, ws) in enumerate(rows.items())}
+    # The noise of a mixture stays that of the first seed: a texture that changes would flicker.
+    noise_seeds = [walker, *(_noise_seed((row, walker)) for row in rows)]
+    tables = sampler.tables(((mix_all(rows, walk.at(step)[0], styles), noise_seeds) for step in steps), batch)
+    size, places = (2, len(rows) + 1), [(1, i) for i in range(len(rows) + 1)]
+    frames = (compose({**still, **dict(zip(places, moving, strict=True))}, size, film.video_scale)
+              for moving in tables)
+    write_frames(path, frames, len(steps), film)
+
+
+def mix_all(rows: Mapping[int, torch.Tensor], column: torch.Tensor, styles: Sequence[int]) -> torch.Tensor:
+    """ws [1 + rows, num_ws, w_dim]: a column, and each row mixed with it."""
+    return torch.stack([column, *(mix(row, column, styles) for row in rows.values())])
 
 
 def _noise_seed(pair: Pair) -> int:

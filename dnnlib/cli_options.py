@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command-line options that several scripts share: lists of numbers, and how a generator is opened."""
+"""Command-line options that several scripts share: lists of numbers, how a generator is opened, videos."""
+import functools
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dnnlib import video
 from dnnlib.util import UserError
 
 MAX_SEED = 2 ** 32 - 1  # of NumPy's RandomState, which turns a seed into a latent
@@ -43,26 +47,157 @@ class NumberList(click.ParamType):
         return numbers
 
 
+class ValueRange(click.ParamType):
+    """`a:b`, or one number `a` for (a, a): finite numbers, in any order."""
+
+    name = 'a:b'
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None,
+    ) -> tuple[float, float]:
+        """(first, last); a usage error if the text has another form."""
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = [float(text) for text in value.split(':')]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (1, 2) or not all(map(math.isfinite, numbers)):
+            self.fail(f'{value!r} is neither a number such as 2 nor a range such as -3:3', param, ctx)
+        return numbers[0], numbers[-1]
+
+
+class TableSize(click.ParamType):
+    """`COLUMNSxROWS`, each at least 1."""
+
+    name = 'columns x rows'
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None,
+    ) -> tuple[int, int]:
+        """(columns, rows); a usage error if the text has another form."""
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r'([1-9]\d{0,3})x([1-9]\d{0,3})', value.strip(), re.ASCII)
+        if match is None:
+            self.fail(f'{value!r} is no size such as 3x2: columns, x, rows', param, ctx)
+        return int(match[1]), int(match[2])
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists the options under headings; an option without one is under 'Options'."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each heading, in the order in which they first come."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx)
+            if row is not None:
+                groups.setdefault(getattr(param, 'group', 'Options'), []).append(row)
+        # --help has no heading of its own: it comes last.
+        for heading in sorted(groups, key='Options'.__eq__):
+            with formatter.section(heading):
+                formatter.write_dl(groups[heading])
+
+
+class GroupedOption(click.Option):
+    """An option with a heading of the help."""
+
+    def __init__(self, *args: Any, group: str = 'Options', **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+def option(group: str, *names: str, **kwargs: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """click.option under a heading of the help of a GroupedCommand."""
+    return click.option(*names, cls=GroupedOption, group=group, **kwargs)
+
+
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:
     """Decorator: the options of every script that opens a generator and writes pictures."""
+    network, pictures = functools.partial(option, 'Network and output'), functools.partial(option, 'Pictures')
     options = [
-        click.option('--network', required=True, metavar='FILE|URL',
-                     help='Network file (its G_ema): .pkl, .safetensors or .pt.'),
-        click.option('--outdir', required=True, metavar='DIR', help='Where the pictures go.'),
-        click.option('--trunc', type=float, default=1, show_default=True, metavar='PSI',
-                     help='Truncation psi: below 1 more typical pictures, above 1 more varied ones.'),
-        click.option('--class', 'class_idx', type=int, metavar='INDEX',
-                     help='Class label; required by conditional networks.'),
-        click.option('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const',
-                     show_default=True, help='Noise: as saved with the network, drawn per seed, or none.'),
-        click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto',
-                     show_default=True, help='auto: the GPU if there is one.'),
-        click.option('--batch', type=click.IntRange(min=1), default=1, show_default=True, metavar='N',
-                     help='Pictures made at once: more is faster; some pixels may round differently.'),
-        click.option('--trust-pickle', is_flag=True,
-                     help='Run the code inside the network file. Only for files whose origin you trust.')]
-    for option in reversed(options):
-        command = option(command)
+        network('--network', required=True, metavar='FILE|URL',
+                help='Network file (its G_ema): .pkl, .safetensors or .pt.'),
+        network('--outdir', required=True, metavar='DIR', help='Where the pictures go.'),
+        pictures('--trunc', type=float, default=1, show_default=True, metavar='PSI',
+                 help='Truncation psi: below 1 more typical pictures, above 1 more varied ones.'),
+        pictures('--class', 'class_idx', type=int, metavar='INDEX',
+                 help='Class label; required by conditional networks.'),
+        pictures('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const',
+                 show_default=True, help='Noise: as saved with the network, drawn per seed, or none.'),
+        network('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto',
+                show_default=True, help='auto: the GPU if there is one.'),
+        network('--batch', type=click.IntRange(min=1), default=1, show_default=True, metavar='N',
+                help='Pictures made at once: more is faster; some pixels may round differently.'),
+        network('--trust-pickle', is_flag=True,
+                help='Run the code inside the network file. Only for files whose origin you trust.')]
+    return _apply(options, command)
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What --video and the options beside it say. The fields are the options' names."""
+
+    video: str | None = None
+    interpolation: str = 'linear'
+    loop: bool = False
+    easing: str = 'none'
+    step_frames: int = 60
+    fps: float = 30
+    video_scale: int = 1
+    background: str | None = None
+
+    def check(self, outdir: str) -> None:
+        """Raise UserError for a video that cannot be written."""
+        if self.video is None:
+            needless = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+            if needless:
+                raise UserError(f'--{needless[0].replace("_", "-")} is for videos; give --video=NAME too')
+            return
+        if outdir.endswith('.zip'):
+            raise UserError(f'--video={self.video}: --outdir={outdir} must be a folder then')
+        video.check_video(Path(outdir, self.video), self.fps, self.background)
+
+
+def collected(command: Callable[..., None], argument: str, kind: type) -> Callable[..., None]:
+    """The command with the options that are fields of a dataclass `kind` joined in one argument."""
+    names = [field.name for field in fields(kind)]
+
+    @functools.wraps(command)
+    def joined(**kwargs: Any) -> None:
+        command(**{argument: kind(**{name: kwargs.pop(name) for name in names})}, **kwargs)
+
+    return joined
+
+
+def video_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: the options of a video, which reach the command as one argument `film`, a VideoOptions."""
+    add = functools.partial(option, 'Video')
+    default = VideoOptions()
+    options = [
+        add('--video', metavar='NAME', help='Write a video in --outdir, no pictures. NAME ends in .mp4, '
+            '.webm or .gif; without suffix it is a folder of PNG frames.'),
+        add('--interpolation', type=click.Choice(['linear', 'cubic', 'slerp']), show_default=True,
+            default=default.interpolation, help='Straight from w to w, a smooth curve through all, or an arc '
+            'between the latents z.'),
+        add('--loop', is_flag=True, help='Go on from the last to the first.'),
+        add('--easing', type=click.Choice(['none', 'smooth']), default=default.easing, show_default=True,
+            help='smooth: slow down at each seed (class, end of a sweep).'),
+        add('--step-frames', type=click.IntRange(1, 100_000), default=default.step_frames, show_default=True,
+            metavar='N', help='Frames from one seed (class, end of a sweep) to the next.'),
+        add('--fps', type=float, default=default.fps, show_default=True, metavar='RATE',
+            help='Frames a second.'),
+        add('--video-scale', type=click.IntRange(1, 64), default=default.video_scale, show_default=True,
+            metavar='N', help='Show each pixel as N x N, for small networks.'),
+        add('--background', metavar='COLOR', help='What is behind transparent pixels, such as white or '
+            '#80C0FF.  [default: white; nothing in PNG frames]')]
+    return _apply(options, collected(command, 'film', VideoOptions))
+
+
+def _apply(options: Sequence[Callable], command: Callable[..., None]) -> Callable[..., None]:
+    for decorate in reversed(options):
+        command = decorate(command)
     return command
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From network output to PNG files, one at a time or many on a sheet."""
+import io
 import os
 from typing import Any
 
@@ -38,6 +39,13 @@ def save_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
     picture = _to_picture(pixels)
     with replace_file(path) as temporary:
         picture.save(temporary, format='PNG')
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """What save_png would write, as bytes."""
+    with io.BytesIO() as file:
+        _to_picture(pixels).save(file, format='PNG')
+        return file.getvalue()
 
 
 class Sheet:

@@ -20,14 +20,15 @@ def archive_name(index: int) -> str:
 
 
 @contextmanager
-def dataset_writer(dest: str) -> Iterator[Write]:
+def dataset_writer(dest: str, option: str = '--dest') -> Iterator[Write]:
     """Gives write(name, data) for a new dataset at `dest`: a zip if it ends in '.zip', else a folder.
 
     It is written under a temporary name beside `dest` and renamed at the end; if anything fails it is
-    removed. A zip replaces an existing one; a folder must be absent or empty. Raises UserError naming --dest.
+    removed. A zip replaces an existing one; a folder must be absent or empty. Raises UserError naming
+    `option`.
     """
     is_zip = _is_zip_name(dest)
-    check_dest(dest)
+    check_dest(dest, option)
     target = Path(os.path.abspath(dest))
     # Beside the target: renaming is atomic only within one file system.
     partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
@@ -42,7 +43,7 @@ def dataset_writer(dest: str) -> Iterator[Write]:
     except OSError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f'--dest={dest}: cannot be written ({error.strerror or error})') from error
+        raise UserError(f'{option}={dest}: cannot be written ({error.strerror or error})') from error
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -54,17 +55,17 @@ def _is_zip_name(dest: str) -> bool:
     return dest.rpartition('.')[2] == 'zip'
 
 
-def check_dest(dest: str) -> None:
+def check_dest(dest: str, option: str = '--dest') -> None:
     """Raise UserError if `dest` is taken by a folder with content, or by a file (a zip: by a folder)."""
     path = Path(dest)
     if _is_zip_name(dest):
         if path.is_dir():
-            raise UserError(f'--dest={dest}: is a folder; remove it or choose another name')
+            raise UserError(f'{option}={dest}: is a folder; remove it or choose another name')
     elif path.is_dir():
         if any(path.iterdir()):
-            raise UserError(f'--dest={dest}: the folder is not empty; empty it or choose another')
+            raise UserError(f'{option}={dest}: the folder is not empty; empty it or choose another')
     elif path.exists():
-        raise UserError(f'--dest={dest}: is a file; choose a folder, or a name that ends in .zip')
+        raise UserError(f'{option}={dest}: is a file; choose a folder, or a name that ends in .zip')
 
 
 @contextmanager

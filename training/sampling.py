@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures from seeds: what generate.py, style_mixing.py and other tools do with a generator."""
+import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,17 +33,32 @@ class Sampler:
         Raises UserError if there is no such class, or none is given but one is needed.
         """
         c_dim = self.G.c_dim
-        label = torch.zeros([1, c_dim], device=self.device)
         if c_dim == 0:
             if class_idx is not None:
                 print(f'Warning: --class={class_idx} is ignored: the network has no classes', file=sys.stderr)
-            return label
+            return self.labels([None])
         if class_idx is None:
             raise UserError(f'--class is required: the network is conditional, with classes 0 to {c_dim - 1}')
-        if not 0 <= class_idx < c_dim:
-            raise UserError(f'--class={class_idx}: the classes of this network go from 0 to {c_dim - 1}')
-        label[0, class_idx] = 1
-        return label
+        self.check_classes([class_idx], '--class')
+        return self.labels([class_idx])
+
+    def check_classes(self, classes: Sequence[int], option: str) -> None:
+        """Raise UserError, naming the option, unless all are classes of the network."""
+        c_dim = self.G.c_dim
+        wrong = [index for index in classes if not 0 <= index < c_dim]
+        if not wrong:
+            return
+        if c_dim == 0:
+            raise UserError(f'{option}: the network has no classes; leave it out')
+        raise UserError(f'{option}={wrong[0]}: the classes of this network go from 0 to {c_dim - 1}')
+
+    def labels(self, classes: Sequence[int | None]) -> torch.Tensor:
+        """One-hot [N, c_dim]; zeros for None."""
+        labels = torch.zeros([len(classes), self.G.c_dim], device=self.device)
+        for row, index in enumerate(classes):
+            if index is not None:
+                labels[row, index] = 1
+        return labels
 
     def latents(self, seeds: Sequence[int]) -> torch.Tensor:
         """z [N, z_dim] float64: row i depends on seeds[i] alone, and is what the published tools draw."""
@@ -51,10 +67,13 @@ class Sampler:
         return torch.from_numpy(np.concatenate(rows)).to(self.device)
 
     def styles(self, seeds: Sequence[int], label: torch.Tensor) -> torch.Tensor:
-        """Truncated ws [N, num_ws, w_dim] of seeds. label: [1, c_dim]."""
-        c = label.expand(len(seeds), -1)
+        """Truncated ws [N, num_ws, w_dim] of seeds. label: [1, c_dim], or one a seed."""
+        return self.map(self.latents(seeds), label.expand(len(seeds), -1))
+
+    def map(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Truncated ws [N, num_ws, w_dim] of z [N, z_dim] and c [N, c_dim]."""
         with torch.no_grad():
-            return self.G.mapping(self.latents(seeds), c, truncation_psi=self.psi)
+            return self.G.mapping(z, c, truncation_psi=self.psi)
 
     def pictures(self, ws: torch.Tensor, noise_seeds: Sequence[int]) -> np.ndarray:
         """uint8 [N, C, H, W] of ws [N, num_ws, w_dim]. noise_seeds: one a picture, for random noise."""
@@ -70,6 +89,22 @@ class Sampler:
                     torch.manual_seed(noise_seeds[part.start])
                 images.append(self._render(ws[part], kwargs))
         return np.concatenate(images)
+
+    def tables(
+        self, moments: Iterable[tuple[torch.Tensor, Sequence[int]]], batch: int,
+    ) -> Iterator[np.ndarray]:
+        """uint8 [N, C, H, W] of each (ws [N, num_ws, w_dim], noise seeds), `batch` pictures at a time."""
+        cells, ahead = itertools.tee(moments)
+        sizes = (len(ws) for ws, _ in ahead)
+        pairs = (pair for ws, seeds in cells for pair in zip(ws, seeds, strict=True))
+        waiting: list[np.ndarray] = []
+        for size in sizes:
+            # A batch may hold a part of what belongs together, or more than that.
+            while len(waiting) < size:
+                chunk = list(itertools.islice(pairs, batch))
+                waiting.extend(self.pictures(torch.stack([ws for ws, _ in chunk]), [n for _, n in chunk]))
+            yield np.stack(waiting[:size])
+            del waiting[:size]
 
     def _render(self, ws: torch.Tensor, kwargs: dict) -> np.ndarray:
         try:
@@ -92,6 +127,11 @@ def open_sampler(network: str, device: str, noise_mode: str, psi: float, trust_p
     image_io.check_channels(G.img_channels)
     if not math.isfinite(psi):
         raise UserError(f'--trunc={psi}: must be a finite number')
-    if psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f'--trunc={psi}: this network keeps no average w; only --trunc=1 works')
+    check_truncation(G, psi, '--trunc')
     return Sampler(G.to(target), target, noise_mode, psi)
+
+
+def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:
+    """Raise UserError, naming the option, if psi needs an average w that the network does not keep."""
+    if psi != 1 and G.mapping.w_avg_beta is None:
+        raise UserError(f'{option}={psi:g}: this network keeps no average w; only --trunc=1 works')
