@@ -154,6 +154,7 @@ def _preset_settings(preset: Preset, request: Request) -> Settings:
         # Both networks have the same number of feature maps at a level.
         **{f'{network}.{name}': value for network in 'GD' for name, value in channels.items()},
         'G.z_dim': preset.z_dim, 'G.w_dim': preset.w_dim, 'G.map_layers': preset.map_depth,
+        'G.use_noise': preset.use_noise,
         # The mapping network of D, used with labels, keeps its own depth.
         'D.mbstd_group_size': preset.mbstd, 'D.architecture': preset.architecture,
         'G_opt.lr': preset.lrate, 'D_opt.lr': preset.lrate, 'loss.r1_gamma': preset.gamma,

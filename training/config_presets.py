@@ -56,6 +56,7 @@ class Preset:
     channel_max: int = 512
     num_fp16_res: int = 4
     conv_clamp: float | None = 256
+    use_noise: bool = True
     architecture: str | None = None
     pl_weight: float = 2
     style_mixing_prob: float = 0.9
@@ -103,5 +104,6 @@ PRESETS: dict[str, Preset] = {
     'demo': Preset(
         ref_gpus=1, kimg=18, batch=8, mbstd=4, fmaps=1 / 64, lrate=0.006, gamma=0.2, ema_kimg=2,
         ema_rampup=None, map_depth=2, z_dim=128, w_dim=128, channel_max=64, num_fp16_res=0, conv_clamp=None,
-        pl_weight=0, style_mixing_prob=0, ada_kimg=100, kimg_per_tick=1, snap=4, metrics=('swd',)),
+        pl_weight=0, style_mixing_prob=0, use_noise=False, ada_kimg=100, kimg_per_tick=1, snap=4,
+        metrics=('swd',)),
 }

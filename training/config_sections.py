@@ -60,7 +60,7 @@ class GeneratorConfig:
     z_dim, w_dim: lengths of the latents.  map_layers: depth of the mapping network.  A level r has
     min(channel_base // r, channel_max) feature maps.  num_fp16_res: how many of the highest levels compute in
     half precision.  conv_clamp: bound of their activations, None for none.  channels_last: their memory
-    layout.
+    layout.  use_noise: whether the layers of synthesis add noise.
     """
 
     z_dim: int
@@ -71,6 +71,7 @@ class GeneratorConfig:
     num_fp16_res: int
     conv_clamp: float | None
     channels_last: bool = False
+    use_noise: bool = True
 
     def __post_init__(self) -> None:
         check_minimum(self, 1, 'z_dim', 'w_dim', 'map_layers', 'channel_base', 'channel_max')
@@ -79,7 +80,8 @@ class GeneratorConfig:
     def kwargs(self) -> dict[str, Any]:
         """Keyword arguments of training.networks.Generator, without those that the dataset gives."""
         synthesis = {name: getattr(self, name) for name in _CHANNEL_FIELDS}
-        # Published files have this key only where it is on.
+        # Published files have these keys only where they differ from the default.
+        synthesis.update(changed(self, 'use_noise'))
         if self.channels_last:
             synthesis['fp16_channels_last'] = True
         return {'z_dim': self.z_dim, 'w_dim': self.w_dim, 'mapping_kwargs': {'num_layers': self.map_layers},
