@@ -26,7 +26,7 @@ DEVICES = ('auto', 'cuda', 'cpu')
 OPS = ('auto', 'cuda', 'torch')
 # Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
 OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
-                'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'ops')
+                'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'timeout_sec', 'ops')
 TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
@@ -42,7 +42,8 @@ class TrainConfig:
     no limit.  ada_kimg: thousand pictures in which p can move by 1; ada_interval: steps between its moves.
     G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
     URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
-    time_limit_sec: the run saves itself and stops after so many seconds.  ops: which implementation operators
+    time_limit_sec: the run saves itself and stops after so many seconds.  timeout_sec: a process
+    that the others wait for so long ends it.  ops: which implementation operators
     have.  snapshot_formats: suffixes of the files of saved networks.  Raises UserError for what cannot be
     trained.
     """
@@ -80,6 +81,7 @@ class TrainConfig:
     wandb: bool = False
     keep: int | None = None
     time_limit_sec: float | None = None
+    timeout_sec: float = 600
     ops: str = 'auto'
     snapshot_formats: tuple[str, ...] = ('pkl',)
 

@@ -11,9 +11,8 @@ with 128 + the signal's number, 130 for Ctrl-C.
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
-
-import torch
 
 from torch_utils import distributed
 
@@ -38,7 +37,7 @@ class Interrupt:
         self._signal: int | None = None
         self._signal_sec = 0.0
         self._before: dict[int, object] = {}
-        self._on_way: torch.Tensor | None = None
+        self._answer: Callable[[], int] | None = None
 
     def __enter__(self) -> 'Interrupt':
         for number in SIGNALS:
@@ -74,15 +73,15 @@ class Interrupt:
             return '--time-limit'
         return None
 
-    def should_stop(self, device: torch.device | None = None) -> bool:
+    def should_stop(self, also: bool = False) -> bool:
         """Whether the run stops after this iteration. All processes call it and get the same answer.
 
-        device: of the collective operations. Several processes stop an iteration after the first one was
-        asked, because the answer is read only when the next iteration is under way.
+        also: this process has another reason. Several processes stop an iteration after the first one was
+        asked: the answer travels between the CPUs while the next iteration is under way, so that nobody
+        waits for it or for a GPU.
         """
+        is_asked = also or self.reason is not None
         if distributed.world_size() == 1:
-            return self.reason is not None
-        answer = self._on_way is not None and bool(self._on_way.item() > 0)
-        is_asked = torch.tensor([float(self.reason is not None)], device=device)
-        self._on_way = distributed.all_reduce_sum(is_asked)
-        return answer
+            return is_asked
+        answer, self._answer = self._answer, distributed.start_max(int(is_asked))
+        return answer is not None and answer() > 0

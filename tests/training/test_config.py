@@ -131,6 +131,7 @@ EFFECTS = [
     ('metrics', 'NONE', 'metrics', ()), ('metrics', '', 'metrics', ()),
     ('metrics', 'swd,swd', 'metrics', ('swd', 'swd')), ('metrics_every', 3, 'metrics_every', 3),
     ('keep', 3, 'keep', 3), ('time_limit', '2h', 'time_limit_sec', 7200),
+    ('timeout', 30.0, 'timeout_sec', 30), ('gpus', 3, 'batch_size', 63), ('gpus', 3, 'batch_gpu', 21),
     ('seed', 7, 'random_seed', 7), ('tick', 0.5, 'kimg_per_tick', 0.5),
     ('cond', True, 'data.use_labels', True), ('cond', False, 'data.use_labels', False),
     ('subset', 9, 'data.max_size', 9), ('subset', 9, 'data.random_seed', 0),
@@ -216,8 +217,8 @@ def test_pictures_without_colour_get_the_other_augmentations():
 # --- Errors
 
 ERRORS = [
-    ({'gpus': 3}, '--gpus=3 .*power of two.*2 or 4'), ({'gpus': 0}, '--gpus=0 .*power of two'),
-    ({'gpus': -4}, '--gpus=-4 .*power of two'), ({'snap': '0'}, '--snap=0 .*30m'),
+    ({'gpus': 0}, '--gpus=0 .*at least 1'), ({'gpus': -4}, '--gpus=-4 .*nearest valid: 1'),
+    ({'timeout': 0.0}, '--timeout=0.0 .*at least 0.1'), ({'snap': '0'}, '--snap=0 .*30m'),
     ({'snap': '2h'}, '--snap=2h '), ({'snap': '0m'}, '--snap=0m '),
     ({'metrics': 'fid'}, '--metrics=fid: .*fid50k_full.*ppl_wend.*swd'),
     ({'metrics': 'swd, swd'}, "' swd' is not"),
@@ -253,7 +254,7 @@ def test_a_wrong_flag_is_explained_in_one_line_that_names_it(flags, message):
 
 
 def test_the_first_of_several_errors_in_the_published_order_is_reported():
-    wrong = {'gpus': 3, 'snap': '0', 'metrics': 'x', 'cond': True, 'subset': 0, 'gamma': -1.0, 'kimg': 0,
+    wrong = {'gpus': 0, 'snap': '0', 'metrics': 'x', 'cond': True, 'subset': 0, 'gamma': -1.0, 'kimg': 0,
              'batch': 0, 'aug': 'fixed', 'target': 5.0, 'augpipe': 'x', 'freezed': -1, 'workers': -1}
     while wrong:
         with pytest.raises(UserError, match=f'--{next(iter(wrong))}'):
