@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """train.py under torchrun, with real processes: restarts, machines, failures."""
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +37,7 @@ class Launch:
         with self.log.open('a') as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, 'OMP_NUM_THREADS': '1'})
+                env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
 
     def status(self, timeout_sec=120):
         try:

@@ -38,8 +38,8 @@ def store():
 
 
 def test_every_start_has_a_name_of_its_own_that_all_its_processes_know(store):
-    names = [in_threads(lambda: meeting._host(store, 3), *[lambda r=r: meeting._join(store, r) for r in (1, 2)])
-             for _ in range(3)]
+    guests = [lambda r=r: meeting._join(store, r) for r in (1, 2)]
+    names = [in_threads(lambda: meeting._host(store, 3), *guests) for _ in range(3)]
     assert all(len(set(start)) == 1 for start in names) and len({start[0] for start in names}) == 3
 
 

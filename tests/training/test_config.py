@@ -67,6 +67,12 @@ def test_the_demo_preset_is_small_and_needs_no_download():
     assert config.metrics == ('swd',) and config.G.num_fp16_res == 0 and config.kimg_per_tick <= 1
 
 
+def test_auto_gives_every_process_as_many_pictures():
+    for gpus in range(1, 70):
+        config = resolve({'gpus': gpus}, side=256)
+        assert config.batch_size == config.batch_gpu * gpus and config.batch_size <= max(64, gpus)
+
+
 def test_auto_measures_pictures_that_are_not_square_by_their_area():
     wide = resolve(side=64, width=256)
     assert wide.batch_size == resolve(side=128).batch_size
