@@ -44,6 +44,7 @@ class Job:
     detector_dir: str | None
     verbose: bool
     trust_pickle: bool
+    timeout: float
 
 
 @click.command(epilog=EXAMPLES, context_settings={'terminal_width': 110})
@@ -63,6 +64,8 @@ class Job:
 @click.option('--detector-dir', metavar='DIR', help='Where the feature networks are looked for first.')
 @click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
               help='auto: the GPU if there is one.')
+@click.option('--timeout', type=click.FloatRange(min=0.1), default=distributed.TIMEOUT_SEC, show_default=True,
+              help='Give up if the processes wait for one of them for so many seconds.')
 @click.option('--trust-pickle', is_flag=True,
               help='Run the code inside the network file. Only for files whose origin you trust.')
 @click.option('--offline-bundle', metavar='DIR',
@@ -89,7 +92,8 @@ def calc_metrics(
     if gpus > started:
         distributed.launch(run_job, (job,), gpus)
     else:
-        run_job(job)
+        with distributed.Reporting():
+            run_job(job)
 
 
 def check_gpus(gpus: int, started: int, device_type: str) -> None:
@@ -103,9 +107,12 @@ def check_gpus(gpus: int, started: int, device_type: str) -> None:
 
 def run_job(job: Job) -> None:
     """Compute and report the metrics, as one of job.num_gpus processes."""
-    device = pick_device(job.device)
-    if job.num_gpus > 1:
-        device = distributed.join(device.type)
+    with distributed.Group(pick_device(job.device), job.num_gpus, job.timeout) as group:
+        compute_metrics(job, group.device)
+
+
+def compute_metrics(job: Job, device: torch.device) -> None:
+    """Compute the metrics together with the other processes; the first one reports them."""
     # Two numbers shall differ by what is measured, not by how it was rounded or which kernel was fastest.
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -118,6 +125,7 @@ def run_job(job: Job) -> None:
     if job.verbose and distributed.rank() == 0:
         click.echo(f'{len(dataset)} pictures of {dataset.name}; {job.num_gpus} x {device.type}', err=True)
         misc.print_module_summary(G, [torch.empty([1, size], device=device) for size in (G.z_dim, G.c_dim)])
+    distributed.note_phase('metrics')
     for name in job.metrics:
         if job.verbose and distributed.rank() == 0:
             click.echo(f'Calculating {name}...', err=True)
@@ -126,7 +134,6 @@ def run_job(job: Job) -> None:
             detector_dir=job.detector_dir, share=all_processes())
         if distributed.rank() == 0:
             metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=job.network)
-    distributed.leave()
 
 
 def open_dataset(job: Job, noted: dict[str, Any] | None, G: torch.nn.Module) -> ImageFolderDataset:

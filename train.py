@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from training.run_folder import (
     read_json,
     save_options,
 )
+
+if TYPE_CHECKING:
+    from training.continuation import Continuation
 
 CLICK_TYPES = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
 METAVARS = {int: 'INT', float: 'FLOAT', bool: 'BOOL', str: 'TEXT'}
@@ -82,7 +85,8 @@ def check_launch(config: cfg.TrainConfig) -> None:
     if pick_device(config.device).type == 'cuda':
         import torch
         available = torch.cuda.device_count()
-        if available < config.num_gpus:
+        # Under torchrun, what is started elsewhere is checked there.
+        if available < int(os.environ.get('LOCAL_WORLD_SIZE', config.num_gpus)):
             raise UserError(f'--gpus={config.num_gpus}: this machine has {available}; use '
                             f'--gpus={available}, or torchrun for several machines')
     source = config.resume_pkl
@@ -96,9 +100,36 @@ def run_training(dry_run: bool, **flags: Any) -> None:
     BOOL is 1 or 0, yes or no, true or false, on or off. A kimg is a thousand pictures shown to the
     discriminator.
     """
+    if {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys():
+        train_as_launched(dry_run, flags)
+        return
+    plan = plan_training(dry_run, flags, flags)
+    if plan is not None:
+        start_training(*plan)
+
+
+def train_as_launched(dry_run: bool, flags: dict[str, Any]) -> None:
+    """Train as one of the processes that torchrun has started."""
+    from torch_utils import distributed
+    from training import elastic
+    from training.training_loop import train
+    with distributed.Reporting():
+        plan = elastic.plan_together(
+            lambda size: plan_training(dry_run, elastic.with_world_size(flags, size), flags))
+        if plan is not None:
+            train(*plan)
+
+
+def plan_training(
+    dry_run: bool, flags: dict[str, Any], given: dict[str, Any],
+) -> tuple[cfg.TrainConfig, 'Continuation | None'] | None:
+    """Check everything, make the folder of the run and say what will be: (the run, what it goes on from).
+
+    given: flags of this command line.  None for a dry run.
+    """
     # Importing torch takes seconds: what can be refused without it is refused before.
     cfg.check_flags(flags, before='data')
-    given, state = flags, None
+    state = None
     if cfg.continues(flags.get('resume') or 'noresume'):
         state, flags = find_run(flags)
     for name in ('data',) if state is not None else ('outdir', 'data'):
@@ -120,9 +151,19 @@ def run_training(dry_run: bool, **flags: Any) -> None:
         click.echo(f'Note: Going on from {state}: the same run, with everything that it had learnt.')
     if dry_run:
         click.echo('Dry run; exiting.')
-        return
+        return None
     save_options(config, flags)
-    start_training(config, state, given)
+    return config, wish_of(state, given)
+
+
+def wish_of(state: Path | None, given: Mapping[str, Any]) -> 'Continuation | None':
+    """To go on from a training state, with the flags of this command line."""
+    if state is None:
+        return None
+    from training.continuation import Continuation
+    return Continuation(
+        str(state), bool(given.get('allow_changes')),
+        frozenset(name for name, value in given.items() if value is not None))
 
 
 def require(name: str, flags: Mapping[str, Any]) -> None:
@@ -146,19 +187,16 @@ def pick_run_dir(
     return claim_run_dir(outdir, description)
 
 
-def start_training(config: cfg.TrainConfig, state: Path | None, given: Mapping[str, Any]) -> None:
-    """Train, in so many processes as asked for.  given: the flags of this command line."""
+def start_training(config: cfg.TrainConfig, wish: 'Continuation | None') -> None:
+    """Train, in so many processes as asked for."""
     from torch_utils import distributed
-    from training.continuation import Continuation
     from training.interrupt import STOPPED
     from training.training_loop import train
-    wish = () if state is None else (Continuation(
-        str(state), bool(given.get('allow_changes')),
-        frozenset(name for name, value in given.items() if value is not None)),)
+    arguments = (config,) if wish is None else (config, wish)
     if config.num_gpus == 1:
-        train(config, *wish)
+        train(*arguments)
     else:
-        distributed.launch(train, (config, *wish), config.num_gpus, STOPPED)
+        distributed.launch(train, arguments, config.num_gpus, STOPPED)
 
 
 command = TrainCommand(

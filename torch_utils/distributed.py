@@ -3,7 +3,8 @@
 
 Without a group there is one process, of rank 0.
 Processes come from PyTorch's own launcher, be it torchrun or launch() below; it tells each one its place in
-environment variables that torch.distributed reads.
+environment variables that torch.distributed reads. torchrun itself leaves with 1 whatever the status of its
+processes, which its report names.
 """
 import contextlib
 import logging
@@ -11,16 +12,25 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dnnlib.util import UserError
+from torch_utils.meeting import REFUSED, is_launched, meet
+from torch_utils.watch import GRACE_SEC, HERE, Watch
 
-TIMEOUT = timedelta(minutes=10)  # a process that does not answer for so long ends the run
+TIMEOUT_SEC = 600  # a process that does not answer for so long ends the run
+
+
+class LostContactError(Exception):
+    """Another process is gone, which is not this one's fault. No error that someone might want to survive."""
 
 
 def is_initialized() -> bool:
@@ -44,11 +54,52 @@ def print0(*values: object) -> None:
         print(*values, flush=True)
 
 
+def note_phase(name: str) -> None:
+    """Say what this process is doing, for the line that is written should it never end."""
+    HERE.phase = name
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Around every operation of all processes: counts it, and tells the loss of others from own errors."""
+    HERE.entered += 1
+    try:
+        yield
+    except RuntimeError as error:
+        # Whoever is gone is for the launcher to name, which therefore comes first.
+        HERE.finish()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(GRACE_SEC)
+        reason = (str(error).splitlines() or [''])[0]
+        raise LostContactError(
+            f'process {rank()} lost the others in the phase {HERE.phase}: {reason}') from error
+
+
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Replace `tensor` by its sum over all processes, in place, and return it. All processes must call."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        with _together():
+            dist.all_reduce(tensor)
     return tensor
+
+
+def start_max(value: int) -> Callable[[], int]:
+    """Begin to find the largest value over all processes; the function returned waits for the answer.
+
+    Nobody waits for a GPU. All processes must call, in the same order among the operations here.
+    """
+    if world_size() == 1:
+        return lambda: value
+    box = torch.tensor([value])
+    with _together():
+        work = dist.all_reduce(box, op=dist.ReduceOp.MAX, async_op=True)
+
+    def finish() -> int:
+        with _together():
+            work.wait()
+        return int(box)
+    return finish
 
 
 def average(tensors: Sequence[torch.Tensor]) -> None:
@@ -65,7 +116,8 @@ def broadcast_value(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    with _together():
+        dist.broadcast_object_list(box)
     return box[0]
 
 
@@ -74,22 +126,70 @@ def gather_values(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with _together():
+        dist.all_gather_object(values, value)
     return values
 
 
-def join(device_type: str) -> torch.device:
-    """Join the group that the launcher prepared, and take the device of this process.
+class Group:
+    """The processes of a run, of which this is one: from entering this context until leaving it.
 
-    NCCL between GPUs, gloo between CPUs, where the cores are shared out. Call once, before any collective.
+    NCCL between GPUs, gloo between CPUs, where the cores are shared out.  device: of this process.
+    timeout_sec: a process that the others wait for so long ends the run.  advice: the end of the line that
+    says so.  With num_processes = 1, all that is nothing.
+    """
+
+    def __init__(
+        self, device: torch.device, num_processes: int, timeout_sec: float = TIMEOUT_SEC, advice: str = '',
+    ) -> None:
+        self.device = device
+        self._watch = None
+        if num_processes > 1:
+            self.device = join(device.type, timeout_sec)
+            self._watch = Watch(meet(), timeout_sec, advice)
+
+    def __enter__(self) -> 'Group':
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        if self._watch is None:
+            return
+        try:
+            if isinstance(error, LostContactError):
+                raise error
+            if kind is None:
+                leave()
+            else:
+                self._watch.say_failed()
+        except LostContactError as lost:
+            raise UserError(str(lost)) from lost
+        finally:
+            self._watch.stop()
+            HERE.finish = lambda: None
+
+
+def join(device_type: str, timeout_sec: float = TIMEOUT_SEC) -> torch.device:
+    """Join the group that the launcher prepared, and take the device of this process; see Group.
+
+    Call once, before any collective. Raises UserError if there are fewer GPUs than processes.
     """
     local_rank = dist.get_node_local_rank(fallback_rank=0)
+    # Those who wait are to be told by the watch who it is that hangs.
+    how = {'timeout': timedelta(seconds=1.25 * timeout_sec + 30), 'store': meet().store, 'rank': meet().rank,
+           'world_size': meet().world_size}
     if device_type == 'cuda':
+        available = torch.cuda.device_count()
+        if local_rank >= available:
+            raise UserError(f'process {meet().rank} is number {local_rank + 1} on its machine, which has '
+                            f'{available} GPUs; start as many processes as there are')
         device = torch.device('cuda', local_rank)
         torch.cuda.set_device(device)
-        dist.init_process_group('nccl', timeout=TIMEOUT, device_id=device)
+        # Small messages between CPUs must not wait for what the GPUs have to do.
+        dist.init_process_group('cpu:gloo,cuda:nccl', device_id=device, **how)
         return device
-    dist.init_process_group('gloo', timeout=TIMEOUT)
+    dist.init_process_group('gloo', **how)
     # Threads of several processes on the same core would starve each other.
     torch.set_num_threads(max(torch.get_num_threads() // local_world_size(), 1))
     return torch.device('cpu')
@@ -103,8 +203,37 @@ def local_world_size() -> int:
 def leave() -> None:
     """Leave the group, after everyone has come so far; nothing without one."""
     if is_initialized():
-        dist.barrier()
+        with _together():
+            dist.barrier()
         dist.destroy_process_group()
+
+
+class Reporting:
+    """What a process of torchrun says of its errors: in its report, and each once however many find it.
+
+    A context manager, and nothing elsewhere.
+    """
+
+    def __enter__(self) -> 'Reporting':
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        if not is_launched() or not isinstance(error, Exception):
+            return
+        # Optional in builds of torch, and slow to import.
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+        handler = get_error_handler()
+        handler.initialize()
+        handler.record_exception(error)
+        place = f'process {os.environ["RANK"]}'
+        if not isinstance(error, UserError):
+            print(f'Error in {place}:', file=sys.stderr)
+            return
+        if not meet().is_first_to_say(str(error)):
+            sys.exit(REFUSED)
+        raise UserError(f'{error}' if os.environ['RANK'] == '0' else f'{place}: {error}') from error
 
 
 def launch(

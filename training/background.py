@@ -82,6 +82,12 @@ class SnapshotWriter:
         if self._results:
             self._explain_errors(self._add_results)
 
+    def wait_for_files(self, timeout_sec: float) -> None:
+        """Give the files that are being written so long to be complete. For the end of a program only."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_sec)
+
     def take_problems(self) -> list[str]:
         """A line for each thing that went wrong since the last call."""
         problems, self._problems = self._problems, []

@@ -10,8 +10,8 @@ from training.config_schema import TrainConfig
 # Where a run reads, how long it lasts and what it reports: training itself is the same without.
 MAY_CHANGE = frozenset({
     'run_dir', 'total_kimg', 'kimg_per_tick', 'image_snapshot_ticks', 'network_snapshot_ticks',
-    'snapshot_minutes', 'metrics', 'metrics_every', 'keep', 'time_limit_sec', 'wandb', 'device',
-    'cudnn_benchmark', 'ops', 'snapshot_formats', 'data.path', 'data.num_workers', 'data.cache',
+    'snapshot_minutes', 'metrics', 'metrics_every', 'keep', 'time_limit_sec', 'timeout_sec', 'wandb',
+    'device', 'cudnn_benchmark', 'ops', 'snapshot_formats', 'data.path', 'data.num_workers', 'data.cache',
     'detector_dir'})
 # For settings that no flag, or more than one, sets as they are: what the user may have changed.
 CAUSES = {

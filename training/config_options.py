@@ -137,13 +137,6 @@ class Option:
         return '' if value is False else self.slug.format(value)
 
 
-def _check_gpus(value: int) -> None:
-    if value < 1 or value & (value - 1):
-        lower = 1 << max(value.bit_length() - 1, 0)
-        nearest = f'{lower} or {2 * lower}' if value > 1 else '1'
-        raise UserError(f'--gpus={value} must be a power of two; nearest valid: {nearest}')
-
-
 def _check_snap(value: str) -> None:
     parse_snap(value)
 
@@ -296,8 +289,12 @@ AUGMENT, TRANSFER, SPEED = 'Augmentation', 'Transfer learning', 'Speed and memor
 
 OPTIONS: tuple[Option, ...] = (
     Option('outdir', str, GENERAL, 'Folder that gets one numbered folder for each run.', required=True),
-    Option('gpus', int, GENERAL, 'Number of GPUs, a power of two; with --device=cpu, of processes.', '1',
-           check=_check_gpus),
+    Option('gpus', int, GENERAL,
+           'Number of GPUs, which divides the batch; with --device=cpu, of processes. torchrun decides it '
+           'itself.', '1', minimum=1),
+    Option('timeout', float, GENERAL,
+           'Give up a run of several processes if they wait for one of them for so many seconds.', '600',
+           minimum=0.1, paths=('timeout_sec',)),
     Option('snap', str, GENERAL, 'Save networks and sample pictures every so many ticks, or minutes: 30m.',
            BY_CFG + ', else 50', setter=_set_snap, check=_check_snap),
     Option('keep', int, GENERAL,

@@ -81,9 +81,9 @@ def _settle(entry: Any, scale: Scale) -> Any:
 
 
 def _auto_batch(scale: Scale) -> int:
-    """A memory budget for each GPU, at most 64 pictures in all, at least one for each GPU."""
+    """A memory budget for each GPU, at most about 64 pictures in all, as many and at least one for each."""
     per_gpu = min(4096 // scale.side, 32)
-    return max(min(scale.gpus * per_gpu, 64), scale.gpus)
+    return max(min(scale.gpus * per_gpu, 64) // scale.gpus, 1) * scale.gpus
 
 
 PRESETS: dict[str, Preset] = {

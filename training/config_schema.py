@@ -26,7 +26,8 @@ DEVICES = ('auto', 'cuda', 'cpu')
 OPS = ('auto', 'cuda', 'torch')
 # Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
 OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
-                'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'ops', 'detector_dir')
+                'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'timeout_sec', 'ops',
+                'detector_dir')
 TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
@@ -42,10 +43,10 @@ class TrainConfig:
     no limit.  ada_kimg: thousand pictures in which p can move by 1; ada_interval: steps between its moves.
     G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
     URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
-    time_limit_sec: the run saves itself and stops after so many seconds.  ops: which implementation operators
-    have.  detector_dir: folder with feature networks of metrics.  snapshot_formats: suffixes of the files of
-    saved networks.  Raises UserError for what cannot be
-    trained.
+    time_limit_sec: the run saves itself and stops after so many seconds.  timeout_sec: a process that the
+    others wait for so long ends it.  ops: which implementation operators have.  detector_dir: folder with
+    feature networks of metrics.  snapshot_formats: suffixes of the files of saved networks.  Raises UserError
+    for what cannot be trained.
     """
 
     run_dir: str
@@ -81,6 +82,7 @@ class TrainConfig:
     wandb: bool = False
     keep: int | None = None
     time_limit_sec: float | None = None
+    timeout_sec: float = 600
     ops: str = 'auto'
     detector_dir: str | None = None
     snapshot_formats: tuple[str, ...] = ('pkl',)

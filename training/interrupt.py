@@ -3,17 +3,18 @@
 
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask the run to stop: it finishes its iteration, saves itself and leaves
 with STOPPED, the status by which sysexits.h means "try again later". Slurm: start train.py with
---resume=latest in a script that calls `scontrol requeue $SLURM_JOB_ID` on status 75, and let the signal
-come early by `sbatch --signal=USR1@120`. Kubernetes: a Job with restartPolicy OnFailure starts it again,
-and its podFailurePolicy can leave status 75 out of the count. A second signal stops the process at once
-with 128 + the signal's number, 130 for Ctrl-C.
+--resume=latest in a script that calls `scontrol requeue $SLURM_JOB_ID` on status 75, and let the signal come
+early by `sbatch --signal=USR1@120`. Kubernetes: a Job with restartPolicy OnFailure starts it again, and its
+podFailurePolicy can leave status 75 out of the count. torchrun always leaves with 1 where a process left with
+anything but 0, and names the 75 in its report; with --max-restarts it starts a process that alone was asked
+to stop again, except after --time-limit, which counts for the whole launch. A second signal stops the process
+at once with 128 + the signal's number, 130 for Ctrl-C.
 """
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
-
-import torch
 
 from torch_utils import distributed
 
@@ -38,7 +39,7 @@ class Interrupt:
         self._signal: int | None = None
         self._signal_sec = 0.0
         self._before: dict[int, object] = {}
-        self._on_way: torch.Tensor | None = None
+        self._answer: Callable[[], int] | None = None
 
     def __enter__(self) -> 'Interrupt':
         for number in SIGNALS:
@@ -74,15 +75,15 @@ class Interrupt:
             return '--time-limit'
         return None
 
-    def should_stop(self, device: torch.device | None = None) -> bool:
+    def should_stop(self, also: bool = False) -> bool:
         """Whether the run stops after this iteration. All processes call it and get the same answer.
 
-        device: of the collective operations. Several processes stop an iteration after the first one was
-        asked, because the answer is read only when the next iteration is under way.
+        also: this process has another reason. Several processes stop an iteration after the first one was
+        asked: the answer travels between the CPUs while the next iteration is under way, so that nobody
+        waits for it or for a GPU.
         """
+        is_asked = also or self.reason is not None
         if distributed.world_size() == 1:
-            return self.reason is not None
-        answer = self._on_way is not None and bool(self._on_way.item() > 0)
-        is_asked = torch.tensor([float(self.reason is not None)], device=device)
-        self._on_way = distributed.all_reduce_sum(is_asked)
-        return answer
+            return is_asked
+        answer, self._answer = self._answer, distributed.start_max(int(is_asked))
+        return answer is not None and answer() > 0

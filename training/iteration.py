@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from torch_utils import distributed
 from training.config import TrainConfig
 from training.loss import MicroBatch
 from training.phases import Phase, PhaseSource, build_phases
@@ -24,6 +25,7 @@ class PhaseClock:
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
         """Time what happens within this context under a name; the latest time counts."""
+        distributed.note_phase(name)
         start = self._now()
         yield
         self._latest[name] = (start, self._now())

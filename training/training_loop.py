@@ -2,6 +2,7 @@
 """The training loop: build a run from its configuration, then iterate, and at the end of each tick report and
 save.
 """
+import contextlib
 import dataclasses
 import sys
 import time
@@ -15,7 +16,8 @@ from dnnlib.progress import Progress, progress
 from dnnlib.util import UserError
 from metrics.metric_utils import all_processes
 from metrics.training_metrics import TrainingMetrics
-from torch_utils import custom_ops, distributed, misc
+from torch_utils import custom_ops, distributed, misc, watch
+from torch_utils.agreement import check_agreement
 from torch_utils.training_stats import Store
 from training.background import Snapshot, SnapshotWriter
 from training.batches import Batches, draw_labels
@@ -28,6 +30,7 @@ from training.interrupt import STOPPED, Interrupt
 from training.iteration import PhaseClock, phases_of, run_iteration
 from training.manifest import FAKES
 from training.memory import fit_to_memory
+from training.run_lock import RunLock
 from training.run_log import (
     RunLog,
     TickClock,
@@ -40,8 +43,11 @@ from training.run_log import (
 )
 from training.run_state_file import make_payload
 from training.state import build_state, pick_device, seed_iteration
+from training.supply import AHEAD, Supply
 
 CPU_GRID_IMAGES = 240  # the published sheet of 1,024 small pictures would take a CPU as long as a tick
+ADVICE = '; --resume=latest goes on from the last snapshot'
+FINISH_SEC = 20  # for the snapshot that is being written when the run is given up
 
 
 def train(config: TrainConfig, wish: Continuation | None = None) -> None:
@@ -55,20 +61,29 @@ def train(config: TrainConfig, wish: Continuation | None = None) -> None:
     """
     device = pick_device(config.device)
     custom_ops.set_mode(config.ops)
-    if config.num_gpus > 1:
-        device = distributed.join(device.type)
+    with distributed.Group(device, config.num_gpus, config.timeout_sec, ADVICE) as group:
+        is_first = distributed.rank() == 0
+        # Locked before anything of the folder is changed.
+        with RunLock(config.run_dir) if is_first else contextlib.nullcontext() as lock:
+            if is_first and lock.note is not None:
+                print(f'Note: {lock.note}')
+            is_complete = _train(config, group.device, wish)
+    if not is_complete:
+        sys.exit(STOPPED)
+
+
+def _train(config: TrainConfig, device: torch.device, wish: Continuation | None) -> bool:
+    """Train on a device, as one of the group. Returns whether the run is done."""
     config, saved = config.for_device(device.type), None
     if wish is not None:
         config, saved = open_state(wish, config)
         if distributed.rank() == 0:
             rewind_records(config.run_dir, saved)
-    store = Store(distributed.rank(), device if config.num_gpus > 1 else None)
+    # Summed on the CPU, where the numbers are once someone has waited for the device.
+    store = Store(distributed.rank(), torch.device('cpu') if config.num_gpus > 1 else None)
     with Interrupt(config.time_limit_sec) as interrupt, RunLog(
             config.run_dir, rank=distributed.rank(), store=store, wandb=config.wandb) as log:
-        is_complete = Training(config, device, log, saved).run(interrupt)
-    distributed.leave()
-    if not is_complete:
-        sys.exit(STOPPED)
+        return Training(config, device, log, saved).run(interrupt)
 
 
 class Training:
@@ -103,6 +118,8 @@ class Training:
         self.writer = SnapshotWriter(
             config.run_dir, config.keep, next(iter(config.metrics), None),
             config.snapshot_formats) if self.is_writer else None
+        if self.writer is not None:
+            watch.HERE.finish = lambda: self.writer.wait_for_files(FINISH_SEC)
         self.sheet = Sheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
         self.guards = Guards(self.state, self.phases, self._diversity_probe())
         if saved is not None and 'guards' in saved['extra']:
@@ -153,24 +170,29 @@ class Training:
         with progress(
             total=config.total_kimg * 1000, initial=state.cur_nimg, desc='Training', unit='img',
             show=self.is_writer) as bar:
-            batches = self._batches()
+            supply = Supply(self._batches(), AHEAD if distributed.world_size() > 1 else 0)
             self.tick_clock.start_tick(state.cur_nimg)
             while not is_done(state.cur_nimg, config.total_kimg):
-                self._iterate(batches)
+                self._iterate(supply)
                 bar.update(config.batch_size)
                 if tick_ends(
                     state.cur_nimg, self.tick, self.tick_start_nimg, config.total_kimg, config.kimg_per_tick):
                     self._end_tick(bar)
                     self.tick_clock.start_tick(state.cur_nimg)
-                if interrupt.should_stop(self.device) and not is_done(state.cur_nimg, config.total_kimg):
-                    self._stop(interrupt)
+                is_asked = interrupt.should_stop(supply.error is not None)
+                if is_asked and not is_done(state.cur_nimg, config.total_kimg):
+                    self._stop(interrupt, supply)
                     return False
         return True
 
-    def _stop(self, interrupt: Interrupt) -> None:
-        """Save the state, whatever the tick."""
+    def _stop(self, interrupt: Interrupt, supply: Supply) -> None:
+        """Save the state, whatever the tick. Raises UserError if a process has no more data."""
         if self.saved_nimg != self.state.cur_nimg:
             self._save_snapshot()
+        problems = distributed.gather_values(None if supply.error is None else str(supply.error))
+        for rank, problem in enumerate(problems):
+            if problem is not None:
+                raise UserError(f'{problem} (process {rank}); then go on with --resume=latest')
         self.log.print(f'Stopping at {self.state.cur_nimg / 1000:.1f} kimg as asked to '
                        f'({interrupt.reason or "by another process"}); --resume=latest goes on from here.')
 
@@ -182,22 +204,21 @@ class Training:
             seed=config.random_seed, rank=distributed.rank(), num_replicas=distributed.world_size(),
             cache=config.data.cache, num_workers=config.data.num_workers))
 
-    def _iterate(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def _iterate(self, supply: Supply) -> None:
         """One iteration; all its randomness follows from (seed, rank, cur_nimg)."""
+        distributed.note_phase('data')
         with self.tick_clock.waiting_for_data():
-            real = self._next_batch(batches)
+            real = self._next_batch(supply)
         rng = seed_iteration(self.config.random_seed, distributed.rank(), self.state.cur_nimg)
         run_iteration(
             self.state, self.phases, real, lambda n: draw_labels(self.dataset, n, rng), self.config,
             self.phase_clock)
 
-    def _next_batch(
-        self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _next_batch(self, supply: Supply) -> tuple[torch.Tensor, torch.Tensor]:
         try:
-            return next(batches)
+            return supply.take()
         except UserError as error:
-            # Nothing of the run need be lost. Only alone: other processes wait for something else.
+            # Nothing of the run need be lost. Several processes have agreed to stop before, or hardly begun.
             if distributed.world_size() == 1 and self.state.cur_nimg > 0:
                 if self.saved_nimg != self.state.cur_nimg:
                     self._save_snapshot()
@@ -206,6 +227,7 @@ class Training:
 
     def _end_tick(self, bar: Progress) -> None:
         """Report the tick, then save pictures, networks and metrics as far as they are due."""
+        distributed.note_phase('tick')
         config, state, tick = self.config, self.state, self.tick
         done = is_done(state.cur_nimg, config.total_kimg)
         report = self.tick_clock.end_tick(tick, state.cur_nimg, state.augment_p, self.device)
@@ -247,6 +269,7 @@ class Training:
         """Write a sheet of generated pictures. A failure costs the sheet, not the run."""
         if not self.is_writer:
             return
+        distributed.note_phase('sample sheet')
         try:
             self.log.save_grid(
                 name, self.sheet.fakes(self.state.G_ema, self.config.batch_gpu), (-1, 1), self.sheet.size)
@@ -265,7 +288,9 @@ class Training:
     def _save_snapshot(self, networks_name: str = '', fakes: str = '') -> None:
         """Start to write the state and, with a name for them, the networks. All processes call it."""
         state, config = self.state, self.config
+        distributed.note_phase('snapshot')
         run, statistics = state.state_dict(), distributed.gather_values(self.log.store.state_dict())
+        check_agreement(run)
         self.saved_nimg = state.cur_nimg
         if self.writer is None:
             return
@@ -292,6 +317,7 @@ class Training:
 
     def _compute_metrics(self, metrics: TrainingMetrics, is_untrained: bool = False) -> None:
         """Of the networks that were saved last. All processes call it and share the work."""
+        distributed.note_phase('metrics')
         state, path = self.state, self.log.run_dir / self.metrics_due
         results = metrics.compute(state.G_ema, self.device, str(path), self.log.print, is_untrained)
         if self.writer is not None:

@@ -2,12 +2,14 @@
 """Processes: how they start, what they share, and how a run ends when one of them fails."""
 import os
 import signal
+import time
 
 import pytest
 import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed
+from torch_utils.agreement import check_agreement
 
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
 
@@ -75,3 +77,42 @@ def test_without_a_group_everything_is_local():
     distributed.leave()
     assert x.tolist() == [1, 1] and distributed.broadcast_value('v') == 'v'
     assert distributed.local_world_size() == 1
+
+
+def hang():
+    group = distributed.Group(torch.device('cpu'), 2, timeout_sec=2, advice='; try again')
+    with group:
+        distributed.note_phase('sum')
+        distributed.average([torch.zeros(1)])
+        if distributed.rank() == 1:
+            distributed.note_phase('data')
+            time.sleep(600)
+        distributed.average([torch.zeros(1)])
+
+
+@needs_processes
+def test_a_process_that_hangs_ends_the_launch_in_time_with_its_name_and_phase(capfd):
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        distributed.launch(hang, (), 2)
+    assert caught.value.code == 1 and time.monotonic() - start < 60
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith('Error')]
+    assert lines == ['Error: process 1 has been in the phase data for 2 seconds while others wait for it; '
+                     'all processes stop; try again']
+
+
+def agree():
+    with distributed.Group(torch.device('cpu'), 3) as group:
+        answers = [distributed.start_max(int(distributed.rank() == 2)), distributed.start_max(0)]
+        values = distributed.gather_values(distributed.rank() * 2)
+        assert [answer() for answer in answers] == [1, 0] and values == [0, 2, 4]
+        assert group.device == torch.device('cpu')
+        check_agreement({'w': torch.ones(3)})
+        odd = {'w': torch.full([3], float(distributed.rank() == 2)), 'n': distributed.rank()}
+        check_agreement(odd)
+
+
+@needs_processes
+def test_three_processes_find_out_which_of_them_is_different():
+    with pytest.raises(UserError, match='process 2 has another w than the others'):
+        distributed.launch(agree, (), 3)

@@ -125,3 +125,25 @@ def test_made_up_labels_are_drawn_from_those_of_the_dataset(folder):
 
 def test_only_datasets_that_are_small_for_the_machine_go_into_memory():
     assert batches.fits_in_ram(0) and not batches.fits_in_ram(10 ** 15)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_processes_share_the_stream_without_overlap_whatever_reads_it(workers):
+    class Numbers(torch.utils.data.Dataset):
+        num_bytes = 0
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            return np.full([1, 1, 1], index, dtype=np.uint8), np.zeros([0], dtype=np.float32)
+
+    def stream(rank, size, count):
+        found = iter(batches.Batches(Numbers(), 2, torch.device('cpu'), seed=1, rank=rank, num_replicas=size,
+                                     cache='off', num_workers=workers))
+        return [round(float(x + 1) * 127.5) for _ in range(count) for x in next(found)[0].flatten()]
+    alone = stream(0, 1, 12)
+    parts = [stream(rank, 3, 4) for rank in range(3)]
+    # Two epochs, each of which shows every picture once.
+    assert [x for row in zip(*parts, strict=True) for x in row] == alone
+    assert sorted(alone[:12]) == sorted(alone[12:]) == list(range(12))

@@ -67,6 +67,12 @@ def test_the_demo_preset_is_small_and_needs_no_download():
     assert config.metrics == ('swd',) and config.G.num_fp16_res == 0 and config.kimg_per_tick <= 1
 
 
+def test_auto_gives_every_process_as_many_pictures():
+    for gpus in range(1, 70):
+        config = resolve({'gpus': gpus}, side=256)
+        assert config.batch_size == config.batch_gpu * gpus and config.batch_size <= max(64, gpus)
+
+
 def test_auto_measures_pictures_that_are_not_square_by_their_area():
     wide = resolve(side=64, width=256)
     assert wide.batch_size == resolve(side=128).batch_size
@@ -132,6 +138,7 @@ EFFECTS = [
     ('metrics', 'swd,swd', 'metrics', ('swd', 'swd')), ('metrics_every', 3, 'metrics_every', 3),
     ('detector_dir', 'nets', 'detector_dir', 'nets'),
     ('keep', 3, 'keep', 3), ('time_limit', '2h', 'time_limit_sec', 7200),
+    ('timeout', 30.0, 'timeout_sec', 30), ('gpus', 3, 'batch_size', 63), ('gpus', 3, 'batch_gpu', 21),
     ('seed', 7, 'random_seed', 7), ('tick', 0.5, 'kimg_per_tick', 0.5),
     ('cond', True, 'data.use_labels', True), ('cond', False, 'data.use_labels', False),
     ('subset', 9, 'data.max_size', 9), ('subset', 9, 'data.random_seed', 0),
@@ -217,8 +224,8 @@ def test_pictures_without_colour_get_the_other_augmentations():
 # --- Errors
 
 ERRORS = [
-    ({'gpus': 3}, '--gpus=3 .*power of two.*2 or 4'), ({'gpus': 0}, '--gpus=0 .*power of two'),
-    ({'gpus': -4}, '--gpus=-4 .*power of two'), ({'snap': '0'}, '--snap=0 .*30m'),
+    ({'gpus': 0}, '--gpus=0 .*at least 1'), ({'gpus': -4}, '--gpus=-4 .*nearest valid: 1'),
+    ({'timeout': 0.0}, '--timeout=0.0 .*at least 0.1'), ({'snap': '0'}, '--snap=0 .*30m'),
     ({'snap': '2h'}, '--snap=2h '), ({'snap': '0m'}, '--snap=0m '),
     ({'metrics': 'fid'}, '--metrics=fid: .*fid50k_full.*ppl_wend.*swd'),
     ({'metrics': 'swd, swd'}, "' swd' is not"),
@@ -254,7 +261,7 @@ def test_a_wrong_flag_is_explained_in_one_line_that_names_it(flags, message):
 
 
 def test_the_first_of_several_errors_in_the_published_order_is_reported():
-    wrong = {'gpus': 3, 'snap': '0', 'metrics': 'x', 'cond': True, 'subset': 0, 'gamma': -1.0, 'kimg': 0,
+    wrong = {'gpus': 0, 'snap': '0', 'metrics': 'x', 'cond': True, 'subset': 0, 'gamma': -1.0, 'kimg': 0,
              'batch': 0, 'aug': 'fixed', 'target': 5.0, 'augpipe': 'x', 'freezed': -1, 'workers': -1}
     while wrong:
         with pytest.raises(UserError, match=f'--{next(iter(wrong))}'):

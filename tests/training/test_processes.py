@@ -3,8 +3,11 @@
 import pytest
 import torch
 from loss_cases import tiny_batch, tiny_pair
+from resume_cases import configure, last_nimg, leave_out_pictures, write_pictures
 
+from dnnlib.util import UserError
 from torch_utils import distributed
+from training import training_loop
 from training.phases import PhaseSource, build_phases, lazy_adam
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
@@ -45,3 +48,26 @@ def test_gradients_do_not_depend_on_the_number_of_processes(processes, tmp_path)
             assert (gradient != 0).any() or name == 'Greg'
             # Sums in another order: a few units in the last place of the largest.
             torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def starve(config):
+    """Train, but let process 1 find no tenth batch."""
+    original = training_loop.Training._batches
+
+    def batches(self):
+        for number, batch in enumerate(original(self)):
+            if distributed.rank() == 1 and number == 9:
+                raise UserError('--data: a.png cannot be decoded')
+            yield batch
+    training_loop.Training._batches = batches
+    leave_out_pictures()
+    training_loop.train(config)
+
+
+def test_a_process_without_data_stops_all_with_the_state_of_that_moment_saved(tmp_path):
+    (tmp_path / 'pictures').mkdir()
+    config = configure(write_pictures(tmp_path / 'pictures'), tmp_path / 'run', batch=4, gpus=2, steps=30,
+                       steps_per_tick=100)
+    with pytest.raises(UserError, match=r'a\.png cannot be decoded \(process 1\); then go on with --resume'):
+        distributed.launch(starve, (config,), 2)
+    assert last_nimg(config) == 4 * 9

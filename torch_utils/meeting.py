@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the processes of a run find each other: the key-value store that their launcher keeps.
+
+The store outlives a restart of the processes, so everything of one start lies under a name of its own; what
+a later start shall know of an earlier one lies beside it.
+"""
+import functools
+import hashlib
+import json
+import os
+import pickle
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from dnnlib.util import UserError
+
+WAIT_SEC = 600  # for the processes of a start to appear, and for what rank 0 decides
+POLL_SEC = 0.05
+REFUSED = 2  # exit status of a process that another one has spoken for
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The processes of one start.
+
+    name: of the start.  store: what belongs to it.  launch: what outlives a restart of the processes.
+    """
+
+    rank: int
+    world_size: int
+    name: str
+    store: dist.Store
+    launch: dist.Store
+
+    def reconnect(self, timeout_sec: float) -> dist.Store:
+        """The store of this start by another connection, for a thread that shall not wait for others."""
+        return dist.PrefixStore(self.name, _of_launch(open_store(timeout_sec)))
+
+    def from_first(self, decide: Callable[[], Any]) -> Any:
+        """What decide() returns on rank 0, a value that pickle knows. All processes call it.
+
+        If it raises there, the others leave in silence.
+        """
+        if self.rank == 0:
+            told = pickle.dumps(None)
+            try:
+                value = decide()
+                told = pickle.dumps((value,))
+            finally:
+                self.store.set('decision', told)
+            return value
+        try:
+            decision = pickle.loads(self.store.get('decision'))
+        except dist.DistError as error:
+            raise UserError(f'process {self.rank} has not heard from process 0 for {WAIT_SEC} seconds; see '
+                            'whether it runs') from error
+        if decision is None:
+            sys.exit(REFUSED)
+        return decision[0]
+
+    def is_first_to_say(self, text: str) -> bool:
+        """Whether no other process of this start has said the same."""
+        key = f'said/{hashlib.sha256(text.encode()).hexdigest()}'
+        return self.store.compare_set(key, '', str(self.rank)) == str(self.rank).encode()
+
+    def remember(self, **values: Any) -> None:
+        """Keep plain values for the starts that follow within this launch."""
+        self.launch.set('memory', json.dumps(values))
+
+    def recall(self) -> dict[str, Any]:
+        """What an earlier start within this launch has kept, nothing at the first.
+
+        Raises UserError if there was an earlier one but its values are lost.
+        """
+        if self.launch.check(['memory']):
+            return json.loads(self.launch.get('memory'))
+        if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0:
+            raise UserError('--max-restarts: the store of the launcher does not know any more which run this '
+                            'was; start again, with --resume=latest')
+        self.remember()
+        return {}
+
+
+def is_launched() -> bool:
+    """Whether torchrun, or what stands for it, has started this process and told it its place."""
+    return {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
+
+
+def open_store(timeout_sec: float = WAIT_SEC) -> dist.TCPStore:
+    """A connection of its own to the store of the launch; without an agent, rank 0 keeps it.
+
+    timeout_sec: how long to wait for the store, and for a key.
+    """
+    has_agent = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+    return dist.TCPStore(
+        os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), wait_for_workers=False,
+        is_master=not has_agent and os.environ['RANK'] == '0', timeout=timedelta(seconds=timeout_sec),
+        multi_tenant=not has_agent)
+
+
+@functools.cache
+def meet() -> Meeting:
+    """Wait for all processes of this start. Raises UserError if some do not come."""
+    rank, world_size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    launch = _of_launch(open_store())
+    name = _host(launch, world_size) if rank == 0 else _join(launch, rank)
+    return Meeting(rank, world_size, name, dist.PrefixStore(name, launch), launch)
+
+
+def _of_launch(store: dist.Store) -> dist.Store:
+    return dist.PrefixStore(f'launch/{os.environ.get("TORCHELASTIC_RUN_ID", "")}', store)
+
+
+def _join(launch: dist.Store, rank: int) -> str:
+    """The name of the start, which rank 0 tells whoever asks with a word that nobody used before."""
+    word = uuid.uuid4().hex
+    launch.set(f'asks/{rank}', word)
+    try:
+        name = launch.get(f'answer/{word}').decode()
+    except dist.DistError as error:
+        raise UserError(f'process {rank} waited {WAIT_SEC} seconds for process 0; see whether it '
+                        'runs') from error
+    launch.set(f'{name}/here/{rank}', '')
+    return name
+
+
+def _host(launch: dist.Store, world_size: int) -> str:
+    """Make a name for the start and answer until everyone has heard it.
+
+    Words of earlier starts are answered as well, which does no harm.
+    """
+    name, missing = uuid.uuid4().hex, set(range(1, world_size))
+    deadline_sec = time.monotonic() + WAIT_SEC
+    while missing:
+        for rank in [r for r in missing if launch.check([f'asks/{r}'])]:
+            launch.set(f'answer/{launch.get(f"asks/{rank}").decode()}', name)
+        missing -= {r for r in missing if launch.check([f'{name}/here/{r}'])}
+        if missing and time.monotonic() > deadline_sec:
+            raise UserError(f'processes {", ".join(map(str, sorted(missing)))} of {world_size} have not come '
+                            f'within {WAIT_SEC} seconds; see whether their machines run')
+        time.sleep(POLL_SEC if missing else 0)
+    return name
