@@ -92,10 +92,10 @@ class SynthesisNetwork(torch.nn.Module):
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f'ws must be [N, {self.num_ws}, {self.w_dim}], not {list(ws.shape)}')
-        x = _laid_out(ws[:, 0, :, None, None].to(torch.float32))
+        x = ws[:, 0, :, None, None].to(torch.float32)
         for i in range(1, self.num_layers):
             x = F.relu(getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(x)))
-        return torch.tanh(getattr(self, f'conv{self.num_layers}')(x)).contiguous()
+        return torch.tanh(getattr(self, f'conv{self.num_layers}')(x))
 
 
 @persistence.persistent_class
@@ -149,7 +149,7 @@ class DCGANDiscriminator(torch.nn.Module):
         side = self.img_resolution
         if img.ndim != 4 or img.shape[1:] != (self.img_channels, side, side):
             raise ValueError(f'img must be [N, {self.img_channels}, {side}, {side}], not {list(img.shape)}')
-        x = F.leaky_relu(self.conv1(_laid_out(img)), NEGATIVE_SLOPE)
+        x = F.leaky_relu(self.conv1(img), NEGATIVE_SLOPE)
         for i in range(2, self.num_layers):
             x = F.leaky_relu(getattr(self, f'bn{i}')(getattr(self, f'conv{i}')(x)), NEGATIVE_SLOPE)
         return getattr(self, f'conv{self.num_layers}')(x).flatten(1)
@@ -164,8 +164,3 @@ def _num_layers(side: int) -> int:
 def _check_unconditional(c_dim: int) -> None:
     if c_dim != 0:
         raise ValueError(f'c_dim={c_dim} must be 0: DCGAN knows no labels')
-
-
-def _laid_out(x: torch.Tensor) -> torch.Tensor:
-    # On a CPU these convolutions take less than half the time with the channels last.
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == 'cpu' else x
