@@ -40,8 +40,10 @@ def write_fakes_over_time(run_dir: str | os.PathLike) -> Path | None:
 def _rows(folder: Path, tile: tuple[int, int]) -> list[tuple[list[str], PIL.Image.Image]]:
     """(lines of the label, pictures side by side) of each moment."""
     times = _times(folder)
+    # The sheet of the first step looks like that of the start: one of a kind is enough.
+    moments = {kimg: (kimg, path) for kimg, path in reversed(fake_sheets(folder))}
     rows = []
-    for kimg, path in evenly(fake_sheets(folder), MAX_ROWS):
+    for kimg, path in evenly(sorted(moments.values()), MAX_ROWS):
         strip = _strip(path, tile, path.stat().st_mtime_ns)
         if strip is not None:
             rows.append(([f'{kimg:.10g} kimg', *_time_at(kimg, times)], strip))

@@ -47,6 +47,11 @@ def test_each_moment_is_a_row_of_the_first_pictures(tmp_path):
     assert PIL.Image.open(path).width == LABEL_PX + COLUMNS * 48 + MARGIN_PX
 
 
+def test_the_start_is_shown_once(tmp_path):
+    save_sheet(run_folder(tmp_path), 'fakes000000.png', 15)
+    assert rows_of(write_fakes_over_time(tmp_path), 50) == [10, 21, 22, 23]
+
+
 def test_each_row_says_when(tmp_path):
     pixels = np.asarray(PIL.Image.open(write_fakes_over_time(run_folder(tmp_path)))).astype(int)
     labels = [pixels[MARGIN_PX + i * 50:MARGIN_PX + (i + 1) * 50, :LABEL_PX] for i in range(4)]
