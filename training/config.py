@@ -31,6 +31,7 @@ from training.config_sections import (
     LossConfig,
     OptimizerConfig,
 )
+from training.config_systems import check_unused
 from training.config_values import METRICS
 
 __all__ = [
@@ -92,11 +93,13 @@ def resolve(flags: Mapping[str, Any], dataset: DatasetInfo) -> TrainConfig:
     request = Request(flags, dataset)
     split_resolution(dataset.height, dataset.width)
     # The preset says everything; each flag that was given then changes its part, in the order of the table.
-    settings = _preset_settings(_preset(request), request)
+    preset = _preset(request)
+    settings = _preset_settings(preset, request)
     for option in OPTIONS:
         value = flags.get(option.key)
         if value is not None:
             option.validate(value)
+            check_unused(preset.system, str(request.flags.get('cfg')), option.name, value)
             option.apply(settings, value, request)
     # Last, since several flags decide how many pictures D sees at a time.
     settings['D.mbstd_group_size'] = fitting_group(settings['D.mbstd_group_size'], settings['batch_gpu'])
@@ -138,7 +141,8 @@ def _preset(request: Request) -> Preset:
     name = request.flags.get('cfg') or 'auto'
     if name not in PRESETS:
         raise UserError(f'--cfg={name} must be one of {", ".join(PRESETS)}')
-    return PRESETS[name].settle(request.dataset.height, request.dataset.width, request.gpus)
+    return PRESETS[name].settle(
+        request.dataset.height, request.dataset.width, request.gpus, request.epoch_nimg / 1000)
 
 
 def _preset_settings(preset: Preset, request: Request) -> Settings:
@@ -149,7 +153,7 @@ def _preset_settings(preset: Preset, request: Request) -> Settings:
     round_size = preset.batch // max(preset.ref_gpus or request.gpus, request.gpus)
     return {
         'run_dir': '.', 'num_gpus': request.gpus, 'random_seed': 0, 'metrics': preset.metrics,
-        'image_snapshot_ticks': preset.snap, 'network_snapshot_ticks': preset.snap,
+        'image_snapshot_ticks': preset.image_snap or preset.snap, 'network_snapshot_ticks': preset.snap,
         **{f'data.{name}': value for name, value in _data_settings(request.dataset).items()},
         # Both networks have the same number of feature maps at a level.
         **{f'{network}.{name}': value for network in 'GD' for name, value in channels.items()},
@@ -157,13 +161,19 @@ def _preset_settings(preset: Preset, request: Request) -> Settings:
         'G.use_noise': preset.use_noise,
         # The mapping network of D, used with labels, keeps its own depth.
         'D.mbstd_group_size': preset.mbstd, 'D.architecture': preset.architecture,
-        'G_opt.lr': preset.lrate, 'D_opt.lr': preset.lrate, 'loss.r1_gamma': preset.gamma,
+        'G_opt.lr': preset.lrate, 'D_opt.lr': preset.lrate, 'G_opt.betas': preset.betas,
+        'D_opt.betas': preset.betas, 'system': preset.system, **_intervals(preset),
+        'augment.mode': request.aug, 'loss.r1_gamma': preset.gamma,
         'loss.pl_weight': preset.pl_weight, 'loss.style_mixing_prob': preset.style_mixing_prob,
-        'augment.multipliers': _default_multipliers(preset, request.dataset), 'total_kimg': preset.kimg,
+        'augment.multipliers': _default_multipliers(preset, request), 'total_kimg': preset.kimg,
         'batch_size': preset.batch, 'batch_gpu': max(round_size, 1),
         'ema_kimg': preset.ema_kimg, 'ema_rampup': preset.ema_rampup, 'ada_kimg': preset.ada_kimg,
         'kimg_per_tick': preset.kimg_per_tick,
     }
+
+
+def _intervals(preset: Preset) -> dict[str, None]:
+    return {} if preset.is_lazy else {'G_reg_interval': None, 'D_reg_interval': None}
 
 
 def _data_settings(dataset: DatasetInfo) -> dict[str, Any]:
@@ -172,9 +182,12 @@ def _data_settings(dataset: DatasetInfo) -> dict[str, Any]:
             'resolution': height if height == width else (height, width)}
 
 
-def _default_multipliers(preset: Preset, dataset: DatasetInfo) -> dict[str, float]:
+def _default_multipliers(preset: Preset, request: Request) -> dict[str, float]:
+    # Without augmentation nothing of the preset's pipeline stays, so that the options say what happens.
+    if request.aug == 'noaug':
+        return {}
     groups = PIPELINES[preset.augpipe]
-    colourless = 'color' in groups and dataset.channels not in COLOR_CHANNELS
+    colourless = 'color' in groups and request.dataset.channels not in COLOR_CHANNELS
     return pipeline_multipliers('bg' if colourless else preset.augpipe)
 
 

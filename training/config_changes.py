@@ -21,7 +21,9 @@ CAUSES = {
     'augment.target': '--target', 'augment.multipliers': '--augpipe', 'data.use_labels': '--cond',
     'data.max_size': '--subset or --data', 'data.resolution': '--data', 'resume_pkl': '--resume',
     'G.num_fp16_res': '--precision', 'D.num_fp16_res': '--precision', 'ema_kimg': '--cfg',
-    'ema_rampup': '--cfg', 'ada_kimg': '--cfg', 'loss.pl_weight': '--cfg', 'loss.style_mixing_prob': '--cfg'}
+    'ema_rampup': '--cfg', 'system': '--cfg', 'G_reg_interval': '--cfg', 'D_reg_interval': '--cfg',
+    'G_opt.betas': '--cfg', 'D_opt.betas': '--cfg', 'ada_kimg': '--cfg', 'loss.pl_weight': '--cfg',
+    'loss.style_mixing_prob': '--cfg'}
 
 
 def changes(before: TrainConfig, after: TrainConfig) -> list[str]:

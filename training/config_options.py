@@ -62,7 +62,14 @@ class Request:
     @property
     def aug(self) -> str:
         """The augmentation mode."""
-        return self.flags.get('aug') or 'ada'
+        preset = PRESETS.get(self.flags.get('cfg') or 'auto')
+        return self.flags.get('aug') or ('ada' if preset is None else preset.aug)
+
+    @property
+    def epoch_nimg(self) -> int:
+        """Pictures in the dataset as far as it is used, mirror images included."""
+        count = min(self.flags.get('subset') or self.dataset.num_images, self.dataset.num_images)
+        return 2 * count if self.flags.get('mirror') else count
 
     @property
     def gpus(self) -> int:
@@ -184,9 +191,6 @@ def _set_aug(settings: Settings, value: str, request: Request) -> None:
     if value == 'fixed' and not request.given('p'):
         raise UserError('--aug=fixed needs a probability; add --p=0..1, or use --aug=ada, which finds one')
     settings['augment.mode'] = value
-    # Without augmentation nothing of the preset's pipeline stays, so that the options say what happens.
-    if value == 'noaug':
-        settings['augment.multipliers'] = {}
 
 
 def _set_p(settings: Settings, value: float, request: Request) -> None:
@@ -327,7 +331,7 @@ OPTIONS: tuple[Option, ...] = (
            slug='mirror'),
     Option('cfg', tuple(PRESETS), MODEL,
            'Preset of all hyperparameters. auto chooses by picture size and number of GPUs; demo is small '
-           'enough for a CPU.', 'auto'),
+           'enough for a CPU; stylegan1 and dcgan are other networks.', 'auto'),
     Option('gamma', float, MODEL, 'Weight of R1 regularisation, the setting most worth tuning.', BY_CFG,
            minimum=0, paths=('loss.r1_gamma',), slug='gamma{:g}'),
     Option('kimg', int, MODEL, 'Length of the training, in thousand pictures.', BY_CFG, minimum=1,
@@ -347,7 +351,7 @@ OPTIONS: tuple[Option, ...] = (
     Option('dlr', float, MODEL, 'Learning rate of the discriminator.', BY_CFG, minimum=0, paths=('D_opt.lr',),
            slug='dlr{:g}'),
     Option('aug', AUGMENT_MODES, AUGMENT, 'none, adapted to overfitting (ADA), or of fixed probability.',
-           'ada', setter=_set_aug, slug='{}'),
+           'ada; noaug with --cfg=dcgan', setter=_set_aug, slug='{}'),
     Option('p', float, AUGMENT, 'Probability of each transform, for --aug=fixed.', minimum=0, maximum=1,
            setter=_set_p, slug='p{:g}'),
     Option('target', float, AUGMENT,

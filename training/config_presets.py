@@ -8,17 +8,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from training.config_systems import UNLIMITED
+
 FMAPS_BASE = 32768  # channel_base of a preset with fmaps = 1
+DCGAN_FEATURES, DCGAN_EPOCHS = 64, 25  # ngf and ndf; passes through the dataset
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the rules of `auto` depend on. side: of a square picture, else of the square of the same area."""
+    """What the rules of `auto` depend on. side: of a square picture, else of the square of the same area.
+    epoch_kimg: thousand pictures in the dataset, as it is used.
+    """
 
     height: int
     width: int
     gpus: int
     batch: int = 0
+    epoch_kimg: float = 0
 
     @property
     def side(self) -> int:
@@ -38,11 +44,12 @@ class Preset:
     pictures a step.  mbstd: group size of minibatch standard deviation.  fmaps: feature maps, relative to
     FMAPS_BASE.  lrate: learning rate of G and D.  gamma: R1 weight.  ema_kimg, ema_rampup, ada_kimg,
     kimg_per_tick and the rest: as in TrainConfig.  map_depth: layers of the mapping network.  snap: ticks
-    between snapshots.
+    between snapshots; image_snap: between sheets of pictures, None: as snap.  aug: mode of augmentation.
+    betas: of Adam.  is_lazy: whether regularisation runs in steps of its own, less often.
     """
 
     ref_gpus: int | None
-    kimg: int
+    kimg: Entry
     batch: Entry
     mbstd: Entry
     fmaps: Entry
@@ -62,13 +69,18 @@ class Preset:
     style_mixing_prob: float = 0.9
     augpipe: str = 'bgc'
     ada_kimg: float = 500
-    kimg_per_tick: float = 4
+    kimg_per_tick: Entry = 4
     snap: int = 50
     metrics: tuple[str, ...] = ('fid50k_full',)
+    system: str = 'stylegan2'
+    aug: str = 'ada'
+    betas: tuple[float, float] = (0.0, 0.99)
+    is_lazy: bool = True
+    image_snap: int | None = None
 
-    def settle(self, height: int, width: int, gpus: int) -> 'Preset':
+    def settle(self, height: int, width: int, gpus: int, epoch_kimg: float = 0) -> 'Preset':
         """Replace every rule by its value."""
-        scale = Scale(height, width, gpus)
+        scale = Scale(height, width, gpus, epoch_kimg=epoch_kimg)
         # The batch comes first: other rules depend on it.
         batch = int(_settle(self.batch, scale))
         scale = dataclasses.replace(scale, batch=batch)
@@ -86,11 +98,15 @@ def _auto_batch(scale: Scale) -> int:
     return max(min(scale.gpus * per_gpu, 64) // scale.gpus, 1) * scale.gpus
 
 
+def _auto_gamma(scale: Scale) -> float:
+    return 0.0002 * (scale.height * scale.width) / scale.batch
+
+
 PRESETS: dict[str, Preset] = {
     'auto': Preset(
         ref_gpus=None, kimg=25000, batch=_auto_batch, mbstd=lambda s: min(s.batch // s.gpus, 4),
         fmaps=lambda s: 1 if s.side >= 512 else 0.5, lrate=lambda s: 0.002 if s.side >= 1024 else 0.0025,
-        gamma=lambda s: 0.0002 * (s.height * s.width) / s.batch, ema_kimg=lambda s: s.batch * 10 / 32,
+        gamma=_auto_gamma, ema_kimg=lambda s: s.batch * 10 / 32,
         ema_rampup=0.05, map_depth=2),
     # Columns in order: ref_gpus, kimg, batch, mbstd, fmaps, lrate, gamma, ema_kimg, ema_rampup, map_depth.
     'stylegan2': Preset(8, 25000, 32, 4, 1, 0.002, 10, 10, None, 8),
@@ -106,4 +122,19 @@ PRESETS: dict[str, Preset] = {
         ema_rampup=None, map_depth=2, z_dim=128, w_dim=128, channel_max=64, num_fp16_res=0, conv_clamp=None,
         pl_weight=0, style_mixing_prob=0, use_noise=False, ada_kimg=100, kimg_per_tick=1, snap=4,
         metrics=('swd',)),
+    # Karras et al. 2019 for the networks; the schedule is that of auto, as for any size of pictures.
+    'stylegan1': Preset(
+        ref_gpus=None, kimg=25000, batch=_auto_batch, mbstd=lambda s: min(s.batch // s.gpus, 4), fmaps=0.5,
+        lrate=lambda s: 0.002 if s.side >= 1024 else 0.0025, gamma=_auto_gamma,
+        ema_kimg=lambda s: s.batch * 10 / 32, ema_rampup=0.05, map_depth=8, num_fp16_res=0, conv_clamp=None,
+        pl_weight=0, architecture='orig', system='stylegan1'),
+    # Radford et al. 2016, Sec. 4, and 25 epochs, each of which is a tick with a sheet. G_ema is G: the
+    # statistics of batch norm would not fit averaged weights.
+    'dcgan': Preset(
+        ref_gpus=1, kimg=lambda s: max(DCGAN_EPOCHS * s.epoch_kimg, 1), batch=128, mbstd=1,
+        fmaps=lambda s: DCGAN_FEATURES * s.height / 2 / FMAPS_BASE, lrate=0.0002, gamma=0, ema_kimg=0,
+        ema_rampup=None, map_depth=1, z_dim=100, w_dim=100, channel_max=UNLIMITED, num_fp16_res=0,
+        conv_clamp=None, pl_weight=0, style_mixing_prob=0, kimg_per_tick=lambda s: max(s.epoch_kimg, 1),
+        snap=5, image_snap=1, metrics=('swd',), system='dcgan', aug='noaug', betas=(0.5, 0.999),
+        is_lazy=False),
 }

@@ -20,6 +20,7 @@ from training.config_sections import (
     construct,
     without_class_name,
 )
+from training.config_systems import SYSTEM_FORMS, SystemForm, read_sections, system_of
 
 PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
 DEVICES = ('auto', 'cuda', 'cpu')
@@ -45,8 +46,8 @@ class TrainConfig:
     URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
     time_limit_sec: the run saves itself and stops after so many seconds.  timeout_sec: a process that the
     others wait for so long ends it.  ops: which implementation operators have.  detector_dir: folder with
-    feature networks of metrics.  snapshot_formats: suffixes of the files of saved networks.  Raises UserError
-    for what cannot be trained.
+    feature networks of metrics.  snapshot_formats: suffixes of the files of saved networks.  system: which
+    networks and losses, see training.systems.  Raises UserError for what cannot be trained.
     """
 
     run_dir: str
@@ -86,6 +87,7 @@ class TrainConfig:
     ops: str = 'auto'
     detector_dir: str | None = None
     snapshot_formats: tuple[str, ...] = ('pkl',)
+    system: str = 'stylegan2'
 
     def __post_init__(self) -> None:
         check_minimum(self, 1, 'num_gpus', 'batch_size', 'batch_gpu')
@@ -94,6 +96,7 @@ class TrainConfig:
         check_choice('precision', self.precision, PRECISIONS)
         check_choice('device', self.device, DEVICES)
         check_choice('ops', self.ops, OPS)
+        check_choice('system', self.system, SYSTEM_FORMS)
         self._check_batch()
         self._check_channels()
 
@@ -112,18 +115,27 @@ class TrainConfig:
             if base < highest_level:
                 raise UserError(f'--cbase={base} leaves the highest level without feature maps; use '
                                 f'--cbase={highest_level} or more')
+            self._form.check(self.data, base)
+
+    @property
+    def _form(self) -> SystemForm:
+        return SYSTEM_FORMS[self.system]
 
     def G_kwargs(self) -> dict[str, Any]:
         """Constructor arguments of the generator, without c_dim, img_resolution and img_channels."""
-        kwargs = self.G.kwargs()
-        kwargs['synthesis_kwargs'].update(self._half_dtype())
+        kwargs = self._form.G_kwargs(self.G, self.data)
+        kwargs.get('synthesis_kwargs', {}).update(self._half_dtype())
         return kwargs
 
     def D_kwargs(self) -> dict[str, Any]:
         """Constructor arguments of the discriminator, without c_dim, img_resolution and img_channels."""
-        kwargs = self.D.kwargs()
-        kwargs['block_kwargs'].update(self._half_dtype())
+        kwargs = self._form.D_kwargs(self.D, self.data)
+        kwargs.get('block_kwargs', {}).update(self._half_dtype())
         return kwargs
+
+    def loss_kwargs(self) -> dict[str, Any]:
+        """Constructor arguments of the losses, as far as they are settings."""
+        return self._form.loss_kwargs(self.loss)
 
     def _half_dtype(self) -> dict[str, str]:
         return {'half_dtype': 'bfloat16'} if self.precision == 'bf16' else {}
@@ -143,16 +155,17 @@ class TrainConfig:
         """The published dictionary, which JSON can hold: its keys in its order, then the settings of this
         project.
         """
+        form = self._form
         return {
             **{name: getattr(self, name) for name in _HEAD_FIELDS},
             'metrics': list(self.metrics), 'random_seed': self.random_seed,
             'training_set_kwargs': _named('training.dataset.ImageFolderDataset', self.data),
             'data_loader_kwargs': self.data.loader_kwargs(),
-            'G_kwargs': _named('training.networks.Generator', self.G),
-            'D_kwargs': _named('training.networks.Discriminator', self.D),
+            'G_kwargs': {'class_name': form.generator, **form.G_kwargs(self.G, self.data)},
+            'D_kwargs': {'class_name': form.discriminator, **form.D_kwargs(self.D, self.data)},
             'G_opt_kwargs': _named('torch.optim.Adam', self.G_opt),
             'D_opt_kwargs': _named('torch.optim.Adam', self.D_opt),
-            'loss_kwargs': _named('training.loss.StyleGAN2Loss', self.loss),
+            'loss_kwargs': {'class_name': form.loss, **self.loss_kwargs()},
             **{name: getattr(self, name) for name in _SCHEDULE_FIELDS}, **self.augment.options(),
             **changed(self, *TAIL_SETTINGS), **self._formats(), **changed(self.data, 'cache'),
             'run_dir': self.run_dir,
@@ -170,13 +183,12 @@ class TrainConfig:
         # Each section takes its keys out; what is left are fields of TrainConfig, or unknown.
         rest = dict(options)
         try:
+            data, system = _read_data(rest), system_of(rest['G_kwargs'])
             settings = {
-                'data': _read_data(rest), 'augment': AugmentConfig.from_options(rest),
-                'G': GeneratorConfig.from_kwargs(without_class_name(rest.pop('G_kwargs'))),
-                'D': DiscriminatorConfig.from_kwargs(without_class_name(rest.pop('D_kwargs'))),
+                'data': data, 'augment': AugmentConfig.from_options(rest), 'system': system,
+                **read_sections(rest, system, data),
                 'G_opt': _read_optimizer(rest.pop('G_opt_kwargs')),
                 'D_opt': _read_optimizer(rest.pop('D_opt_kwargs')),
-                'loss': construct(LossConfig, without_class_name(rest.pop('loss_kwargs'))),
                 'metrics': tuple(rest.pop('metrics')),
                 'snapshot_formats': tuple(rest.pop('snapshot_formats', ('pkl',))),
             }

@@ -169,6 +169,11 @@ class LossConfig:
         names = ('pl_weight', 'style_mixing_prob', 'pl_batch_shrink', 'pl_decay')
         return {'r1_gamma': self.r1_gamma, **changed(self, *names)}
 
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> 'LossConfig':
+        """The inverse of `kwargs`. Raises UserError for anything missing or unknown."""
+        return construct(cls, kwargs)
+
 
 @dataclass(frozen=True)
 class AugmentConfig:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from dnnlib.util import format_time
-from training import augment, networks
+from training import augment
 from training.config import TrainConfig
 from training.device_speed import measure_speed
-from training.loss import MicroBatch, StyleGAN2Loss
+from training.loss import MicroBatch
 from training.memory import smaller_batches
-from training.phases import Phase, PhaseSource, build_phases
+from training.phases import Phase, PhaseSource
+from training.systems import make_loss, make_networks, make_phases
 from training.work import Counter, Work
 
 GB, TERA, FLOAT_BYTES = 1e9, 1e12, 4
@@ -123,17 +124,13 @@ class Rehearsal:
 
     def __init__(self, config: TrainConfig, label_dim: int, channels: int):
         self.config, self.channels = config, channels
-        shape = {'c_dim': label_dim, 'img_channels': channels, 'img_resolution': config.data.resolution}
         with torch.device('meta'):
-            self.G = networks.Generator(**shape, **config.G_kwargs()).train()
-            self.D = networks.Discriminator(**shape, **config.D_kwargs()).train()
-        for network in (self.G, self.D):
-            network.requires_grad_(requires_grad=False)
+            self.G, self.D = [network.train().requires_grad_(requires_grad=False)
+                              for network in make_networks(config, label_dim, channels)]
         self._pipe = _CountedAugmentation(config, channels) if _augments(config) else None
-        loss = StyleGAN2Loss(
-            self.G, self.D, self._pipe, **config.loss.kwargs(), report=lambda name, values: values)
-        self._phases = build_phases(
-            loss, PhaseSource(self.G, _no_optimizer(self.G), config.G_reg_interval),
+        loss = make_loss(config, self.G, self.D, self._pipe, lambda name, values: values)
+        self._phases = make_phases(
+            config, loss, PhaseSource(self.G, _no_optimizer(self.G), config.G_reg_interval),
             PhaseSource(self.D, _no_optimizer(self.D), config.D_reg_interval))
         # Style mixing draws on the CPU, whatever the device.
         with torch.random.fork_rng([]):

@@ -9,8 +9,9 @@ import torch
 from torch_utils import distributed
 from training.config import TrainConfig
 from training.loss import MicroBatch
-from training.phases import Phase, PhaseSource, build_phases
+from training.phases import Phase, PhaseSource
 from training.state import TrainingState
+from training.systems import make_phases
 
 
 class PhaseClock:
@@ -47,8 +48,8 @@ class PhaseClock:
 
 def phases_of(state: TrainingState, config: TrainConfig) -> list[Phase]:
     """The phases of a run; they share the state's networks, optimizers and loss."""
-    return build_phases(
-        state.loss, PhaseSource(state.G, state.G_opt, config.G_reg_interval),
+    return make_phases(
+        config, state.loss, PhaseSource(state.G, state.G_opt, config.G_reg_interval),
         PhaseSource(state.D, state.D_opt, config.D_reg_interval))
 
 

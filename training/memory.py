@@ -32,7 +32,7 @@ def fit_to_memory(
     picture fits.
     """
     def attempt(candidate: TrainConfig) -> None:
-        if candidate is not config:
+        if candidate.D.mbstd_group_size != config.D.mbstd_group_size:
             _set_group(state.D, candidate.D.mbstd_group_size)
         rehearse(state, phases, candidate)
 

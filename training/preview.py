@@ -11,7 +11,7 @@ from training.dataset import ImageFolderDataset, find_dataset
 from training.dataset_labels import LabelError
 from training.estimate import describe
 from training.label_report import describe_labels, ignored_labels_notice
-from training.networks import Discriminator, Generator
+from training.systems import make_networks
 
 
 def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None]:
@@ -55,11 +55,9 @@ def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
     Takes some seconds; nothing large is allocated.
     """
     label_dim = dataset.label_dim if config.data.use_labels else 0
-    shape = {'c_dim': label_dim, 'img_channels': dataset.channels, 'img_resolution': config.data.resolution}
     # Tensors on the meta device have shapes and no memory.
     with torch.device('meta'):
-        networks = {'Generator': Generator(**shape, **config.G_kwargs()),
-                    'Discriminator': Discriminator(**shape, **config.D_kwargs())}
+        networks = make_networks(config, label_dim, dataset.channels)
     counts = [f'{name + ":":<20}{sum(p.numel() for p in network.parameters()):,} parameters'
-              for name, network in networks.items()]
+              for name, network in zip(('Generator', 'Discriminator'), networks, strict=True)]
     return '\n'.join([*counts, *describe(config, label_dim, dataset.channels)])

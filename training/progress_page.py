@@ -42,7 +42,7 @@ def write_progress_page(run_dir: str | os.PathLike) -> Path:
 def progress_page(run_dir: str | os.PathLike) -> str:
     """The text of the page: see write_progress_page."""
     folder = Path(run_dir).resolve()
-    ticks, options = read_ticks(folder / 'stats.jsonl'), _read_options(folder)
+    ticks, options = read_ticks(folder / 'stats.jsonl'), read_options(folder)
     charts = ''.join(chart(panel) for panel in training_panels(ticks, folder))
     title = html.escape(folder.name)
     parts = [_header(folder, ticks, options), _warnings(folder), _pictures(folder, options),
@@ -78,7 +78,8 @@ def log_warnings(log: str | os.PathLike) -> list[str]:
     return [line.removeprefix(WARNING)[:MAX_WARNING_CHARS] for line in list(found)[-MAX_WARNINGS:]]
 
 
-def _read_options(folder: Path) -> dict[str, Any]:
+def read_options(folder: Path) -> dict[str, Any]:
+    """training_options.json of a run's folder; empty if it cannot be read."""
     try:
         options = json.loads((folder / 'training_options.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -152,7 +153,7 @@ def _warnings(folder: Path) -> str:
 
 def _pictures(folder: Path, options: Mapping[str, Any]) -> str:
     """The latest generated pictures beside training pictures, and how they came to be."""
-    tile, sheets = _tile(options), fake_sheets(folder)
+    tile, sheets = tile_size(options), fake_sheets(folder)
     shown = []
     if sheets:
         kimg, path = sheets[-1]
@@ -177,7 +178,7 @@ def _figure(sheet: Sheet, tag: str) -> str:
             f'<img src="{sheet.uri}" alt="{caption}"></figure>')
 
 
-def _tile(options: Mapping[str, Any]) -> tuple[int, int] | None:
+def tile_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
     """(height, width) of a picture, if the options tell."""
     size = _part(options, 'training_set_kwargs').get('resolution')
     sides = [size, size] if isinstance(size, int) else size
@@ -189,7 +190,7 @@ def _tile(options: Mapping[str, Any]) -> tuple[int, int] | None:
 def _facts(options: Mapping[str, Any]) -> str:
     """The options that one compares between runs."""
     data, augment = _part(options, 'training_set_kwargs'), _part(options, 'augment_kwargs')
-    tile = _tile(options)
+    tile = tile_size(options)
     facts = {
         'Data': os.path.basename(str(data.get('path') or '')),
         'Pictures': data.get('max_size'),

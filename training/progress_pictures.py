@@ -78,7 +78,7 @@ def _encoded(
 ) -> str | None:
     try:
         with PIL.Image.open(path) as sheet:
-            picture = _flat(_crop(sheet, tile, columns))
+            picture = flat(_crop(sheet, tile, columns))
     except READ_ERRORS:
         return None
     return encode(_fit(picture, max_px), max_bytes)
@@ -93,7 +93,7 @@ def _crop(sheet: PIL.Image.Image, tile: tuple[int, int] | None, columns: int) ->
     return sheet.crop((0, 0, min(sheet.width, columns * width), min(sheet.height, rows * height)))
 
 
-def _flat(picture: PIL.Image.Image) -> PIL.Image.Image:
+def flat(picture: PIL.Image.Image) -> PIL.Image.Image:
     """RGB, with gray behind what is transparent."""
     if picture.mode not in ('LA', 'RGBA'):
         return picture.convert('RGB')

@@ -15,6 +15,7 @@ import torch
 from dnnlib import progress
 from dnnlib.util import Logger, UserError
 from torch_utils.training_stats import Collector, Store
+from training.fakes_over_time import write_fakes_over_time
 from training.progress_page import WARNING, write_progress_page
 from training.sample_grid import grid_indices, grid_size, save_image_grid
 from training.stats_sinks import open_sinks
@@ -166,14 +167,15 @@ class RunLog:
                 self._writer.write_sheet(self.run_dir / name, self._cur_nimg)
 
     def plot(self) -> Path:
-        """Draw training_curves.png and write progress.html from what there is so far; returns the path of the
-        picture.
+        """Draw training_curves.png and fakes_over_time.png and write progress.html from what there is so far;
+        returns the path of the curves.
 
         What cannot be written costs a line of the log, not the run.
         """
         path = self.run_dir / 'training_curves.png'
         if self._writer is not None:
             self._show(lambda: plot_training_curves(self.run_dir / 'stats.jsonl', path))
+            self._show(lambda: write_fakes_over_time(self.run_dir))
             self._show(lambda: write_progress_page(self.run_dir))
         return path
 

@@ -10,11 +10,13 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
-from training import ada, augment, ema, networks
+from training import ada, augment, ema
 from training.config import TrainConfig
-from training.loss import StyleGAN2Loss
 from training.phases import lazy_adam
+from training.systems import make_loss, make_networks
 from training.transfer import transfer
+
+RUNNING_MEANS = ('w_avg', 'running_mean', 'running_var')  # ends of names of buffers that follow the batches
 
 
 @dataclass
@@ -25,12 +27,12 @@ class TrainingState:
     cur_nimg: real pictures shown so far, over all processes.  batch_idx: iterations so far.
     """
 
-    G: networks.Generator
-    D: networks.Discriminator
-    G_ema: networks.Generator
+    G: torch.nn.Module
+    D: torch.nn.Module
+    G_ema: torch.nn.Module
     G_opt: torch.optim.Optimizer
     D_opt: torch.optim.Optimizer
-    loss: StyleGAN2Loss
+    loss: Any
     augment_pipe: augment.AugmentPipe | None
     ada: ada.AdaController | None
     cur_nimg: int = 0
@@ -42,8 +44,8 @@ class TrainingState:
         All processes must call.
         """
         # Running means of what each process saw; both are linear in it, so that averaging them loses nothing.
-        means = [self.loss.pl_mean, *(b for name, b in self.G.named_buffers() if name.endswith('w_avg'))]
-        distributed.average(means)
+        buffers = [*self.G.named_buffers(), *self.D.named_buffers()]
+        distributed.average([self.loss.pl_mean, *(b for name, b in buffers if name.endswith(RUNNING_MEANS))])
         beta = ema.ema_beta(self.cur_nimg, config.batch_size, config.ema_kimg, config.ema_rampup)
         ema.update_ema(self.G_ema, self.G, beta)
         self.cur_nimg += config.batch_size
@@ -121,9 +123,7 @@ def build_state(
     label_dim, channels: of the dataset.  report(name, values): where the losses send their statistics.
     """
     torch.manual_seed(config.random_seed)
-    shape = {'c_dim': label_dim, 'img_resolution': config.data.resolution, 'img_channels': channels}
-    G = _at_rest(networks.Generator(**config.G_kwargs(), **shape), device)
-    D = _at_rest(networks.Discriminator(**config.D_kwargs(), **shape), device)
+    G, D = [_at_rest(network, device) for network in make_networks(config, label_dim, channels)]
     G_ema = copy.deepcopy(G).eval()
     if config.resume_pkl is not None:
         transfer(config.resume_pkl, {'G': G, 'D': D, 'G_ema': G_ema}, config.run_dir)
@@ -132,7 +132,7 @@ def build_state(
         G=G, D=D, G_ema=G_ema, augment_pipe=pipe, ada=controller,
         G_opt=lazy_adam(list(G.parameters()), **config.G_opt.kwargs(), interval=config.G_reg_interval),
         D_opt=lazy_adam(list(D.parameters()), **config.D_opt.kwargs(), interval=config.D_reg_interval),
-        loss=StyleGAN2Loss(G, D, pipe, **config.loss.kwargs(), report=_with_signs(report, controller)))
+        loss=make_loss(config, G, D, pipe, _with_signs(report, controller)))
 
 
 @torch.no_grad()

@@ -56,4 +56,4 @@ def test_every_setting_that_flags_can_reach_has_the_name_of_one():
     # What several flags or a rule set is not in the table of options; presets alone decide the rest.
     named = MAY_CHANGE | set(CAUSES) | {path for option in OPTIONS for path in option.paths}
     rest = {name for name in found - named if '.' not in name}
-    assert rest == {'ada_interval', 'G_reg_interval', 'D_reg_interval'}
+    assert rest == {'ada_interval'}

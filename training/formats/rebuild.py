@@ -8,14 +8,17 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError
-from training import augment, networks
+from training import augment, networks, networks_dcgan, networks_stylegan1
 
 NETWORKS = ('G', 'D', 'G_ema')
 MODULES = (*NETWORKS, 'augment_pipe')
 KEYS = (*NETWORKS, 'training_set_kwargs', 'augment_pipe')
 CLASSES = {
     'Generator': networks.Generator, 'Discriminator': networks.Discriminator,
-    'AugmentPipe': augment.AugmentPipe}
+    'AugmentPipe': augment.AugmentPipe,
+    'StyleGAN1Generator': networks_stylegan1.StyleGAN1Generator,
+    'DCGANGenerator': networks_dcgan.DCGANGenerator,
+    'DCGANDiscriminator': networks_dcgan.DCGANDiscriminator}
 FP16_SETTINGS = {'num_fp16_res': 4, 'conv_clamp': 256}
 
 # The largest arguments that are believed, so that no forged file can ask for more than memory and time allow.

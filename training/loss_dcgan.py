@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The losses of DCGAN (Radford et al. 2016): binary cross-entropy, D on real pictures, then on fakes, then G.
+
+The methods are those of a phase: see training.loss.
+"""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from torch_utils import training_stats
+from training.loss import MicroBatch
+from training.phases import FlatGradients, Phase, PhaseSource
+
+
+@dataclass
+class DCGANLoss:
+    """Losses of G and D.
+
+    augment_pipe: applied to every picture that D sees, real and generated; None for none.
+    report(name, values): where statistics go.  pl_mean: stays 0, for there are no path lengths; the state of
+    a run has a place for it.
+    """
+
+    G: torch.nn.Module
+    D: torch.nn.Module
+    augment_pipe: Callable[[torch.Tensor], torch.Tensor] | None = None
+    report: Callable[[str, torch.Tensor], object] = training_stats.report
+
+    def __post_init__(self) -> None:
+        self.pl_mean = torch.zeros([], device=next(self.G.parameters()).device)
+
+    def discriminator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
+        """Tell real from generated: -log D(x), then -log(1 - D(G(z))), each normalised as a batch."""
+        logits = self._discriminate(batch.real_img, 'real')
+        real_loss = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction='none')
+        yield real_loss
+        with torch.no_grad():
+            img = self.G(batch.gen_z, batch.gen_c)
+        logits = self._discriminate(img, 'fake')
+        fake_loss = F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits), reduction='none')
+        self.report('Loss/D/loss', real_loss.detach() + fake_loss)
+        yield fake_loss
+
+    def generator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
+        """Make D take fakes for real: -log D(G(z))."""
+        logits = self._discriminate(self.G(batch.gen_z, batch.gen_c), 'fake')
+        loss = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction='none')
+        self.report('Loss/G/loss', loss)
+        yield loss
+
+    def _discriminate(self, img: torch.Tensor, kind: str) -> torch.Tensor:
+        logits = self.D(img if self.augment_pipe is None else self.augment_pipe(img))
+        self.report(f'Loss/scores/{kind}', logits)
+        self.report(f'Loss/signs/{kind}', logits.sign())
+        return logits
+
+
+def dcgan_phases(loss: DCGANLoss, g: PhaseSource, d: PhaseSource) -> list[Phase]:
+    """The phases of an iteration in order: Dmain, Gmain. There is no regularisation."""
+    table = [('Dmain', d, loss.discriminator_main), ('Gmain', g, loss.generator_main)]
+    return [
+        Phase(name, losses, source.module, source.opt,
+              FlatGradients([p for group in source.opt.param_groups for p in group['params']]))
+        for name, source, losses in table]
