@@ -62,7 +62,7 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option('--text', metavar='FILE', help='Write the whole table and all sums here, besides printing.')
 @click.option('--csv', metavar='FILE', help='Write one line a kernel here.')
 @click.option('--json', metavar='FILE', help='Write kernels and sums here.')
-@click.option('--trace', metavar='FILE', help="Write the time line here, for Chrome's trace viewer or Perfetto.")
+@click.option('--trace', metavar='FILE', help='Write the time line here, for Chrome or Perfetto.')
 @shared_options
 def command(timeline: bool, rows: int | None, steps: int | None, **flags: Any) -> None:
     """List every kernel of a training step with its layer, shapes and time; or time the parts of steps.
@@ -84,7 +84,7 @@ def check_combination(timeline: bool, steps: int | None, rows: int | None, files
     """Raise UserError for options of the other mode, and for files that could not be written at the end."""
     given = [option for option, value in {'rows': rows, **files}.items() if value is not None]
     if timeline and given:
-        raise UserError(f'--{given[0]} is about the table of kernels, and --timeline makes none; leave one out')
+        raise UserError(f'--{given[0]} is about the table of kernels; --timeline makes none, leave one out')
     if not timeline and steps is not None:
         raise UserError(f'--steps={steps} is for --timeline; the table of kernels is of one step')
     for option, path in files.items():

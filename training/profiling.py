@@ -28,7 +28,8 @@ from training.work import Work
 MICRO = 'micro'  # the preset that only this tool has
 MICRO_BATCH = 16
 WARMUPS, TIMED_STEPS = 2, 3  # before the recorded step
-PEAK_WIDTHS = (0, 64, 512)  # matrix product; feature maps of convolutions: the fastest is the peak
+# A matrix product (0) and convolutions of so many feature maps: the fastest is the peak.
+PEAK_WIDTHS = {'cpu': (0, 64), 'cuda': (0, 64, 512)}
 PEAK_BATCH, PEAK_ROUNDS = 64, 2
 DTYPES = {'float': torch.float32, 'c10::Half': torch.float16, 'c10::BFloat16': torch.bfloat16}
 Pixels = tuple[torch.Tensor, torch.Tensor]  # uint8 [N, C, H, W] and labels, on the host
@@ -165,7 +166,7 @@ def measure_peaks(run: ProfiledRun, kernels: list[Kernel]) -> dict[str, float]:
     """The most that the device does with each element type of a convolution: about a second each."""
     peaks = {}
     for name in {kernel.dtype for kernel in kernels if kernel.convolution} & set(DTYPES):
-        work = Work(flop={(DTYPES[name], width): 1.0 for width in PEAK_WIDTHS})
+        work = Work(flop={(DTYPES[name], width): 1.0 for width in PEAK_WIDTHS[run.device.type]})
         speeds = [measure_speed(
             work, run.device, PEAK_BATCH, cudnn_benchmark=run.config.cudnn_benchmark,
             allow_tf32=run.config.allow_tf32) for _ in range(PEAK_ROUNDS)]

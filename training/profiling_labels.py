@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -121,9 +122,11 @@ SIGNATURES = {
 
 
 class SplitConvolutions(TorchFunctionMode):
-    """Within this context 2-d convolutions compute the gradients of input and weight one after the other.
+    """Within this context the gradients of 2-d convolutions by input and by weight are operations of their
+    own.
 
-    The numbers are the same, and so are the kernels: torch computes both in one operation, of two kernels.
+    The numbers are the same, and so are the kernels: torch calls both kernels in one operation. As there,
+    only those gradients are computed that somebody asks for.
     """
 
     def __torch_function__(
@@ -136,45 +139,88 @@ class SplitConvolutions(TorchFunctionMode):
             bound.apply_defaults()
             given = bound.arguments
             tensors = [given[name] for name in ('input', 'weight', 'bias')]
-            # 'same' and 'valid' are names of paddings; nobody here uses them.
-            if any(t is not None and t.requires_grad for t in tensors) and given['padding'] not in NAMED:
-                is_transposed = func is torch.conv_transpose2d
-                return _SplitConvolution.apply(*tensors, [
-                    _pair(given['stride']), _pair(given['padding']), _pair(given['dilation']), is_transposed,
-                    _pair(given.get('output_padding', 0)), given['groups']])
+            # A padding may also be a name, which nobody here uses.
+            if any(t is not None and t.requires_grad for t in tensors) and not isinstance(
+                    given['padding'], str):
+                with torch.no_grad():
+                    result = func(*args, **kwargs)
+                return _with_gradients(result, _Call(*tensors, (
+                    _pair(given['stride']), _pair(given['padding']), _pair(given['dilation']),
+                    func is torch.conv_transpose2d, _pair(given.get('output_padding', 0)), given['groups'])))
         return func(*args, **kwargs)
-
-
-NAMED = ('same', 'valid')
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
-class _SplitConvolution(torch.autograd.Function):
-    """A convolution; spec: stride, padding, dilation, transposed, output padding, groups."""
+@dataclass(frozen=True)
+class _Call:
+    """A convolution.  spec: stride, padding, dilation, transposed, output padding, groups."""
 
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    spec: tuple
+
+    def gradients(self, dy: torch.Tensor, wanted: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:
+        """Those by input, weight and bias that are wanted; can be differentiated in their turn."""
+        sizes = None if self.bias is None else list(self.bias.shape)
+        found = torch.ops.aten.convolution_backward(dy, self.x, self.weight, sizes, *self.spec, list(wanted))
+        return tuple(g if is_wanted else None for g, is_wanted in zip(found, wanted, strict=True))
+
+
+def _with_gradients(result: torch.Tensor, call: _Call) -> torch.Tensor:
+    """The result of a convolution, linked to its arguments by a node for each gradient.
+
+    The nodes take a call and not its tensors, except for those that they are the gradient of: autograd
+    evaluates a node if any of its tensors leads to where a gradient is asked for.
+    """
+    parts = []
+    if call.x.requires_grad:
+        parts.append(_DataGradient.apply(call.x, call, result.shape))
+    if call.weight.requires_grad or (call.bias is not None and call.bias.requires_grad):
+        parts.append(_WeightGradient.apply(call.weight, call.bias, call, result.shape))
+    return _Result.apply([result], *parts)
+
+
+def _placeholder(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A tensor of any shape that takes no memory."""
+    return like.new_empty([1] * len(shape)).expand(shape)
+
+
+class _DataGradient(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, spec: list,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.spec, ctx.bias_sizes = spec, None if bias is None else list(bias.shape)
-        return torch.convolution(x, weight, bias, *spec)
+    def forward(ctx: Any, x: torch.Tensor, call: _Call, shape: torch.Size) -> torch.Tensor:
+        ctx.call = call
+        return _placeholder(x, shape)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple:
-        wants = ctx.needs_input_grad
-        dx = dw = db = None
-        if wants[0]:
-            dx, _, _ = _gradients(ctx, dy, [True, False, False])
-        if wants[1] or wants[2]:
-            _, dw, db = _gradients(ctx, dy, [False, *wants[1:3]])
-        return dx, dw, db, None
+        return ctx.call.gradients(dy, [True, False, False])[0], None, None
 
 
-def _gradients(ctx: Any, dy: torch.Tensor, wanted: list[bool]) -> tuple[torch.Tensor | None, ...]:
-    # Differentiable itself, as gradients of gradients need it.
-    gradients = torch.ops.aten.convolution_backward(dy, *ctx.saved_tensors, ctx.bias_sizes, *ctx.spec, wanted)
-    return tuple(g if w else None for g, w in zip(gradients, wanted, strict=True))
+class _WeightGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weight: torch.Tensor, bias: torch.Tensor | None, call: _Call, shape: torch.Size,
+    ) -> torch.Tensor:
+        ctx.call = call
+        return _placeholder(weight, shape)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple:
+        return *ctx.call.gradients(dy, [False, *ctx.needs_input_grad[:2]])[1:], None, None
+
+
+class _Result(torch.autograd.Function):
+    """Hands the gradient of the result, in a list so that it is no argument, on to all parts."""
+
+    @staticmethod
+    def forward(ctx: Any, result: list[torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
+        ctx.num_parts = len(parts)
+        return result[0]
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple:
+        return None, *[dy] * ctx.num_parts
