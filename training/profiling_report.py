@@ -61,11 +61,10 @@ class Report:
     def layer_convolutions(self) -> list[Row]:
         """For each place with convolutions: kernels of the forward pass and of both gradients."""
         counts: dict[str, dict[str, int]] = defaultdict(lambda: {'forward': 0, 'data': 0, 'weight': 0})
-        for row in self.rows:
-            if row['group'] == CONVOLUTION and 'N' in row:
-                for kind in row['gradients'].split('+') if row['gradients'] else ['forward']:
-                    if kind in counts[row['where']]:
-                        counts[row['where']][kind] += 1
+        for row in (row for row in self.rows if row['group'] == CONVOLUTION and 'N' in row):
+            count = counts[row['where']]
+            for kind in {*(row['gradients'] or 'forward').split('+')} & set(count):
+                count[kind] += 1
         return [{'where': where, **count} for where, count in counts.items()]
 
     def _row(self, index: int, kernel: Kernel) -> Row:
