@@ -13,7 +13,7 @@ import torch
 from baseline import plain_adam, straightforward
 
 from dnnlib.cli import run_command
-from torch_utils import custom_ops, training_stats
+from torch_utils import custom_ops, distributed, training_stats
 from training import state as state_module
 from training.config import DatasetInfo, resolve
 from training.iteration import PhaseClock, phases_of, run_iteration
@@ -46,8 +46,9 @@ class Trainer:
 
     def iterate(self):
         """Train for one iteration and add the times of its phases."""
-        seed_iteration(0, 0, self.state.cur_nimg)
-        img = torch.rand([self.config.batch_size, 3, *self.config.data.size], device=self.device) * 2 - 1
+        seed_iteration(0, distributed.rank(), self.state.cur_nimg)
+        share = self.config.batch_size // self.config.num_gpus
+        img = torch.rand([share, 3, *self.config.data.size], device=self.device) * 2 - 1
         due = [p.name for p in self.phases if p.is_due(self.state.batch_idx)]
         run_iteration(
             self.state, self.phases, (img, torch.zeros([len(img), 0], device=self.device)),

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the image installs: wanted.txt, the packages that pyproject.toml asks for, and pinned.txt, their
+versions from requirements.lock. Needs nothing but Python 3.11.
+"""
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+# A build of PyTorch brings the versions of these that it was built with.
+OF_TORCH = re.compile(r'(torch|cuda|nvidia)\b', re.IGNORECASE)
+
+
+def wanted(project: dict[str, Any], extras: Sequence[str], torch: str = '') -> list[str]:
+    """Requirements of a [project] table with some of its extras.
+
+    torch: its version, '' for any. Raises KeyError for an extra that is not there.
+    """
+    optional = project['optional-dependencies']
+    lines = [*project['dependencies'], *(line for extra in extras for line in optional[extra])]
+    return [f'torch=={torch}' if torch and re.match(r'torch\b', line) else line for line in lines]
+
+
+def pinned(lock: str, torch: str = '') -> list[str]:
+    """The pins of a lock file; without those that go with its PyTorch if there is to be another one."""
+    lines = [line for line in lock.splitlines() if line and not line.startswith('#')]
+    return [line for line in lines if not (torch and OF_TORCH.match(line))]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Write both files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--extras', default='', help='Of pyproject.toml, separated by commas.')
+    parser.add_argument('--torch', default='', help='Version, such as 2.13.0+cu126, not the locked one.')
+    parser.add_argument('--out', type=Path, required=True, help='Folder of the two files.')
+    options = parser.parse_args(args)
+    project = tomllib.loads(Path('pyproject.toml').read_text(encoding='utf-8'))['project']
+    extras = [extra for extra in options.extras.split(',') if extra]
+    if missing := set(extras) - set(project['optional-dependencies']):
+        parser.error(f'--extras: {", ".join(sorted(missing))} not in pyproject.toml')
+    lock = Path('requirements.lock').read_text(encoding='utf-8')
+    files = {'wanted.txt': wanted(project, extras, options.torch), 'pinned.txt': pinned(lock, options.torch)}
+    for name, lines in files.items():
+        (options.out / name).write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
