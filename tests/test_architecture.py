@@ -26,7 +26,8 @@ LATE_IMPORTS = {
     'dnnlib.download': {'requests'},
 }
 # Networks travel inside pickles as source, which must run with torch_utils and dnnlib alone.
-PICKLED = {'training.networks', 'training.augment', 'training.augment_resample', 'training.transforms'}
+PICKLED = {'training.networks', 'training.augment', 'training.augment_numbers', 'training.augment_resample',
+           'training.transforms'}
 
 
 def level(module):
