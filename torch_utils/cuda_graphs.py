@@ -121,7 +121,7 @@ class GraphedFunction:
         kind = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(_kind_of, args))
         if kind not in self._sources:
             return self._record(kind, args)
-        draws = [source() for source in self._sources[kind]]
+        draws = [host_draws.draw_from(source) for source in self._sources[kind]]
         form = (kind, *(draw.form for draw in draws))
         if self._should_capture(form):
             self._capture(kind, form, args, draws)

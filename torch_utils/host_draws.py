@@ -36,7 +36,7 @@ class Recording:
 
     def take(self, source: Source, device: torch.device) -> Taken:
         """As the function `take`."""
-        draw = source()
+        draw = draw_from(source)
         self.sources.append(source)
         self.forms.append(draw.form)
         return moved([draw], device)[0]
@@ -60,6 +60,7 @@ class Playing:
 class _State:
     tape: Recording | Playing | None = None
     is_forced: bool = False
+    is_drawing: bool = False
 
 
 _state = _State()
@@ -70,8 +71,22 @@ def take(source: Source, device: torch.device) -> Taken:
     called again for later runs.
     """
     if _state.tape is None:
-        return moved([source()], device)[0]
+        return moved([draw_from(source)], device)[0]
     return _state.tape.take(source, device)
+
+
+def draw_from(source: Source) -> Draw:
+    """source(), during which is_drawing()."""
+    _state.is_drawing = True
+    try:
+        return source()
+    finally:
+        _state.is_drawing = False
+
+
+def is_drawing() -> bool:
+    """Whether what runs now is the host's business, such as reading what a GPU has computed."""
+    return _state.is_drawing
 
 
 def is_static(device: torch.device) -> bool:

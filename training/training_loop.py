@@ -28,6 +28,7 @@ from training.interrupt import STOPPED, Interrupt
 from training.iteration import PhaseClock, phases_of, run_iteration
 from training.manifest import FAKES
 from training.memory import fit_to_memory
+from training.phase_graphs import use_graphs
 from training.run_log import (
     RunLog,
     TickClock,
@@ -138,6 +139,7 @@ class Training:
         processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
         self.log.print(f'Training on {processes}{_device_name(self.device)}, {len(self.dataset)} pictures.')
         self.config = fit_to_memory(self.state, self.phases, self.config, self.log.print)
+        use_graphs(self.phases, self.config, self.device, self.log.warn)
         if self.is_continued:
             done = is_done(self.state.cur_nimg, self.config.total_kimg)
             self.log.print(f'Going on from {self.state.cur_nimg / 1000:.1f} kimg, tick {self.tick}.' + (
