@@ -73,8 +73,8 @@ class Captures:
         self.backend = None
         # What spoils a capture comes first; that it is spoiled is only said when it ends.
         cause = nvrtc.first_line(error.__context__ or error)
-        self.warn(f'Capturing a CUDA graph failed ({cause}); everything goes on without graphs, with the same '
-                  'results, only slower. --cuda-graphs=off does not try.')
+        self.warn(f'Capturing a CUDA graph failed ({cause}); everything goes on without graphs, with the '
+                  'same results, only slower. --cuda-graphs=off does not try.')
 
 
 @dataclass

@@ -388,7 +388,7 @@ OPTIONS: tuple[Option, ...] = (
     Option('workers', int, SPEED, 'Processes or threads that read pictures.', '3', minimum=0,
            paths=('data.num_workers',)),
     Option('cache', CACHES, SPEED,
-           'ram keeps all pictures decoded in memory; auto does where they are small.', 'auto',
+           'Where decoded pictures stay: in memory, on the GPU, nowhere. auto: where they are small.', 'auto',
            paths=('data.cache',)),
     Option('desc', str, GENERAL, "Words to add to the name of the run's folder.", check=_check_desc,
            slug='{}'),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phases as graphs train to the bit as without; on a CPU with a stand-in that freezes what a graph freezes."""
+"""Phases as graphs train to the bit as without, on a CPU with a stand-in that freezes what graphs freeze."""
 import copy
 import dataclasses
 from unittest import mock
@@ -145,8 +145,8 @@ def test_graphs_are_for_gpus_and_say_so():
     run = small_run()
     use_graphs(run.phases, run.config, torch.device('cpu'), pytest.fail)
     assert all(phase.graphs is None for phase in run.phases)
-    for flags, word in (({'device': 'cpu'}, '--device=cpu'), ({'compile': True, 'device': 'cuda'}, '--compile')):
-        with pytest.raises(UserError, match=f'--cuda-graphs=on does not go with {word}'):
+    for flags in ({'device': 'cpu'}, {'compile': True, 'device': 'cuda'}):
+        with pytest.raises(UserError, match='--cuda-graphs=on does not go with --'):
             small_config(cuda_graphs='on', **flags)
     with pytest.raises(UserError, match='no GPU'):
         small_config(cuda_graphs='on', device='auto').for_device('cpu')
