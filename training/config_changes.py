@@ -11,7 +11,7 @@ from training.config_schema import TrainConfig
 MAY_CHANGE = frozenset({
     'run_dir', 'total_kimg', 'kimg_per_tick', 'image_snapshot_ticks', 'network_snapshot_ticks',
     'snapshot_minutes', 'metrics', 'metrics_every', 'keep', 'time_limit_sec', 'wandb', 'device',
-    'cudnn_benchmark', 'ops', 'cuda_graphs', 'compile', 'snapshot_formats', 'data.path',
+    'cudnn_benchmark', 'ops', 'cuda_graphs', 'snapshot_formats', 'data.path',
     'data.num_workers', 'data.cache'})
 # For settings that no flag, or more than one, sets as they are: what the user may have changed.
 CAUSES = {

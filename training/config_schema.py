@@ -28,7 +28,7 @@ CUDA_GRAPHS = ('auto', 'on', 'off')
 # Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
 OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
                 'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'ops',
-                'cuda_graphs', 'compile')
+                'cuda_graphs')
 TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
@@ -45,7 +45,7 @@ class TrainConfig:
     G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
     URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
     time_limit_sec: the run saves itself and stops after so many seconds.  ops: which implementation operators
-    have.  cuda_graphs: whether phases run as captured graphs.  compile: G and D by torch.compile.
+    have.  cuda_graphs: whether phases run as captured graphs.
     snapshot_formats: suffixes of the files of saved networks.  Raises UserError for what cannot be trained.
     """
 
@@ -84,7 +84,6 @@ class TrainConfig:
     time_limit_sec: float | None = None
     ops: str = 'auto'
     cuda_graphs: str = 'auto'
-    compile: bool = False
     snapshot_formats: tuple[str, ...] = ('pkl',)
 
     def __post_init__(self) -> None:
@@ -100,9 +99,8 @@ class TrainConfig:
         self._check_channels()
 
     def _check_speed(self) -> None:
-        if self.cuda_graphs == 'on' and (self.compile or self.device == 'cpu'):
-            other = '--compile' if self.compile else '--device=cpu'
-            raise UserError(f'--cuda-graphs=on does not go with {other}; leave one of them out')
+        if self.cuda_graphs == 'on' and self.device == 'cpu':
+            raise UserError('--cuda-graphs=on does not go with --device=cpu; leave one of them out')
 
     def _check_batch(self) -> None:
         if self.batch_size % (self.batch_gpu * self.num_gpus):

@@ -38,8 +38,7 @@ class StyleGAN2Loss:
     style_mixing_prob: chance that a batch mixes the styles of two latents.  r1_gamma: weight of R1.
     pl_weight, pl_decay, pl_batch_shrink: weight, averaging speed and batch divisor of path length
     regularisation.
-    report(name, values): where statistics go.  synthesis, critic: take the place of G.synthesis and D where
-    gradients of first order suffice, such as compiled forms of them; None for none.
+    report(name, values): where statistics go.
     """
 
     G: torch.nn.Module
@@ -51,15 +50,13 @@ class StyleGAN2Loss:
     pl_decay: float = 0.01
     pl_weight: float = 2
     report: Callable[[str, torch.Tensor], object] = training_stats.report
-    synthesis: Callable[[torch.Tensor], torch.Tensor] | None = None
-    critic: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.pl_mean = torch.zeros([], device=next(self.G.parameters()).device)
 
     def generator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
         """Make D take fakes for real: softplus(-D(G(z))) (Goodfellow et al. 2014, non-saturating)."""
-        img = self._generate(batch.gen_z, batch.gen_c)
+        img, _ = self._generate(batch.gen_z, batch.gen_c)
         logits = self._discriminate(img, batch.gen_c)
         self._report_logits('fake', logits)
         loss = F.softplus(-logits)
@@ -71,8 +68,7 @@ class StyleGAN2Loss:
         if self.pl_weight == 0:
             return
         n = max(len(batch.gen_z) // self.pl_batch_shrink, 1)
-        ws = self._styles(batch.gen_z[:n], batch.gen_c[:n])
-        img = self.G.synthesis(ws)
+        img, ws = self._generate(batch.gen_z[:n], batch.gen_c[:n])
         y = torch.randn_like(img) / math.sqrt(img.shape[2] * img.shape[3])
         (grad,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [n, num_ws, w_dim]
         lengths = grad.square().sum(dim=2).mean(dim=1).sqrt()
@@ -113,14 +109,12 @@ class StyleGAN2Loss:
         logits, penalty = self._gradient_penalty(batch)
         yield self._discriminator_real(logits, fake.detach()) + penalty
 
-    def _styles(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """ws with style mixing: one decision and one cut for the whole batch (StyleGAN, Sec. 3.1)."""
+    def _generate(self, z: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(img, ws) with style mixing: one decision and one cut for the whole batch (StyleGAN, Sec. 3.1)."""
         ws = self.G.mapping(z, c)
-        return self._mixed(ws, z, c) if self.style_mixing_prob > 0 else ws
-
-    def _generate(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """Pictures; gradients of first order only."""
-        return (self.synthesis or self.G.synthesis)(self._styles(z, c))
+        if self.style_mixing_prob > 0:
+            ws = self._mixed(ws, z, c)
+        return self.G.synthesis(ws), ws
 
     def _mixed(self, ws: torch.Tensor, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """ws with those of other latents from a drawn cut on."""
@@ -135,15 +129,11 @@ class StyleGAN2Loss:
         return torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
 
     def _discriminate(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """Logits; gradients of first order only."""
-        return (self.critic or self.D)(self._augmented(img), c)
-
-    def _augmented(self, img: torch.Tensor) -> torch.Tensor:
-        return img if self.augment_pipe is None else self.augment_pipe(img)
+        return self.D(img if self.augment_pipe is None else self.augment_pipe(img), c)
 
     def _discriminator_fake(self, batch: MicroBatch) -> torch.Tensor:
         with torch.no_grad():
-            img = self._generate(batch.gen_z, batch.gen_c)
+            img, _ = self._generate(batch.gen_z, batch.gen_c)
         logits = self._discriminate(img, batch.gen_c)
         self._report_logits('fake', logits)
         return F.softplus(logits)
@@ -157,7 +147,7 @@ class StyleGAN2Loss:
     def _gradient_penalty(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [n, 1], weighted penalty [n, 1]) of the real pictures."""
         real_img = batch.real_img.detach().requires_grad_()
-        logits = self.D(self._augmented(real_img), batch.real_c)
+        logits = self._discriminate(real_img, batch.real_c)
         (grad,) = torch.autograd.grad(logits.sum(), real_img, create_graph=True)
         penalty = grad.square().sum(dim=[1, 2, 3])[:, None]
         self.report('Loss/r1_penalty', penalty)

@@ -26,8 +26,6 @@ def use_graphs(
     """
     if device.type != 'cuda' or config.cuda_graphs == 'off':
         return
-    if config.cuda_graphs == 'auto' and config.compile:
-        return
     if config.cuda_graphs == 'auto' and not _have_room(device):
         announce('No CUDA graphs: memory would not hold the activations twice, once for graphs and once '
                  'without. A smaller --batch-gpu makes room; --cuda-graphs=on tries anyway.')

@@ -40,7 +40,7 @@ from training.run_log import (
     tick_ends,
 )
 from training.run_state_file import make_payload
-from training.start import compile_kernels, compile_networks
+from training.start import compile_kernels
 from training.state import build_state, pick_device, seed_iteration
 
 CPU_GRID_IMAGES = 240  # the published sheet of 1,024 small pictures would take a CPU as long as a tick
@@ -139,8 +139,6 @@ class Training:
         """Say what this is and, in a new run, show pictures; else make up for metrics that were cut off."""
         processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
         self.log.print(f'Training on {processes}{_device_name(self.device)}, {len(self.dataset)} pictures.')
-        if self.config.compile:
-            compile_networks(self.state.loss, self.log.warn)
         compile_kernels(self.state, self.phases, self.config, self.device)
         self.config = fit_to_memory(self.state, self.phases, self.config, self.log.print)
         use_graphs(self.phases, self.config, self.device, self.log.warn)
