@@ -27,7 +27,7 @@ LATE_IMPORTS = {
 }
 # Networks travel inside pickles as source, which must run with torch_utils and dnnlib alone.
 PICKLED = {'training.networks', 'training.networks_stylegan1', 'training.networks_dcgan', 'training.augment',
-           'training.augment_resample', 'training.transforms'}
+           'training.augment_numbers', 'training.augment_resample', 'training.transforms'}
 
 
 def level(module):

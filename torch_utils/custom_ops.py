@@ -3,10 +3,12 @@
 
 Without a compiler everything runs by the operators' references, and one warning says why and what helps.
 """
+import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ class _State:
     usable: dict[torch.device, bool] = field(default_factory=dict)
     loaded: dict[tuple[Kernel, int], Any] = field(default_factory=dict)  # None: cannot be had
     said: set[str] = field(default_factory=set)
+    noted: dict[Kernel, None] | None = None  # an ordered set
 
 
 _state = _State()
@@ -116,6 +119,35 @@ def prepare(kernel: Kernel, device: torch.device) -> bool:
 def preload(kernels: Iterable[Kernel], device: torch.device) -> int:
     """Compile and load before a CUDA graph is captured; returns how many can be launched."""
     return sum(prepare(kernel, device) for kernel in kernels)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[dict[Kernel, None]]:
+    """Within this context kernels that are not loaded yet are noted in the result instead; operators run by
+    their references meanwhile.
+    """
+    before, _state.noted = _state.noted, {}
+    try:
+        yield _state.noted
+    finally:
+        _state.noted = before
+
+
+def obtain_all(kernels: Iterable[Kernel], arch: str, num_threads: int | None = None) -> int:
+    """`obtain` them side by side, so that loading finds them on the disk; returns how many could be had.
+
+    num_threads: as many as there are processors by default. Failures are told when a kernel is loaded.
+    """
+    def is_obtained(kernel: Kernel) -> bool:
+        try:
+            obtain(kernel, arch)
+        except (RuntimeError, OSError, nvrtc.core_error()):
+            return False
+        return True
+
+    # NVRTC does not hold the interpreter's lock.
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        return sum(pool.map(is_obtained, kernels))
 
 
 def launch(
@@ -206,6 +238,9 @@ def _decide(device: torch.device) -> bool:
 def _loaded(kernel: Kernel, device: torch.device) -> Any:
     index = torch.cuda.current_device() if device.index is None else device.index
     name = (kernel, index)
+    if name not in _state.loaded and _state.noted is not None:
+        _state.noted[kernel] = None
+        return None
     if name not in _state.loaded:
         _state.loaded[name] = _load(kernel, torch.device('cuda', index))
     return _state.loaded[name]

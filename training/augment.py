@@ -8,30 +8,20 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, StatisticsError
 from typing import Any
 
 import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import persistence
+from torch_utils import host_draws, persistence
 from torch_utils.ops import upfirdn2d
 from training import transforms
-from training.augment_resample import as_tensor_like, filter_each, warp
+from training.augment_numbers import HALF_NORMAL, NORMAL, UNIFORM, Numbers, QuantileNumbers, RandomNumbers
+from training.augment_resample import Margins, filter_each, plan_warp, warp
 from training.transforms import LUMA_AXIS
 
 BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural pictures in the four bands of imgfilter (ADA, App. B)
-UNIFORM, NORMAL, HALF_NORMAL = 'uniform', 'normal', 'half-normal'
-
-# What takes the place of a random number at debug_percentile = q. As published, these are erfinv(2 q - 1) and
-# erfinv(q), which lack a factor sqrt(2) against the true quantiles.
-QUANTILES: dict[str, Callable[[float], float]] = {
-    UNIFORM: lambda q: q,
-    NORMAL: lambda q: NormalDist().inv_cdf(q) / math.sqrt(2),
-    HALF_NORMAL: lambda q: NormalDist().inv_cdf((1 + q) / 2) / math.sqrt(2),
-}
-
 
 @dataclass(frozen=True, eq=False)
 class Transform:
@@ -151,24 +141,40 @@ class AugmentPipe(torch.nn.Module):
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
                 f'images must be [N, C, H, W] of a floating dtype, not {list(images.shape)} {images.dtype}')
-        rows = [row for row in TRANSFORMS
-                if getattr(self, row.name) > 0 and not (row.rgb_only and images.shape[1] == 1)]
-        numbers = self._numbers(rows, len(images), debug_percentile)
-        parameters = [(row, numbers.parameter(self, row)) for row in rows]
         x = images.to(torch.promote_types(images.dtype, torch.float32))
+        draw = functools.partial(
+            self._draw, tuple(x.shape), x.dtype, host_draws.is_static(x.device), debug_percentile)
+        steps, values = host_draws.take(draw, x.device)
+        values = iter(values)
         with torch.autocast(x.device.type, enabled=False):
-            for stage_rows, apply in STAGES:
-                used = [(row, t) for row, t in parameters if row in stage_rows]
-                x = apply(self, x, used) if used else x
+            for step in steps:
+                x = step.run(self, x, [next(values) for _ in range(step.num_values)])
         return x.to(images.dtype)
+
+    def _draw(
+        self, shape: tuple[int, ...], dtype: torch.dtype, is_static: bool, debug_percentile: float | None,
+    ) -> host_draws.Draw:
+        """Draw the parameters of a batch. The form: the steps to take."""
+        rows = [row for row in TRANSFORMS
+                if getattr(self, row.name) > 0 and not (row.rgb_only and shape[1] == 1)]
+        numbers = self._numbers(rows, shape[0], debug_percentile)
+        parameters = [(row, numbers.parameter(self, row)) for row in rows]
+        steps, values = [], []
+        for number, stage in enumerate(STAGES):
+            used = [(row, t) for row, t in parameters if row in stage.rows]
+            if used and not (is_static and numbers.changes_nothing):
+                step, arrays = _arranged(number, stage, self, shape, used, is_static)
+                steps += [step] if step else []
+                values += [_as_tensor(array, dtype) for array in arrays]
+        return host_draws.Draw(tuple(steps), tuple(values))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != '_p_read'}
 
-    def _numbers(self, rows: Sequence[Transform], num: int, debug_percentile: float | None) -> '_Numbers':
+    def _numbers(self, rows: Sequence[Transform], num: int, debug_percentile: float | None) -> 'Numbers':
         if debug_percentile is None:
-            return _RandomNumbers(rows, num, self._p_on_host())
-        return _QuantileNumbers(float(debug_percentile), num)
+            return RandomNumbers(rows, num, self._p_on_host())
+        return QuantileNumbers(float(debug_percentile), num)
 
     def _p_on_host(self) -> float:
         """The value of p. A GPU is waited for only if p was written to since the last call."""
@@ -191,72 +197,26 @@ def _checked_setting(name: str, value: Any, is_multiplier: bool) -> Any:
     return value if wanted == 1 else list(value)
 
 
-class _Numbers:
-    """Where the parameters of one call come from."""
+# Stages. A decision: pipe, shape of x, parameters -> changed (bool [N]), arrays with a row for each picture.
+# What is done by it: pipe, x [N, C, H, W], margins, arrays as tensors -> x.
 
-    def parameter(self, pipe: AugmentPipe, row: Transform) -> np.ndarray:
-        """t [count, N] of a row; pictures that are not to get it have the neutral value."""
-        gate = self.gate(row, row.strength(pipe))  # [1 or count, N]
-        return np.where(gate, row.value(pipe, self.take(row)), row.neutral)
+Decision = tuple[np.ndarray, list[np.ndarray]]
 
 
-class _RandomNumbers(_Numbers):
-    """Random parameters: all numbers of a call are drawn at once, then handed out row by row."""
-
-    def __init__(self, rows: Sequence[Transform], num: int, p: float):
-        self.p = p
-        # At most `count` gates a row; a few spare numbers cost nothing.
-        num_uniform = sum(row.count * (2 if row.source == UNIFORM else 1) for row in rows)
-        num_normal = sum(row.count for row in rows if row.source != UNIFORM)
-        self.uniform = torch.rand([num_uniform, num], device='cpu').double().numpy()
-        self.normal = torch.randn([num_normal, num], device='cpu').double().numpy()
-
-    def gate(self, row: Transform, strength: np.ndarray) -> np.ndarray:
-        return self._next_uniform(len(strength)) < row.chance(strength * self.p)[:, None]
-
-    def take(self, row: Transform) -> np.ndarray:
-        if row.source == UNIFORM:
-            return self._next_uniform(row.count)
-        numbers, self.normal = self.normal[:row.count], self.normal[row.count:]
-        return np.abs(numbers) if row.source == HALF_NORMAL else numbers
-
-    def _next_uniform(self, count: int) -> np.ndarray:
-        numbers, self.uniform = self.uniform[:count], self.uniform[count:]
-        return numbers
-
-
-class _QuantileNumbers(_Numbers):
-    """The same parameters for every picture, from one quantile of their distributions."""
-
-    def __init__(self, quantile: float, num: int):
-        if not 0 <= quantile < 1:
-            raise UserError(f'debug_percentile={quantile} must be at least 0 and below 1; 0.5 is the median')
-        self.quantile, self.num = quantile, num
-
-    def gate(self, row: Transform, strength: np.ndarray) -> np.ndarray:
-        return np.tile((strength > 0)[:, None] & row.has_quantile, [1, self.num])
-
-    def take(self, row: Transform) -> np.ndarray:
-        try:
-            return np.full([row.count, self.num], QUANTILES[row.source](self.quantile))
-        except StatisticsError:
-            raise UserError(f'debug_percentile={self.quantile} has no finite value for {row.name}; '
-                            'use one between 0 and 1') from None
-
-
-# Stages: pipe, x [N, C, H, W], parameters of the stage -> x.
-
-def _apply_geometry(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    height, width = x.shape[2:]
-    to_input = transforms.identity(len(x), 2)
+def _decide_geometry(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
+    height, width = shape[2:]
+    to_input = transforms.identity(shape[0], 2)
     for row, t in _without_neutral(parameters):
         to_input = to_input @ row.matrix(t, width, height)
-    changed = (to_input != np.eye(3)).any(axis=(1, 2))
-    return _where(changed, x, lambda part, index: warp(part, to_input[index], pipe.Hz_geom))
+    return (to_input != np.eye(3)).any(axis=(1, 2)), [to_input]
 
 
-def _apply_color(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    num, channels = x.shape[:2]
+def _warp(pipe: AugmentPipe, x: torch.Tensor, margins: Margins, matrix: torch.Tensor) -> torch.Tensor:
+    return warp(x, margins, matrix, pipe.Hz_geom)
+
+
+def _decide_color(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
+    num, channels = shape[:2]
     if channels not in (1, 3, 4):
         name = parameters[0][0].name
         raise UserError(f'{name}={getattr(pipe, name)}: colours can be augmented in pictures of 1, 3 or 4 '
@@ -270,62 +230,116 @@ def _apply_color(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> 
     else:
         linear, offset = matrix[:, :3, :3], matrix[:, :3, 3:]
     changed = (linear != np.eye(linear.shape[1])).any(axis=(1, 2)) | (offset != 0).any(axis=(1, 2))
-
-    def recolor(part: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        color = part[:, :linear.shape[1]]
-        m, b = as_tensor_like(linear[index], part), as_tensor_like(offset[index], part)
-        mixed = torch.baddbmm(b, m, color.flatten(2))
-        return torch.cat([mixed.view_as(color), part[:, linear.shape[1]:]], dim=1)  # alpha stays
-    return _where(changed, x, recolor)
+    return changed, [linear, offset]
 
 
-def _apply_imgfilter(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+def _recolor(
+    pipe: AugmentPipe, x: torch.Tensor, margins: None, linear: torch.Tensor, offset: torch.Tensor,
+) -> torch.Tensor:
+    color = x[:, :linear.shape[1]]
+    mixed = torch.baddbmm(offset, linear, color.flatten(2))
+    return torch.cat([mixed.view_as(color), x[:, linear.shape[1]:]], dim=1)  # alpha stays
+
+
+def _decide_imgfilter(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
     ((_, t),) = parameters  # [4, N]
     # Each band in turn: amplify it by t, then bring the expected power of the whole picture back to 1.
     power = 1 + BAND_POWER[:, None] * (np.square(t) - 1)
-    gains = (t / np.sqrt(power.prod(axis=0))).T  # [N, 4]
-    return _where((t != 1).any(axis=0), x, lambda part, index: filter_each(
-        part, as_tensor_like(gains[index], part) @ pipe.Hz_fbank.to(part.dtype)))
+    return (t != 1).any(axis=0), [(t / np.sqrt(power.prod(axis=0))).T]  # gains [N, 4]
 
 
-def _apply_noise(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+def _filter(pipe: AugmentPipe, x: torch.Tensor, margins: None, gains: torch.Tensor) -> torch.Tensor:
+    return filter_each(x, gains @ pipe.Hz_fbank.to(x.dtype))
+
+
+def _decide_noise(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
     ((_, sigma),) = parameters  # [1, N]
-
-    def add_noise(part: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        pixels = torch.randn(part.shape, dtype=part.dtype, device=part.device)
-        return part + pixels * as_tensor_like(sigma[0, index, None, None, None], part)
-    return _where(sigma[0] > 0, x, add_noise)
+    return sigma[0] > 0, [sigma[0, :, None, None, None]]
 
 
-def _apply_cutout(pipe: AugmentPipe, x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
+def _add_noise(pipe: AugmentPipe, x: torch.Tensor, margins: None, sigma: torch.Tensor) -> torch.Tensor:
+    pixels = torch.randn(x.shape, dtype=x.dtype, device=x.device)
+    return x + pixels * sigma
+
+
+def _decide_cutout(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
     ((_, centre),) = parameters  # [x or y, N]
     in_column, in_row = (np.abs((np.arange(size) + 0.5) / size - c[:, None]) < pipe.cutout_size / 2
-                         for size, c in zip((x.shape[3], x.shape[2]), centre, strict=True))
-
-    def cut(part: torch.Tensor, index: np.ndarray) -> torch.Tensor:
-        rows, columns = in_row[index, None, :, None], in_column[index, None, None, :]
-        return part.masked_fill((as_tensor_like(rows, part) * as_tensor_like(columns, part)) > 0, 0)
-    return _where(in_column.any(axis=1) & in_row.any(axis=1), x, cut)
+                         for size, c in zip((shape[3], shape[2]), centre, strict=True))
+    changed = in_column.any(axis=1) & in_row.any(axis=1)
+    return changed, [in_row[:, None, :, None], in_column[:, None, None, :]]
 
 
-STAGES = ((GEOMETRY, _apply_geometry), (COLOR, _apply_color), ((IMGFILTER,), _apply_imgfilter),
-          ((NOISE,), _apply_noise), ((CUTOUT,), _apply_cutout))
+def _cut(
+    pipe: AugmentPipe, x: torch.Tensor, margins: None, in_row: torch.Tensor, in_column: torch.Tensor,
+) -> torch.Tensor:
+    return x.masked_fill((in_row * in_column) > 0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """Rows that are applied together, and how."""
+
+    rows: tuple[Transform, ...]
+    decide: Callable[[AugmentPipe, tuple[int, ...], Parameters], Decision]
+    apply: Callable[..., torch.Tensor]
+
+
+STAGES = (
+    _Stage(GEOMETRY, _decide_geometry, _warp), _Stage(COLOR, _decide_color, _recolor),
+    _Stage((IMGFILTER,), _decide_imgfilter, _filter), _Stage((NOISE,), _decide_noise, _add_noise),
+    _Stage((CUTOUT,), _decide_cutout, _cut))
+ALL, PART, SELECTED = 'all', 'part', 'selected'
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One stage on one batch.
+
+    number: of the stage.  extent: ALL pictures; PART of them, the indices of which are the first value; or
+    all are computed and a mask, the first value, says whose result is SELECTED.
+    """
+
+    number: int
+    extent: str
+    margins: Margins | None
+    num_values: int
+
+    def run(self, pipe: AugmentPipe, x: torch.Tensor, values: list[torch.Tensor]) -> torch.Tensor:
+        apply = functools.partial(STAGES[self.number].apply, pipe)
+        if self.extent == ALL:
+            return apply(x, self.margins, *values)
+        where, *values = values
+        if self.extent == PART:
+            return x.index_copy(0, where, apply(x.index_select(0, where), self.margins, *values))
+        return torch.where(where, apply(x, self.margins, *values), x)
+
+
+def _arranged(
+    number: int, stage: _Stage, pipe: AugmentPipe, shape: tuple[int, ...], used: Parameters, is_static: bool,
+) -> tuple[_Step | None, list[np.ndarray]]:
+    """The step of a stage, None if it changes nothing, and the arrays that it takes."""
+    changed, arrays = stage.decide(pipe, shape, used)
+    first, extent = [], ALL
+    if is_static:
+        first, extent = [changed[:, None, None, None]], SELECTED
+    elif not changed.any():
+        return None, []
+    elif not changed.all():  # compute only what is needed
+        index = np.flatnonzero(changed)
+        first, extent, arrays = [index], PART, [array[index] for array in arrays]
+    margins = None
+    if stage.rows is GEOMETRY:
+        margins, *arrays = plan_warp(arrays[0], shape[2:], len(pipe.Hz_geom), is_static)
+    arrays = first + arrays
+    return _Step(number, extent, margins, len(arrays)), arrays
+
+
+def _as_tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers in the given type; masks and indices keep theirs."""
+    return torch.as_tensor(array, dtype=dtype if array.dtype == np.float64 else None)
 
 
 def _without_neutral(parameters: Parameters) -> Parameters:
     """The rows that at least one picture got; while p is small, most are missing."""
     return [(row, t) for row, t in parameters if (t != row.neutral).any()]
-
-
-def _where(
-    changed: np.ndarray, x: torch.Tensor, function: Callable[[torch.Tensor, np.ndarray], torch.Tensor],
-) -> torch.Tensor:
-    """function(pictures, their indices) for those in `changed` (bool [N]); the others pass to the bit."""
-    if changed.all() or not changed.any():
-        return function(x, np.arange(len(x))) if changed.any() else x
-    if x.device.type == 'cpu':  # compute only what is needed
-        index = np.flatnonzero(changed)
-        where = torch.from_numpy(index)
-        return x.index_copy(0, where, function(x.index_select(0, where), index))
-    # On a GPU a batch of constant size is worth more: kernels and memory are chosen by shape.
-    return torch.where(as_tensor_like(changed[:, None, None, None], x) > 0, function(x, np.arange(len(x))), x)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The heavy part of augmentation: pictures warped and filtered, each by a matrix or filter of its own."""
 import functools
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,36 +11,53 @@ import torch.nn.functional as F
 from torch_utils.ops import grid_sample_gradfix, upfirdn2d
 from training import transforms
 
+MARGIN_SHARES = (0.5, 1.0)  # of the side: margins where the form is to depend little on what is drawn
 MATRIX_SIDE = 80  # longest side that a CPU resamples by matrix products; beyond, filtering is faster
 
 
-def as_tensor_like(array: np.ndarray, x: torch.Tensor) -> torch.Tensor:
-    """A host array as a tensor of the device and dtype of x, without waiting for a GPU."""
-    tensor = torch.as_tensor(array, dtype=x.dtype)
-    return tensor.pin_memory().to(x.device, non_blocking=True) if x.is_cuda else tensor.to(x.device)
+@dataclass(frozen=True)
+class Margins:
+    """Pixels to add [before, after] on each axis; smaller than the side."""
+
+    x: tuple[int, int]
+    y: tuple[int, int]
 
 
-def warp(x: torch.Tensor, to_input: np.ndarray, taps: torch.Tensor) -> torch.Tensor:
-    """Move pixels by matrices [N, 3, 3]: output -> input position, in pixels from the centre, y down.
+def plan_warp(
+    to_input: np.ndarray, size: tuple[int, int], num_taps: int, is_static: bool,
+) -> tuple[Margins, np.ndarray]:
+    """(margins, matrices [N, 3, 3] from the grid of the result to that of the enlarged input) for `warp`.
+
+    to_input [N, 3, 3]: output -> input position, in pixels from the centre, y down.  size: (height, width).
+    is_static: take one of a few sizes of margin instead of the smallest.
+    """
+    height, width = size
+    slack = num_taps // 4  # pixels that the filter reaches out on a side, at the low resolution
+    margins = Margins(_margins(to_input[:, 0], width, height, slack),
+                      _margins(to_input[:, 1, [1, 0, 2]], height, width, slack))
+    if is_static:
+        margins = _rounded_up(margins, size)
+
+    # Into units of the grid: [-1, 1] over the upsampled input and over the enlarged output. Upsampling has
+    # moved the picture by half a (small) pixel.
+    after = (transforms.scale(1 / (width + sum(margins.x)), 1 / (height + sum(margins.y)))
+             @ transforms.translate(-0.5, -0.5) @ transforms.scale(2.0, 2.0)
+             @ transforms.translate((margins.x[0] - margins.x[1]) / 2, (margins.y[0] - margins.y[1]) / 2))
+    before = (transforms.scale(0.5, 0.5) @ transforms.translate(0.5, 0.5)
+              @ transforms.scale(width + 2.0 * slack, height + 2.0 * slack))
+    return margins, after @ to_input @ before
+
+
+def warp(x: torch.Tensor, margins: Margins, matrix: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """Move pixels as planned by `plan_warp`.
 
     The picture, continued by reflection, is sampled at twice its resolution between two passes of the
     low-pass filter `taps` [12], which limits aliasing. x: [N, C, H, W]; so is the result.
     """
-    height, width = x.shape[2:]
-    slack = len(taps) // 4  # pixels that the filter reaches out on a side, at the low resolution
-    x_pad = _margins(to_input[:, 0], width, height, slack)
-    y_pad = _margins(to_input[:, 1, [1, 0, 2]], height, width, slack)
-    x = _pad_and_upsample(x, taps, x_pad, y_pad)
-
-    # Into units of the grid: [-1, 1] over the upsampled input and over the enlarged output. Upsampling has
-    # moved the picture by half a (small) pixel.
-    after = (transforms.scale(2 / x.shape[3], 2 / x.shape[2]) @ transforms.translate(-0.5, -0.5)
-             @ transforms.scale(2.0, 2.0)
-             @ transforms.translate((x_pad[0] - x_pad[1]) / 2, (y_pad[0] - y_pad[1]) / 2))
-    out_height, out_width = 2 * (height + 2 * slack), 2 * (width + 2 * slack)
-    before = (transforms.scale(0.5, 0.5) @ transforms.translate(0.5, 0.5)
-              @ transforms.scale(out_width / 2, out_height / 2))
-    grid = _affine_grid(as_tensor_like(after @ to_input @ before, x), out_height, out_width)
+    slack = len(taps) // 4
+    height, width = (2 * (size + 2 * slack) for size in x.shape[2:])
+    x = _pad_and_upsample(x, taps, list(margins.x), list(margins.y))
+    grid = _affine_grid(matrix, height, width)
     return _crop_and_downsample(grid_sample_gradfix.grid_sample(x, grid), taps, 2 * slack)
 
 
@@ -98,14 +117,24 @@ def _reflected(size: int, before: int, after: int, device: torch.device) -> torc
     return ((index + last) % (2 * last) - last).abs() if last else torch.zeros_like(index)
 
 
-def _margins(row: np.ndarray, side: int, other_side: int, slack: int) -> list[int]:
+def _margins(row: np.ndarray, side: int, other_side: int, slack: int) -> tuple[int, int]:
     """Pixels to add before and after `side`, so that no corner of any picture comes from outside; < side.
 
     row [N, 3]: coefficients of this coordinate, of the other one, and offset, from output to input.
     """
     reach = np.abs(row[:, :2]) @ [(side - 1) / 2, (other_side - 1) / 2]
     wanted = np.array([(reach - row[:, 2]).max(), (reach + row[:, 2]).max()]) + 2 * slack - (side - 1) / 2
-    return np.ceil(np.clip(wanted, 0, side - 1)).astype(int).tolist()
+    return tuple(np.ceil(np.clip(wanted, 0, side - 1)).astype(int).tolist())
+
+
+def _rounded_up(margins: Margins, size: tuple[int, int]) -> Margins:
+    """The same share of MARGIN_SHARES on all sides."""
+    height, width = (side - 1 for side in size)
+    for share in MARGIN_SHARES:
+        x, y = math.ceil(share * width), math.ceil(share * height)
+        if max(margins.x) <= x and max(margins.y) <= y:
+            break
+    return Margins((x, x), (y, y))
 
 
 def filter_each(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,13 @@ import torch
 
 from dnnlib import progress
 from dnnlib.util import UserError
+from training.batches_device import Pair, ResidentPictures, Upload, fits_on_gpu
 from training.dataset import Dataset, SeekableSampler
 
 RAM_SHARE = 0.25  # of the machine's memory that cache='auto' may take
+FULL_SHARE = 0.9  # of what is free on a GPU that cache='gpu' may take
 MAX_RESTARTS = 3  # of the workers within RESTART_BATCHES: what keeps killing them will not go away
 RESTART_BATCHES = 1000
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def fits_in_ram(num_bytes: int) -> bool:
@@ -26,6 +27,22 @@ def fits_in_ram(num_bytes: int) -> bool:
     except (AttributeError, ValueError, OSError):  # not a POSIX system: only what is small anywhere
         total = 2 ** 31
     return num_bytes <= RAM_SHARE * total
+
+
+def _decided(cache: str, num_bytes: int, device: torch.device) -> str:
+    """'off', 'ram' or 'gpu'. Raises UserError if that is out of the question."""
+    if cache == 'gpu' and device.type != 'cuda':
+        raise UserError(f'--cache=gpu: the device is {device.type}; use --cache=ram')
+    if device.type == 'cuda' and cache in ('auto', 'gpu'):
+        free, total = torch.cuda.mem_get_info(device)
+        if cache == 'gpu' and num_bytes > FULL_SHARE * free:
+            raise UserError(f'--cache=gpu: the decoded pictures take {num_bytes / 2 ** 30:.1f} GiB, but only '
+                            f'{free / 2 ** 30:.1f} GiB of the GPU are free; use --cache=auto')
+        if cache == 'gpu' or (fits_on_gpu(num_bytes, free, total) and fits_in_ram(num_bytes)):
+            return 'gpu'
+    if cache == 'auto':
+        return 'ram' if fits_in_ram(num_bytes) else 'off'
+    return cache
 
 
 @dataclass(frozen=True)
@@ -39,8 +56,8 @@ class Batches:
     """Real pictures and labels for one process, as float32 in [-1, 1] on `device`.
 
     Iterating yields (img [batch, C, H, W], c [batch, c_dim]); what comes at which position of the stream
-    depends on (seed, position) only.  batch: pictures of this process in each step.  cache: 'ram', 'off' or
-    'auto'.
+    depends on (seed, position) only.  batch: pictures of this process in each step.  cache: where decoded
+    pictures stay: 'ram', 'gpu' (in the memory of `device`), 'off' or 'auto'.
     """
 
     def __init__(  # noqa: PLR0913 (the layout of a run)
@@ -50,14 +67,23 @@ class Batches:
         self.dataset, self.batch, self.device, self.num_workers = dataset, batch, device, num_workers
         self.start, self.num_replicas = start, num_replicas
         self._order = {'size': len(dataset), 'seed': seed, 'rank': rank, 'num_replicas': num_replicas}
-        self.in_ram = cache == 'ram' or (cache == 'auto' and fits_in_ram(dataset.num_bytes))
+        cache = _decided(cache, dataset.num_bytes, device)
+        self.in_ram = cache != 'off'
         if self.in_ram:
             dataset.preload()
+        self.resident = ResidentPictures(dataset, device) if cache == 'gpu' else None
 
     def __iter__(self) -> Iterator[Pair]:
+        for pixels, labels in self._uploaded() if self.resident is None else self._resident():
+            yield pixels.to(torch.float32) / 127.5 - 1, labels
+
+    def _uploaded(self) -> Iterator[Pair]:
+        upload = Upload(self.device)
         for pixels, labels in self._from_ram() if self.in_ram else self._from_files():
-            img = pixels.to(self.device, non_blocking=True).to(torch.float32) / 127.5 - 1
-            yield img, labels.to(self.device, non_blocking=True)
+            yield tuple(upload(pixels, labels))
+
+    def _resident(self) -> Iterator[Pair]:
+        return self.resident.batches(iter(SeekableSampler(**self._order, start=self.start)), self.batch)
 
     def _from_ram(self) -> Iterator[Pair]:
         order = iter(SeekableSampler(**self._order, start=self.start))

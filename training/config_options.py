@@ -15,7 +15,7 @@ from typing import Any
 from dnnlib.util import UserError
 from training.config_dataset import DatasetInfo
 from training.config_presets import PRESETS
-from training.config_schema import DEVICES, OPS, PRECISIONS
+from training.config_schema import CUDA_GRAPHS, DEVICES, OPS, PRECISIONS
 from training.config_sections import AUGMENT_MODES, CACHES
 from training.config_values import parse_duration, parse_formats, parse_metrics, parse_snap
 
@@ -375,6 +375,9 @@ OPTIONS: tuple[Option, ...] = (
     Option('ops', OPS, SPEED,
            'Operators: cuda needs the compiled kernels, torch does without, auto takes them where it can.',
            'auto', paths=('ops',)),
+    Option('cuda-graphs', CUDA_GRAPHS, SPEED,
+           'Capture the work of a step once and repeat it: less for the CPU to do. auto: on a GPU.', 'auto',
+           paths=('cuda_graphs',)),
     Option('fp32', bool, SPEED, 'The same as --precision=fp32.', 'no', setter=_set_fp32),
     Option('nhwc', bool, SPEED, 'Keep half-precision activations with channels last.', 'no',
            paths=('G.channels_last', 'D.channels_last')),
@@ -385,7 +388,7 @@ OPTIONS: tuple[Option, ...] = (
     Option('workers', int, SPEED, 'Processes or threads that read pictures.', '3', minimum=0,
            paths=('data.num_workers',)),
     Option('cache', CACHES, SPEED,
-           'ram keeps all pictures decoded in memory; auto does where they are small.', 'auto',
+           'Where decoded pictures stay: in memory, on the GPU, nowhere. auto: where they are small.', 'auto',
            paths=('data.cache',)),
     Option('desc', str, GENERAL, "Words to add to the name of the run's folder.", check=_check_desc,
            slug='{}'),

@@ -25,10 +25,11 @@ from training.config_systems import SYSTEM_FORMS, SystemForm, read_sections, sys
 PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
 DEVICES = ('auto', 'cuda', 'cpu')
 OPS = ('auto', 'cuda', 'torch')
+CUDA_GRAPHS = ('auto', 'on', 'off')
 # Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
 OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
                 'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'timeout_sec', 'ops',
-                'detector_dir')
+                'cuda_graphs', 'detector_dir')
 TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
@@ -45,9 +46,10 @@ class TrainConfig:
     G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
     URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
     time_limit_sec: the run saves itself and stops after so many seconds.  timeout_sec: a process that the
-    others wait for so long ends it.  ops: which implementation operators have.  detector_dir: folder with
-    feature networks of metrics.  snapshot_formats: suffixes of the files of saved networks.  system: which
-    networks and losses, see training.systems.  Raises UserError for what cannot be trained.
+    others wait for so long ends it.  ops: which implementation operators have.  cuda_graphs: whether phases
+    run as captured graphs.  detector_dir: folder with feature networks of metrics.  snapshot_formats:
+    suffixes of the files of saved networks.  system: which networks and losses, see training.systems.
+    Raises UserError for what cannot be trained.
     """
 
     run_dir: str
@@ -85,6 +87,7 @@ class TrainConfig:
     time_limit_sec: float | None = None
     timeout_sec: float = 600
     ops: str = 'auto'
+    cuda_graphs: str = 'auto'
     detector_dir: str | None = None
     snapshot_formats: tuple[str, ...] = ('pkl',)
     system: str = 'stylegan2'
@@ -96,9 +99,15 @@ class TrainConfig:
         check_choice('precision', self.precision, PRECISIONS)
         check_choice('device', self.device, DEVICES)
         check_choice('ops', self.ops, OPS)
+        check_choice('cuda_graphs', self.cuda_graphs, CUDA_GRAPHS)
         check_choice('system', self.system, SYSTEM_FORMS)
+        self._check_speed()
         self._check_batch()
         self._check_channels()
+
+    def _check_speed(self) -> None:
+        if self.cuda_graphs == 'on' and self.device == 'cpu':
+            raise UserError('--cuda-graphs=on does not go with --device=cpu; leave one of them out')
 
     def _check_batch(self) -> None:
         if self.batch_size % (self.batch_gpu * self.num_gpus):
@@ -145,7 +154,12 @@ class TrainConfig:
         return dict(self.augment.multipliers)
 
     def for_device(self, device_type: str) -> 'TrainConfig':
-        """Decide --precision=auto for 'cuda' or 'cpu'. A CPU gains nothing from float16."""
+        """Decide --precision=auto for 'cuda' or 'cpu'. A CPU gains nothing from float16.
+
+        Raises UserError if the device cannot do what is asked for.
+        """
+        if self.cuda_graphs == 'on' and device_type != 'cuda':
+            raise UserError('--cuda-graphs=on: there is no GPU here; use --cuda-graphs=auto')
         if self.precision != 'auto' or device_type != 'cpu':
             return self
         return dataclasses.replace(self, G=dataclasses.replace(self.G, num_fp16_res=0),

@@ -9,7 +9,7 @@ from dnnlib.util import UserError
 
 Section = TypeVar('Section')
 
-CACHES = ('auto', 'ram', 'off')
+CACHES = ('auto', 'ram', 'gpu', 'off')
 AUGMENT_MODES = ('noaug', 'ada', 'fixed')
 
 
@@ -19,7 +19,8 @@ class DataConfig:
 
     max_size: pictures used.  random_seed: draws them where they are a subset.  xflip: add the mirror images.
     resolution: side, or (height, width), in pixels.  num_workers: processes or threads that read.
-    cache: 'ram' decodes all pictures once, 'off' at each use, 'auto' decides by size.
+    cache: 'ram' and 'gpu' decode all pictures once and keep them there, 'off' at each use, 'auto' decides
+    by size.
     """
 
     path: str

@@ -122,6 +122,16 @@ class Dataset(torch.utils.data.Dataset):
             pool.shutdown(cancel_futures=True)
         self._ram = pixels
 
+    def decoded(self) -> np.ndarray:
+        """What `preload` has read: uint8 [pictures, C, H, W], not a copy."""
+        assert self._ram is not None, 'preload() comes first'
+        return self._ram
+
+    def rows_of(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of `decoded` (int64), and whether they are mirrored (bool), for an array of items."""
+        num_rows = len(self.decoded())
+        return items % num_rows, self._xflip[items].astype(bool)  # the mirrored half repeats the rows
+
     def __len__(self) -> int:
         return len(self._raw_idx)
 

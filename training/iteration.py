@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from torch_utils import distributed
+from torch_utils.host_draws import to_device
 from training.config import TrainConfig
 from training.loss import MicroBatch
 from training.phases import Phase, PhaseSource
@@ -68,7 +69,7 @@ def run_iteration(
         if not phase.is_due(state.batch_idx):
             continue
         gen_z = torch.randn([len(real_img), state.G.z_dim], device=real_img.device)
-        gen_c = labels(len(real_img)).to(real_img.device)
+        gen_c = to_device(labels(len(real_img)), real_img.device)
         parts = [t.split(config.batch_gpu) for t in (real_img, real_c, gen_z, gen_c)]
         with clock.measure(phase.name):
             phase.run([MicroBatch(*rows) for rows in zip(*parts, strict=True)])

@@ -5,6 +5,7 @@ Every method named after a phase takes a MicroBatch and yields per-sample losses
 and differentiated one after the other before the next is asked for: each yield frees the graph of the one
 before.
 """
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from torch_utils import training_stats
+from torch_utils import host_draws, training_stats
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,21 @@ class StyleGAN2Loss:
     def _generate(self, z: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(img, ws) with style mixing: one decision and one cut for the whole batch (StyleGAN, Sec. 3.1)."""
         ws = self.G.mapping(z, c)
-        num_ws = ws.shape[1]
-        # Drawn on the CPU whatever the device, so that a GPU need not be waited for.
-        if self.style_mixing_prob > 0 and float(torch.rand([])) < self.style_mixing_prob:
-            cut = int(torch.randint(1, num_ws, []))
-            other = self.G.mapping(torch.randn_like(z), c, skip_w_avg_update=True)
-            ws = torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
+        if self.style_mixing_prob > 0:
+            ws = self._mixed(ws, z, c)
         return self.G.synthesis(ws), ws
+
+    def _mixed(self, ws: torch.Tensor, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """ws with those of other latents from a drawn cut on."""
+        is_static = host_draws.is_static(ws.device)
+        draw = functools.partial(draw_cut, self.style_mixing_prob, ws.shape[1], is_static)
+        cut, keep = host_draws.take(draw, ws.device)
+        if not is_static and cut == ws.shape[1]:
+            return ws
+        other = self.G.mapping(torch.randn_like(z), c, skip_w_avg_update=True)
+        if is_static:
+            return torch.where(keep[0], ws, other)
+        return torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
 
     def _discriminate(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return self.D(img if self.augment_pipe is None else self.augment_pipe(img), c)
@@ -148,3 +157,16 @@ class StyleGAN2Loss:
     def _report_logits(self, kind: str, logits: torch.Tensor) -> None:
         self.report(f'Loss/scores/{kind}', logits)
         self.report(f'Loss/signs/{kind}', logits.sign())
+
+
+def draw_cut(chance: float, num_ws: int, is_static: bool) -> host_draws.Draw:
+    """Draw from where on the styles are those of other latents: num_ws (not at all), or with the given chance
+    1 ... num_ws - 1.
+
+    Drawn on the host whatever the device, so that a GPU need not be waited for. The form is the cut; if
+    is_static, it is (), and the value a mask [1, num_ws, 1] of the styles to keep.
+    """
+    cut = int(torch.randint(1, num_ws, [])) if float(torch.rand([])) < chance else num_ws
+    if not is_static:
+        return host_draws.Draw(cut)
+    return host_draws.Draw((), ((torch.arange(num_ws) < cut)[None, :, None],))

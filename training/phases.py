@@ -58,6 +58,7 @@ class Phase:
     total_loss: scalar on the device, what the last run differentiated.  num_broken: int64 scalar there, the
     steps so far with a loss or gradient that was not finite.
     examination: context that each run enters for its losses and backward passes; by default nothing.
+    graphs: runs rounds in place of run_round, with the same results, while nothing is examined; None: nobody.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Phase:
     total_loss: torch.Tensor = field(init=False)
     num_broken: torch.Tensor = field(init=False)
     examination: contextlib.AbstractContextManager = field(default_factory=contextlib.nullcontext, init=False)
+    graphs: Callable[[MicroBatch, int], bool] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         device = self.gradients.buffer.device
@@ -84,20 +86,26 @@ class Phase:
         """Accumulate the mean gradient over all rounds and processes, and take one optimizer step."""
         self.gradients.attach()
         self.module.requires_grad_(requires_grad=True)
-        self.active = False
         self.total_loss.zero_()
+        is_examined = not isinstance(self.examination, contextlib.nullcontext)
+        run_round = self.run_round if is_examined or self.graphs is None else self.graphs
         with self.examination:
-            for micro in rounds:
-                for loss in self.losses(micro):
-                    mean = loss.mean() * (self.interval / len(rounds))
-                    mean.backward()
-                    self.total_loss += mean.detach()
-                    self.active = True
+            self.active = any([run_round(micro, len(rounds)) for micro in rounds])
         self.module.requires_grad_(requires_grad=False)
         if self.active:
             # Counted on the device: whoever wants to know reads it at the end of a tick.
             self.num_broken += (self.total_loss + self.gradients.reduce()).isfinite().logical_not()
             self.opt.step()
+
+    def run_round(self, micro: MicroBatch, num_rounds: int) -> bool:
+        """Add the gradient of one round to that of the others. Returns whether there was any loss."""
+        active = False
+        for loss in self.losses(micro):
+            mean = loss.mean() * (self.interval / num_rounds)
+            mean.backward()
+            self.total_loss += mean.detach()
+            active = True
+        return active
 
 
 def lazy_adam(

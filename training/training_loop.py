@@ -30,6 +30,7 @@ from training.interrupt import STOPPED, Interrupt
 from training.iteration import PhaseClock, phases_of, run_iteration
 from training.manifest import FAKES
 from training.memory import fit_to_memory
+from training.phase_graphs import use_graphs
 from training.run_lock import RunLock
 from training.run_log import (
     RunLog,
@@ -42,6 +43,7 @@ from training.run_log import (
     tick_ends,
 )
 from training.run_state_file import make_payload
+from training.start import compile_kernels
 from training.state import build_state, pick_device, seed_iteration
 from training.supply import AHEAD, Supply
 
@@ -154,7 +156,9 @@ class Training:
         """Say what this is and, in a new run, show pictures; else make up for metrics that were cut off."""
         processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
         self.log.print(f'Training on {processes}{_device_name(self.device)}, {len(self.dataset)} pictures.')
+        compile_kernels(self.state, self.phases, self.config, self.device)
         self.config = fit_to_memory(self.state, self.phases, self.config, self.log.print)
+        use_graphs(self.phases, self.config, self.device, self.log.warn)
         if self.is_continued:
             done = is_done(self.state.cur_nimg, self.config.total_kimg)
             self.log.print(f'Going on from {self.state.cur_nimg / 1000:.1f} kimg, tick {self.tick}.' + (

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modes, availability, loading and launching of kernels; what needs a GPU is marked so."""
 import ctypes
+import threading
 import types
 import warnings
 
@@ -187,6 +188,29 @@ def test_a_kernel_that_does_not_compile_is_an_error_in_mode_cuda(broken_kernel):
     custom_ops.set_mode('cuda')
     with pytest.raises(UserError, match='nonsense'):
         custom_ops.prepare(KERNEL, CUDA)
+
+
+def test_kernels_that_are_only_noted_are_neither_compiled_nor_warned_of(broken_kernel):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with custom_ops.noting() as wanted, pytest.raises(custom_ops.CompileError):
+            custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), CUDA)
+    assert list(wanted) == [KERNEL]
+    with pytest.warns(RuntimeWarning, match='nonsense'):
+        assert not custom_ops.prepare(KERNEL, CUDA)
+
+
+def test_kernels_are_obtained_side_by_side_and_failures_are_left_for_later(monkeypatch):
+    meeting = threading.Barrier(2, timeout=20)
+
+    def obtain(kernel, arch):
+        meeting.wait()  # passes only if two work at the same time
+        if kernel.entry == 'bad':
+            raise custom_ops.CompileError('nonsense')
+        return b'cubin'
+    monkeypatch.setattr(custom_ops, 'obtain', obtain)
+    kernels = [Kernel('double.cu', entry, ()) for entry in ('good', 'bad')]
+    assert custom_ops.obtain_all(kernels, 'sm_90', num_threads=2) == 1
 
 
 def test_the_key_depends_on_everything_that_the_code_depends_on(folder):

@@ -46,6 +46,40 @@ def test_all_ways_to_read_give_the_same_from_any_position(folder):
     assert same(expected, take(iter(read(folder, start=0)), 8)[3:])
 
 
+@pytest.mark.parametrize('rank', [0, 1])
+def test_pictures_on_the_device_come_in_the_same_order_mirrored_ones_included(folder, rank):
+    labels = {'labels': [[f'{i}.png', i % 3] for i in range(10)]}
+    (folder / 'dataset.json').write_text(json.dumps(labels))
+    kwargs = {'start': 6, 'rank': rank, 'num_replicas': 2, 'cache': 'ram'}
+    stream = batches.Batches(
+        ImageFolderDataset(str(folder), xflip=True, use_labels=True, max_size=7), 4, CPU, **kwargs)
+    expected = list(itertools.islice(stream, 9))
+    stream.resident = batches.ResidentPictures(stream.dataset, CPU)
+    assert stream.resident.pixels.shape == (7, 3, 8, 8)
+    for (img, c), (same_img, same_c) in zip(expected, itertools.islice(stream, 9), strict=True):
+        assert torch.equal(img, same_img) and torch.equal(c, same_c) and c.shape == (4, 3)
+
+
+GIB = 2 ** 30
+
+
+@pytest.mark.parametrize('cache, size, free, chosen', [
+    ('auto', 1, 60, 'gpu'), ('auto', 9, 60, 'ram'), ('auto', 3, 4, 'ram'), ('auto', 99, 60, 'off'),
+    ('gpu', 30, 60, 'gpu'), ('ram', 1, 60, 'ram'), ('off', 1, 60, 'off')])
+def test_where_decoded_pictures_stay_on_a_machine_with_a_gpu(monkeypatch, cache, size, free, chosen):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free * GIB, 80 * GIB))
+    monkeypatch.setattr(batches, 'fits_in_ram', lambda num_bytes: num_bytes <= 10 * GIB)
+    assert batches._decided(cache, size * GIB, torch.device('cuda')) == chosen
+
+
+def test_what_cannot_stay_on_a_gpu_is_refused(monkeypatch, folder):
+    with pytest.raises(UserError, match='--cache=gpu: the device is cpu; use --cache=ram'):
+        read(folder, cache='gpu')
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (4 * GIB, 80 * GIB))
+    with pytest.raises(UserError, match=r'take 5\.0 GiB, but only 4\.0 GiB'):
+        batches._decided('gpu', 5 * GIB, torch.device('cuda'))
+
+
 def test_two_processes_share_one_stream(folder):
     whole = take(iter(read(folder)), 2)
     parts = [take(iter(read(folder, rank=rank, num_replicas=2, start=0)), 1)[0] for rank in (0, 1)]

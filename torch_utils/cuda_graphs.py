@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions that run as captured CUDA graphs from their third call of a kind on, with identical results.
+
+The first call of a kind tells what it draws on the host (host_draws), the second of a form warms up, the next
+captures. If a capture fails, that call and all later ones run as if there were no graphs.
+"""
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from torch_utils import host_draws, nvrtc
+
+MAX_GRAPHS = 8  # of one function; a graph costs about a megabyte for every few thousand kernels
+
+
+class Backend(Protocol):
+    """What captures."""
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        """Let function() enqueue its work without running any of it. Returns (replay, result of function).
+
+        replay() does the work, in the same memory. A failure raises one of Captures.errors and changes
+        nothing.
+        """
+
+
+class CudaBackend:
+    """torch.cuda.CUDAGraph, all in one pool of memory: one graph of it runs at a time, nothing in it lasts.
+
+    torch's generator of the device is part of a graph: each replay starts at its current seed and offset and
+    moves it on as the captured operations would have.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        """See Backend."""
+        generator_state, is_captured = torch.cuda.get_rng_state(self.device), False
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Threads that read pictures may allocate meanwhile; in the global mode that would be an error.
+            with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'):
+                result = function()
+            is_captured = True
+        finally:
+            if not is_captured:
+                torch.cuda.set_rng_state(generator_state, self.device)
+        return graph.replay, result
+
+
+@dataclass
+class Captures:
+    """What the functions of a program share: the backend, until a capture fails.
+
+    warn(line): told once why.
+    """
+
+    backend: Backend | None
+    warn: Callable[[str], object]
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """What a failed capture may raise."""
+        return (RuntimeError, nvrtc.core_error())
+
+    def give_up(self, error: BaseException) -> None:
+        """No graphs any more, because of this error."""
+        self.backend = None
+        # What spoils a capture comes first; that it is spoiled is only said when it ends.
+        cause = nvrtc.first_line(error.__context__ or error)
+        self.warn(f'Capturing a CUDA graph failed ({cause}); everything goes on without graphs, with the '
+                  'same results, only slower. --cuda-graphs=off does not try.')
+
+
+@dataclass
+class _Graph:
+    """A captured call: where its inputs and draws lie, how to run it, and what it returns."""
+
+    inputs: Sequence[torch.Tensor]
+    values: Sequence[torch.Tensor]
+    run: Callable[[], object]
+    result: Any
+
+    def replay(self, inputs: Sequence[torch.Tensor], draws: Sequence[host_draws.Draw]) -> Any:
+        for place, tensor in zip(self.inputs, inputs, strict=True):
+            place.copy_(tensor)
+        drawn = [value for draw in draws for value in draw.values]
+        for place, value in zip(self.values, drawn, strict=True):
+            place.copy_(value.pin_memory() if place.is_cuda else value, non_blocking=True)
+        self.run()
+        # The next graph of the pool may write where this result lies.
+        return self.result.clone() if isinstance(self.result, torch.Tensor) else self.result
+
+
+@dataclass
+class GraphedFunction:
+    """function(*args), where args are tensors on one device and hashable values.
+
+    It may change tensors that live as long as this, must leave nothing else behind but its result (a tensor,
+    or a plain value that depends on shapes only), and may decide by random numbers of host_draws alone.
+    """
+
+    function: Callable[..., Any]
+    captures: Captures
+    max_graphs: int = MAX_GRAPHS
+    _sources: dict[Hashable, list[host_draws.Source]] = field(default_factory=dict, init=False)
+    _warm: set[Hashable] = field(default_factory=set, init=False)
+    _inputs: dict[Hashable, list[torch.Tensor]] = field(default_factory=dict, init=False)
+    _graphs: dict[Hashable, _Graph] = field(default_factory=dict, init=False)
+
+    def __call__(self, *args: Any) -> Any:
+        """The result; at first by running the function, then by replaying it."""
+        if self.captures.backend is None:
+            self._forget()
+            return self.function(*args)
+        kind = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *map(_kind_of, args))
+        if kind not in self._sources:
+            return self._record(kind, args)
+        draws = [host_draws.draw_from(source) for source in self._sources[kind]]
+        form = (kind, *(draw.form for draw in draws))
+        if self._should_capture(form):
+            self._capture(kind, form, args, draws)
+        if form in self._graphs:
+            return self._graphs[form].replay(_tensors(args), draws)
+        self._warm.add(form)
+        with host_draws.use(host_draws.Playing(host_draws.moved(draws, _device(args)))):
+            return self.function(*args)
+
+    @property
+    def num_graphs(self) -> int:
+        """How many graphs have been captured."""
+        return len(self._graphs)
+
+    def _record(self, kind: Hashable, args: Sequence[Any]) -> Any:
+        tape = host_draws.Recording()
+        with host_draws.use(tape):
+            result = self.function(*args)
+        self._sources[kind] = tape.sources
+        self._warm.add((kind, *tape.forms))
+        return result
+
+    def _should_capture(self, form: Hashable) -> bool:
+        # A warm one has compiled its kernels and chosen its algorithms, which a capture could not.
+        return form in self._warm and form not in self._graphs and len(self._graphs) < self.max_graphs
+
+    def _capture(
+        self, kind: Hashable, form: Hashable, args: Sequence[Any], draws: Sequence[host_draws.Draw],
+    ) -> None:
+        """Add the graph of a form, or give all up."""
+        if kind not in self._inputs:
+            self._inputs[kind] = [tensor.clone() for tensor in _tensors(args)]
+        places = iter(self._inputs[kind])
+        static = [next(places) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        taken = host_draws.moved(draws, _device(args))
+        try:
+            with host_draws.use(host_draws.Playing(taken)):
+                run, result = self.captures.backend.capture(lambda: self.function(*static))
+        except self.captures.errors as error:
+            self.captures.give_up(error)
+            self._forget()
+            return
+        values = [value for _, part in taken for value in part]
+        self._graphs[form] = _Graph(self._inputs[kind], values, run, result)
+
+    def _forget(self) -> None:
+        """Set memory free."""
+        for held in (self._graphs, self._inputs, self._sources, self._warm):
+            held.clear()
+
+
+def _kind_of(arg: Any) -> Hashable:
+    if isinstance(arg, torch.Tensor):
+        return tuple(arg.shape), arg.stride(), arg.dtype
+    return arg
+
+
+def _tensors(args: Sequence[Any]) -> list[torch.Tensor]:
+    return [arg for arg in args if isinstance(arg, torch.Tensor)]
+
+
+def _device(args: Sequence[Any]) -> torch.device:
+    return _tensors(args)[0].device

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random decisions that the host takes for the device: drawn on the spot, or ahead of a captured graph.
+
+A captured graph repeats its kernels whatever Python would decide next time. Code that decides by random
+numbers therefore takes them through `take`, and a tape can draw them first, in the same order.
+"""
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn.
+
+    form: whatever decides which operations follow.  values: tensors on the host that these work with; of the
+    same shapes and types whenever the form is the same.
+    """
+
+    form: Hashable = ()
+    values: tuple[torch.Tensor, ...] = ()
+
+
+Source = Callable[[], Draw]
+Taken = tuple[Hashable, Sequence[torch.Tensor]]  # a form, and its values on the device
+
+
+@dataclass
+class Recording:
+    """A tape that lets everything be drawn on the spot and remembers the sources and forms."""
+
+    sources: list[Source] = field(default_factory=list)
+    forms: list[Hashable] = field(default_factory=list)
+
+    def take(self, source: Source, device: torch.device) -> Taken:
+        """As the function `take`."""
+        draw = draw_from(source)
+        self.sources.append(source)
+        self.forms.append(draw.form)
+        return moved([draw], device)[0]
+
+
+class Playing:
+    """A tape that hands out what was drawn before, in that order."""
+
+    def __init__(self, taken: Sequence[Taken]):
+        self._taken = iter(taken)
+
+    def take(self, _source: Source, _device: torch.device) -> Taken:
+        """The next of the draws, whatever the source. Raises RuntimeError after the last."""
+        taken = next(self._taken, None)
+        if taken is None:
+            raise RuntimeError('more was drawn on the host than in the run before')
+        return taken
+
+
+@dataclass
+class _State:
+    tape: Recording | Playing | None = None
+    is_forced: bool = False
+    is_drawing: bool = False
+
+
+_state = _State()
+
+
+def take(source: Source, device: torch.device) -> Taken:
+    """(form, values on `device`) of a draw. source: draws from torch's generator of the CPU only, and may be
+    called again for later runs.
+    """
+    if _state.tape is None:
+        return moved([draw_from(source)], device)[0]
+    return _state.tape.take(source, device)
+
+
+def draw_from(source: Source) -> Draw:
+    """source(), during which is_drawing()."""
+    _state.is_drawing = True
+    try:
+        return source()
+    finally:
+        _state.is_drawing = False
+
+
+def is_drawing() -> bool:
+    """Whether what runs now is the host's business, such as reading what a GPU has computed."""
+    return _state.is_drawing
+
+
+def is_static(device: torch.device) -> bool:
+    """Whether operations and shapes should depend as little as possible on what is drawn.
+
+    A GPU wants that, captured or not: kernels and memory are chosen by shape. A CPU rather saves work.
+    """
+    return device.type != 'cpu' or _state.is_forced
+
+
+@contextlib.contextmanager
+def use(tape: Recording | Playing) -> Iterator[None]:
+    """Take from the tape within this context."""
+    before, _state.tape = _state.tape, tape
+    try:
+        yield
+    finally:
+        _state.tape = before
+
+
+@contextlib.contextmanager
+def force_static() -> Iterator[None]:
+    """Let a CPU work as a GPU does within this context."""
+    before, _state.is_forced = _state.is_forced, True
+    try:
+        yield
+    finally:
+        _state.is_forced = before
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on the device, without waiting for a GPU."""
+    if device.type != 'cuda':
+        return tensor.to(device)
+    # Only from memory that the GPU can read by itself does the host not wait.
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def moved(draws: Sequence[Draw], device: torch.device) -> list[Taken]:
+    """Forms, and values on the device: what a tape hands out."""
+    return [(draw.form, [to_device(value, device) for value in draw.values]) for draw in draws]

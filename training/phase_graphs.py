@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--cuda-graphs: the rounds of all phases as captured CUDA graphs.
+
+A graph holds the losses and backward passes of one round. Reduction over processes, the optimizer's step and
+the averages stay outside: few kernels, which need no capture, and communication is never part of a graph.
+"""
+from collections.abc import Callable, Sequence
+
+import torch
+
+from torch_utils.cuda_graphs import Backend, Captures, CudaBackend, GraphedFunction
+from training.config import TrainConfig
+from training.loss import MicroBatch
+from training.phases import Phase
+
+MEMORY_SHARE = 0.95  # of what can be had; a little always goes to fragments
+
+
+def use_graphs(
+    phases: Sequence[Phase], config: TrainConfig, device: torch.device, announce: Callable[[str], object],
+) -> None:
+    """Let the phases run as graphs, if config.cuda_graphs and the device say so.
+
+    Call it after the phases have been rehearsed: --cuda-graphs=auto looks at the memory that they took.
+    announce(line): called if auto decides against it on a GPU, or when a capture fails.
+    """
+    if device.type != 'cuda' or config.cuda_graphs == 'off':
+        return
+    if config.cuda_graphs == 'auto' and not _have_room(device):
+        announce('No CUDA graphs: memory would not hold the activations twice, once for graphs and once '
+                 'without. A smaller --batch-gpu makes room; --cuda-graphs=on tries anyway.')
+        return
+    capture_rounds(phases, CudaBackend(device), announce)
+
+
+def capture_rounds(phases: Sequence[Phase], backend: Backend, warn: Callable[[str], object]) -> None:
+    """Run each phase's rounds through a GraphedFunction, which draws on the host before it replays."""
+    captures = Captures(backend, warn)
+    for phase in phases:
+        phase.graphs = _Rounds(phase, captures)
+
+
+class _Rounds:
+    """Phase.graphs: the round of a phase as a function of tensors."""
+
+    def __init__(self, phase: Phase, captures: Captures):
+        self._run = GraphedFunction(
+            lambda num_rounds, *tensors: phase.run_round(MicroBatch(*tensors), num_rounds), captures)
+
+    def __call__(self, micro: MicroBatch, num_rounds: int) -> bool:
+        return self._run(num_rounds, micro.real_img, micro.real_c, micro.gen_z, micro.gen_c)
+
+
+def _have_room(device: torch.device) -> bool:
+    """Whether what the phases needed beyond the networks fits twice."""
+    lasting = torch.cuda.memory_allocated(device)
+    passing = torch.cuda.max_memory_allocated(device) - lasting
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - lasting
+    return fits_twice(passing, free)
+
+
+def fits_twice(passing: int, free: int) -> bool:
+    """Whether `free` bytes hold what passes (activations, gradients) in two pools."""
+    return 2 * passing <= MEMORY_SHARE * free
