@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTDIR = ROOT / 'demo-run'
-NUM_PICTURES = 120
+NUM_CLASSES = 9
+NUM_PICTURES = NUM_CLASSES ** 2  # so that a column of the sheet has one class
 
 
 def latest(pattern: str, folder: Path) -> Path:
@@ -26,10 +27,11 @@ def main() -> None:
     start = time.monotonic()
     print('Training a small StyleGAN2-ADA on 1,906 emoji; about four minutes on two CPU cores.', flush=True)
     try:
-        run('train.py', f'--outdir={OUTDIR}', '--data=emoji32', '--cfg=demo')
-        folder = latest('*-emoji32-demo', OUTDIR)
+        run('train.py', f'--outdir={OUTDIR}', '--data=emoji32', '--cond=1', '--cfg=demo')
+        folder = latest('*-emoji32-cond-demo', OUTDIR)
         network = latest('network-snapshot-*.pkl', folder)
         run('generate.py', f'--network={network}', f'--seeds=0-{NUM_PICTURES - 1}', '--grid',
+            f'--classes=0-{NUM_CLASSES - 1}',
             f'--outdir={folder / "generated"}')
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)

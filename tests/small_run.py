@@ -13,10 +13,11 @@ CPU = torch.device('cpu')
 
 
 def small_config(side=8, **flags):
-    """--cfg=demo with next to no feature maps, on pictures of side x side."""
+    """--cfg=demo with next to no feature maps, but noise, on pictures of side x side."""
     flags = {'cfg': 'demo', 'data': 'x', 'outdir': 'x', 'batch': 4, 'cbase': 4 * side, 'cmax': 4,
              'device': 'cpu', **flags}
-    return resolve(flags, DatasetInfo('x', 12, side, side, 3, has_labels=False, label_dim=0))
+    config = resolve(flags, DatasetInfo('x', 12, side, side, 3, has_labels=False, label_dim=0))
+    return _with_noise(config)
 
 
 def small_training(data, run_dir, total_kimg, **flags):
@@ -24,7 +25,12 @@ def small_training(data, run_dir, total_kimg, **flags):
     flags = {'cfg': 'demo', 'data': str(data), 'outdir': 'unused', 'batch': 4, 'cbase': 32, 'cmax': 4,
              'device': 'cpu', 'metrics': 'none', 'workers': 0, **flags}
     config = resolve(flags, DatasetInfo(str(data), 8, 8, 8, 3, has_labels=False, label_dim=0))
-    return dataclasses.replace(config, run_dir=str(run_dir), total_kimg=total_kimg, kimg_per_tick=0.004)
+    return dataclasses.replace(
+        _with_noise(config), run_dir=str(run_dir), total_kimg=total_kimg, kimg_per_tick=0.004)
+
+
+def _with_noise(config):
+    return dataclasses.replace(config, G=dataclasses.replace(config.G, use_noise=True))
 
 
 class SmallRun:

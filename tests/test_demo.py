@@ -16,7 +16,7 @@ def calls(tmp_path, monkeypatch):
     def pretend(script, *args):
         made.append((script, args))
         if script == 'train.py':
-            folder = tmp_path / '00003-emoji32-demo'
+            folder = tmp_path / '00003-emoji32-cond-demo'
             folder.mkdir()
             for i, name in enumerate(['network-snapshot-000016.pkl', 'network-snapshot-000008.pkl']):
                 (folder / name).touch()
@@ -27,14 +27,14 @@ def calls(tmp_path, monkeypatch):
 
 
 def test_it_trains_and_generates_from_the_newest_network_of_the_newest_run(calls, tmp_path, capsys):
-    old = tmp_path / '00002-emoji32-demo'
+    old = tmp_path / '00002-emoji32-cond-demo'
     old.mkdir()
     os.utime(old, (1, 1))
     demo.main()
     (train, train_args), (generate, generate_args) = calls
     assert train == 'train.py' and '--data=emoji32' in train_args and '--cfg=demo' in train_args
     assert generate == 'generate.py' and '--grid' in generate_args
-    network = tmp_path / '00003-emoji32-demo' / 'network-snapshot-000016.pkl'
+    network = tmp_path / '00003-emoji32-cond-demo' / 'network-snapshot-000016.pkl'
     assert f'--network={network}' in generate_args
     text = capsys.readouterr().out
     folder = os.path.relpath(network.parent)

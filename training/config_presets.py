@@ -116,9 +116,10 @@ PRESETS: dict[str, Preset] = {
     'cifar': Preset(
         2, 100000, 64, 32, 1, 0.0025, 0.01, 500, 0.05, 2,
         pl_weight=0, style_mixing_prob=0, architecture='orig'),
-    # Learns visibly on two CPU cores within minutes: many small steps of a small network, a long average.
+    # Learns visibly on two CPU cores within minutes: many small steps of a small network, a long average. No
+    # noise: at that age it is a pattern over all pictures.
     'demo': Preset(
-        ref_gpus=1, kimg=18, batch=8, mbstd=4, fmaps=1 / 64, lrate=0.006, gamma=0.2, ema_kimg=2,
+        ref_gpus=1, kimg=19, batch=8, mbstd=4, fmaps=1 / 64, lrate=0.006, gamma=0.1, ema_kimg=2,
         ema_rampup=None, map_depth=2, z_dim=128, w_dim=128, channel_max=64, num_fp16_res=0, conv_clamp=None,
         pl_weight=0, style_mixing_prob=0, use_noise=False, ada_kimg=100, kimg_per_tick=1, snap=4,
         metrics=('swd',)),

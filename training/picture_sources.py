@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pictures are made from: seeds, or the ws of projections; and sweeps, which vary one thing of them."""
 import dataclasses
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 
 from dnnlib.util import UserError
 from training.latent_walk import interpolate
+from training.projection_files import read_w
 from training.sampling import Sampler
 
 
@@ -140,14 +140,7 @@ def direction_sweep(source: Source, direction: torch.Tensor, strength: tuple[flo
 
 def read_projected_w(path: str, G: torch.nn.Module) -> torch.Tensor:
     """w [n, num_ws, w_dim] float32 of a projection. Raises UserError unless the file fits this network."""
-    try:
-        # An array of objects would be a pickle, that is, code.
-        with np.load(path, allow_pickle=False) as arrays:
-            w = np.asarray(arrays['w'], dtype=np.float32)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError,
-            zipfile.BadZipFile) as error:
-        raise UserError(f'--projected-w={path}: not an .npz file with an array w ({error}); give the '
-                        'projected_w.npz of projector.py') from error
+    w = read_w(path, 'projected-w')
     if w.ndim != 3 or w.shape[1:] != (G.num_ws, G.w_dim):
         raise UserError(f'--projected-w={path}: w is {list(w.shape)}, but this network takes '
                         f'[n, {G.num_ws}, {G.w_dim}]; it was projected with another network')

