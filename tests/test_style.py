@@ -36,10 +36,11 @@ def depth(node, level=0):
     return deepest
 
 
-def is_public(source, function):
+def public_functions(source):
+    """Functions and methods that are neither private nor inside of something that is."""
     hidden = [c for c in ast.walk(source.tree) if isinstance(c, ast.ClassDef) and c.name.startswith('_')]
     inner = {id(n) for outer in [*source.functions(), *hidden] for n in ast.walk(outer) if n is not outer}
-    return not function.name.startswith('_') and id(function) not in inner
+    return [f for f in source.functions() if not f.name.startswith('_') and id(f) not in inner]
 
 
 def code_lines(source):
@@ -84,9 +85,7 @@ def test_files_are_short():
 def test_everything_public_has_a_docstring_and_annotations():
     wrong = []
     for s in product_files():
-        for f in s.functions():
-            if not is_public(s, f):
-                continue
+        for f in public_functions(s):
             arguments = [a for a in f.args.args + f.args.kwonlyargs if a.arg not in ('self', 'cls')]
             if ast.get_docstring(f) is None:
                 wrong.append(f'{s.at(f)}: {f.name} has no docstring')
@@ -185,4 +184,4 @@ def test_length_and_nesting_are_measured(bad):
 
 
 def test_public_functions_are_told_from_hidden_and_inner_ones(bad):
-    assert [f.name for f in bad.functions() if is_public(bad, f)] == ['deep']
+    assert [f.name for f in public_functions(bad)] == ['deep']

@@ -30,6 +30,7 @@ from training.manifest import read_manifest
 from training.run_state_file import read_state
 
 KILLS = 4
+KILLS_OF_TWO = 2  # each start of two processes takes seconds
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +73,7 @@ def test_two_processes_killed_together_end_like_two_that_were_not(pictures, tmp_
     first, second = (configure(pictures, f, batch=8, gpus=2) for f in folders)
     assert finish(start(first)) == 0, output(first)
     rng = random.Random(2)
-    for _ in range(KILLS):
+    for _ in range(KILLS_OF_TWO):
         assert kill_after_progress(second, rng.uniform(0, 0.3)) == -signal.SIGKILL
     assert finish(start(second, wish_for(second.run_dir))) == 0, output(second)
     assert_same_run(folders[1], folders[0])
