@@ -102,8 +102,8 @@ def _auto_gamma(scale: Scale) -> float:
     return 0.0002 * (scale.height * scale.width) / scale.batch
 
 
-# Learns visibly on two CPU cores within minutes: many small steps of a small network, a long average. No noise:
-# at that age it is a pattern over all pictures.
+# Learns visibly on two CPU cores within minutes: many small steps of a small network, a long average. No
+# noise: at that age it is a pattern over all pictures.
 _DEMO = Preset(
     ref_gpus=1, kimg=19, batch=8, mbstd=4, fmaps=1 / 64, lrate=0.006, gamma=0.1, ema_kimg=2, ema_rampup=None,
     map_depth=2, z_dim=128, w_dim=128, channel_max=64, num_fp16_res=0, conv_clamp=None, pl_weight=0,
