@@ -330,8 +330,8 @@ OPTIONS: tuple[Option, ...] = (
     Option('mirror', bool, DATA, 'Also use the mirror image of each picture.', 'no', paths=('data.xflip',),
            slug='mirror'),
     Option('cfg', tuple(PRESETS), MODEL,
-           'Preset of all hyperparameters. auto chooses by picture size and number of GPUs; demo is small '
-           'enough for a CPU; stylegan1 and dcgan are other networks.', 'auto'),
+           'Preset of all hyperparameters. auto chooses by picture size and number of GPUs; demo and '
+           'stylegan1-demo are small enough for a CPU; stylegan1 and dcgan are other networks.', 'auto'),
     Option('gamma', float, MODEL, 'Weight of R1 regularisation, the setting most worth tuning.', BY_CFG,
            minimum=0, paths=('loss.r1_gamma',), slug='gamma{:g}'),
     Option('kimg', int, MODEL, 'Length of the training, in thousand pictures.', BY_CFG, minimum=1,

@@ -56,13 +56,14 @@ def test_fixed_presets_have_the_published_values_on_one_gpu(name, expected):
 
 def test_every_preset_resolves_at_every_common_size():
     for name in cfg.PRESETS:
-        # The demo's few feature maps do not go round for more levels.
-        for side in (8, 32, 128) if name == 'demo' else (8, 32, 128, 1024):
+        # The demos' few feature maps do not go round for more levels.
+        for side in (8, 32, 128) if 'demo' in name else (8, 32, 128, 1024):
             assert resolve({'cfg': name}, side=side).batch_size >= 1
 
 
-def test_the_demo_preset_is_small_and_needs_no_download():
-    config = resolve({'cfg': 'demo'}, side=32)
+@pytest.mark.parametrize('name', ['demo', 'stylegan1-demo'])
+def test_the_demo_presets_are_small_and_need_no_download(name):
+    config = resolve({'cfg': name}, side=32)
     assert config.G.channel_max <= 64 and config.G.z_dim == config.G.w_dim <= 128 and config.total_kimg <= 50
     assert config.metrics == ('swd',) and config.G.num_fp16_res == 0 and config.kimg_per_tick <= 1
 
