@@ -301,3 +301,24 @@ def test_synthesis_compiles_in_one_graph_and_exports():
     torch.testing.assert_close(compiled(ws, noise_mode='const'), expected)
     program = torch.export.export(G.synthesis, (ws,), {'noise_mode': 'const'})
     torch.testing.assert_close(program.module()(ws, noise_mode='const'), expected)
+
+
+def test_mapping_without_broadcast_keeps_no_average_and_trains():
+    mapping = networks.MappingNetwork(z_dim=4, c_dim=0, w_dim=4, num_ws=None, num_layers=1).train()
+    assert mapping(torch.randn(2, 4), None).shape == (2, 4) and not list(mapping.buffers())
+    with pytest.raises(ValueError, match='keeps no average'):
+        mapping(torch.randn(2, 4), None, truncation_psi=0.5)
+
+
+def test_second_derivatives_of_minibatch_deviation_are_exact_for_samples_that_are_nearly_alike():
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 4, 4) + 1e-4 * torch.randn(4, 3, 4, 4)
+
+    def of_squared_gradient(x):
+        y = networks.MinibatchStdLayer(4)(x.requires_grad_())[:, -1]
+        weights = torch.arange(4, dtype=x.dtype)[:, None, None]
+        (g,) = torch.autograd.grad((y * weights).sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), x)[0]
+    exact = of_squared_gradient(x.double())
+    # By var() the error is 3e-4; by the differences themselves, what float32 has.
+    assert (of_squared_gradient(x) - exact).norm() <= 1e-5 * exact.norm()
