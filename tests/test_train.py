@@ -72,17 +72,21 @@ def parse_output(out):
 
 def reason_to_differ(case):
     """Why this program does not do with a case what the published one does, or None."""
-    size = (case['dataset']['resolution'], case['dataset']['width'])
+    height = case['dataset'].get('resolution', 32)
+    size, args = (height, case['dataset'].get('width') or height), ' '.join(case['argv']).replace('=', ' ')
     if case['expected']['exit_code'] == 0:
         try:
             cfg.split_resolution(*size)
         except UserError:
             return 'refused: the published program would fail when it builds the networks'
-        if '--seed=-' in ' '.join(case['argv']):
+        if '--seed -' in args:
             return 'refused: the published program would fail when it seeds'
+        resume = re.search(r'--resume (\S+)', args)
+        if resume and cfg.continues(resume[1]):
+            return 'refused: a run to continue, which is not there'
     elif 'power of two' in case['expected'].get('must_mention', []):
         return 'either: any number of processes will do that divides the batch'
-    elif '--workers=0' in case['argv']:
+    elif '--workers 0' in args:
         return 'accepted: reads in the training process'
     elif case['expected'].get('kind') == 'uncaught' and size[0] != size[1]:
         return 'accepted: pictures need not be square'

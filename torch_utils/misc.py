@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers around modules and tensors: cached constants, shape checks, copying by name, the summary table."""
+"""Helpers around modules and tensors: cached constants, shape checks, copying by name, the summary table;
+and the published sampler.
+"""
 import contextlib
 import functools
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +113,42 @@ def copy_params_and_buffers(
         pairs.append((tensor, src[name]))
     for tensor, source in pairs:
         tensor.copy_(source)
+
+
+class InfiniteSampler(torch.utils.data.Sampler[int]):
+    """The published endless order of a dataset, for code that was written for it (ours: training.batches).
+
+    Picture after picture of one shuffled order, each exchanged with one of the last `window_size` (share of
+    the dataset) once it was shown. All of `num_replicas` processes walk the same order and take every so
+    many-th. Raises UserError for an empty dataset or settings out of range.
+    """
+
+    def __init__(
+        self, dataset: Sized, rank: int = 0, num_replicas: int = 1, shuffle: bool = True, seed: int = 0,
+        window_size: float = 0.5,
+    ):
+        if len(dataset) == 0 or not 0 <= rank < num_replicas or not 0 <= window_size <= 1:
+            raise UserError(f'{len(dataset)} pictures, {rank=}, {num_replicas=}, {window_size=}: a sampler '
+                            'needs a picture, 0 <= rank < num_replicas, and a window from 0 to 1')
+        self.num_items, self.rank, self.num_replicas = len(dataset), rank, num_replicas
+        self.shuffle, self.seed, self.window_size = shuffle, seed, window_size
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self._common_order(), self.rank, None, self.num_replicas)
+
+    def _common_order(self) -> Iterator[int]:
+        order = list(range(self.num_items))
+        if not self.shuffle:
+            yield from itertools.cycle(order)
+        draws = np.random.RandomState(self.seed)
+        draws.shuffle(order)
+        window = int(np.rint(self.num_items * self.window_size))
+        for place in itertools.cycle(range(self.num_items)):
+            yield order[place]
+            # Below two there is nothing to exchange with, and nothing is drawn.
+            if window > 1:
+                other = place - draws.randint(window)  # from the end if negative
+                order[place], order[other] = order[other], order[place]
 
 
 @dataclass

@@ -108,7 +108,7 @@ class MappingNetwork(torch.nn.Module):
             layer = FullyConnectedLayer(
                 widths[i], widths[i + 1], activation=activation, lr_multiplier=lr_multiplier)
             setattr(self, f'fc{i}', layer)
-        if num_ws is not None and w_avg_beta is not None:
+        if self._has_average():
             self.register_buffer('w_avg', torch.zeros([w_dim]))
 
     def forward(
@@ -124,7 +124,7 @@ class MappingNetwork(torch.nn.Module):
         w = self._inputs(z, c)
         for i in range(self.num_layers):
             w = getattr(self, f'fc{i}')(w)
-        if self.w_avg_beta is not None and self.training and not skip_w_avg_update:
+        if self._has_average() and self.training and not skip_w_avg_update:
             self.w_avg.copy_(w.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
         if self.num_ws is not None:
             w = w.unsqueeze(1).repeat([1, self.num_ws, 1])
@@ -143,10 +143,13 @@ class MappingNetwork(torch.nn.Module):
             parts.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
+    def _has_average(self) -> bool:
+        return self.num_ws is not None and self.w_avg_beta is not None
+
     def _truncate(self, w: torch.Tensor, psi: float, cutoff: int | None) -> torch.Tensor:
-        if self.w_avg_beta is None:
+        if not self._has_average():
             raise ValueError('this mapping network keeps no average w, so truncation_psi must be 1')
-        if self.num_ws is None or cutoff is None:
+        if cutoff is None:
             return self.w_avg.lerp(w, psi)
         return torch.cat([self.w_avg.lerp(w[:, :cutoff], psi), w[:, cutoff:]], dim=1)
 
@@ -447,7 +450,8 @@ class MinibatchStdLayer(torch.nn.Module):
                 f'minibatch std: a batch of {n} with {c} channels does not divide into groups of {group} '
                              f'samples and {self.num_channels} channels')
         y = x.reshape(group, n // group, self.num_channels, c // self.num_channels, h, w)
-        y = y.var(dim=0, unbiased=False).add(NORM_EPS).sqrt()  # [M, F, C / F, H, W]
+        # Not var(): its second derivative loses digits in R1 where the samples of a group are nearly alike.
+        y = (y - y.mean(dim=0)).square().mean(dim=0).add(NORM_EPS).sqrt()  # [M, F, C / F, H, W]
         y = y.mean(dim=[2, 3, 4])  # [M, F]
         y = y[:, :, None, None].repeat(group, 1, h, w)  # [N, F, H, W]
         return torch.cat([x, y], dim=1)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch_utils.misc: constants, shape checks, copying by name, summary tables."""
+import itertools
 import re
 import warnings
 
@@ -83,11 +84,35 @@ def numbers(values):
     return torch.tensor([float(v) for v in values])
 
 
-@pytest.mark.parametrize('case', [index('ema_ada').get('gradient_cleanup')] if index('ema_ada') else [])
+@pytest.mark.parametrize('case', [v for k, v in index('ema_ada').items() if k == 'gradient_cleanup'])
 def test_golden_gradients_are_cleaned_up(case):
     x = numbers(case['input'])
     assert misc.nan_to_num(x, nan=0, posinf=1e5, neginf=-1e5, out=x) is x
     assert torch.equal(x, numbers(case['output']))
+
+
+@pytest.mark.parametrize('case', cases('loop_misc', 'sampler'))
+def test_golden_orders_of_the_published_sampler(case):
+    settings = {k: case[k] for k in ('rank', 'num_replicas', 'shuffle', 'seed', 'window_size') if k in case}
+    sampler = misc.InfiniteSampler(range(case['dataset_size']), **settings)
+    assert list(itertools.islice(sampler, len(case['first']))) == case['first']
+
+
+def test_sampler_processes_share_one_order_and_start_anew_each_time():
+    def head(num, *args):
+        return list(itertools.islice(misc.InfiniteSampler(range(7), *args), num))
+    assert head(12) == head(12)
+    together = head(12, 0, 1, True, 3)
+    assert [head(6, rank, 2, True, 3) for rank in (0, 1)] == [together[::2], together[1::2]]
+    assert head(9, 0, 1, False) == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    assert sorted(head(14, 0, 1, True, 0, 0)[7:]) == list(range(7))
+
+
+@pytest.mark.parametrize('size, settings', [
+    (0, {}), (3, {'rank': 2, 'num_replicas': 2}), (3, {'window_size': 2})])
+def test_samplers_without_an_order_are_refused(size, settings):
+    with pytest.raises(UserError, match=f'^{size} pictures.*a sampler needs'):
+        misc.InfiniteSampler(range(size), **settings)
 
 
 class Net(torch.nn.Module):
@@ -152,7 +177,7 @@ def test_golden_summary_tables_character_by_character(case, capsys):
     with torch.device('meta'):
         net = getattr(networks, case['class'])(**case['init_kwargs'])
     net.train(case['training'])
-    misc.print_module_summary(net, summary_inputs(case), **case['summary_kwargs'])
+    misc.print_module_summary(net, summary_inputs(case), **case.get('summary_kwargs', {}))
     assert capsys.readouterr().out == '\n'.join(case['stdout_lines'])
 
 

@@ -44,7 +44,7 @@ def test_recorded_output(case, device):
 
 
 def test_recorded_buffers():
-    if not index('augment'):
+    if 'buffers' not in index('augment'):
         pytest.skip('no recorded filters in this folder')
     state = AugmentPipe().state_dict()
     assert list(state) == ['p', 'Hz_geom', 'Hz_fbank'] and state['p'] == 1

@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
-from golden_cases import cases, index
+from golden_cases import arrays, cases, index
 from loss_cases import build_networks, tensor, tiny_batch, tiny_pair
 
 from training import ema
@@ -12,10 +12,10 @@ from training.loss import MicroBatch, StyleGAN2Loss
 from training.phases import GRADIENT_LIMIT, FlatGradients, PhaseSource, build_phases, lazy_adam
 
 
-def build(loss, g_interval=4, d_interval=16, lr=0.002):
+def build(loss, g_interval=4, d_interval=16, lr=0.002, betas=(0, 0.99), eps=1e-8):
     def source(module, interval):
         return PhaseSource(
-            module, lazy_adam(list(module.parameters()), lr, (0, 0.99), 1e-8, interval), interval)
+            module, lazy_adam(list(module.parameters()), lr, betas, eps, interval), interval)
     return build_phases(loss, source(loss.G, g_interval), source(loss.D, d_interval))
 
 
@@ -114,16 +114,19 @@ def check_signatures(named, recorded):
 @pytest.mark.skipif(not index('trajectory'), reason='no trajectory in this folder')
 def test_recorded_training_iterations():
     record = index('trajectory')
-    config, (name,) = record['config'], record['nets']
+    config, name = record['config'], next(iter(record['nets']))
     G, D = build_networks('trajectory', name)
     G_ema = build_networks('trajectory', name)[0].eval()
     for key, p in G.named_parameters():
         if key.endswith('noise_strength'):
             p.requires_grad_(True).register_hook(torch.zeros_like)
-    loss = StyleGAN2Loss(G, D, style_mixing_prob=config['style_mixing_prob'], r1_gamma=config['r1_gamma'],
-                         report=lambda name, value: None)
-    phases = build(loss, config['G_reg_interval'], config['D_reg_interval'], config['lr'])
-    data = {k: tensor('trajectory', k) for k in ('real_img', 'real_c', 'gen_z', 'gen_c', 'pl_noise')}
+    loss_kwargs = {k: v for k, v in config.items() if k in vars(StyleGAN2Loss)}
+    loss = StyleGAN2Loss(G, D, report=lambda name, value: None, **loss_kwargs)
+    optimizer = {k: config[k] for k in ('lr', 'betas', 'eps') if k in config}
+    phases = build(loss, config['G_reg_interval'], config['D_reg_interval'], **optimizer)
+    data = {k: tensor('trajectory', k) for k in ('real_img', 'real_c', 'gen_z', 'gen_c')}
+    has_lengths = 'pl_noise' in arrays('trajectory.npz')
+    data['pl_noise'] = tensor('trajectory', 'pl_noise') if has_lengths else []
     size, rounds, greg_count, cur_nimg = config['batch_gpu'], config['batch'] // config['batch_gpu'], 0, 0
     for i, expected in enumerate(record['iterations']):
         for k, phase in enumerate(phases):
@@ -131,8 +134,9 @@ def test_recorded_training_iterations():
                 continue
             inputs = [data['real_img'][i], data['real_c'][i], data['gen_z'][i, k], data['gen_c'][i, k]]
             batches = [MicroBatch(*parts) for parts in zip(*[t.split(size) for t in inputs], strict=True)]
-            noise = iter(data['pl_noise'][greg_count] if phase.name == 'Greg' else [])
-            greg_count += phase.name == 'Greg'
+            is_path_length = has_lengths and phase.name in ('Greg', 'Gboth')
+            noise = iter(data['pl_noise'][greg_count] if is_path_length else [])
+            greg_count += is_path_length
             with mock.patch.object(torch, 'randn_like', lambda x: next(noise)):
                 phase.run(batches)
             # The record sums over rounds, we average.

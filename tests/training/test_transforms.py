@@ -64,7 +64,7 @@ def test_bands_add_up_to_a_unit_impulse(levels, taps):
 
 
 def test_band_filters_are_the_recorded_ones():
-    if not index('augment'):
+    if 'buffers' not in index('augment'):
         pytest.skip('no recorded filters in this folder')
     recorded = arrays('augment.npz')[index('augment')['buffers']['Hz_fbank']]
     np.testing.assert_allclose(transforms.wavelet_bank(transforms.SYM2_LOWPASS, 3), recorded, atol=1e-6)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops.upfirdn2d import filter_size, parse_padding, upfirdn2d
+from torch_utils.ops.upfirdn2d import filter_size, pad_or_crop, parse_padding, upfirdn2d
 
 
 def conv2d_resample(  # noqa: PLR0913 (published signature)
@@ -70,7 +70,7 @@ def _convolve(
     x0, x1, y0, y1 = padding
     symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
     if not symmetric:
-        x = F.pad(x, padding)
+        x = pad_or_crop(x, padding)
     w = w if flip_weight or w.shape[2:].numel() == 1 else w.flip([2, 3])
     return F.conv2d(x, w, stride=stride, padding=(y0, x0) if symmetric else 0, groups=groups)
 

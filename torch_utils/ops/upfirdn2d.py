@@ -59,14 +59,14 @@ def upfirdn2d(
         raise ValueError(
             f'f must be a constant of 1 or 2 dimensions, not {list(f.shape)}, {f.requires_grad=}')
     up, down, padding = _pair(up, 'up'), _pair(down, 'down'), parse_padding(padding)
+    if min(_output_size(x.shape, f, up, down, padding)) < 1:
+        shape = [] if f is None else list(f.shape)
+        raise ValueError(f'x {list(x.shape)}, filter {shape}, {up=}, {down=}, {padding=} gives no pixels')
     if f is None:
         if up == down == [1, 1]:
-            return _pad_only(x, padding, gain)
+            x = pad_or_crop(x, padding)
+            return x if gain == 1 else x * gain
         f = torch.ones([1, 1], dtype=torch.float32, device=x.device)
-    size = _output_size(x.shape, f, up, down, padding)
-    if min(size) < 1:
-        raise ValueError(
-            f'x {list(x.shape)}, filter {list(f.shape)}, {up=}, {down=}, {padding=} gives no pixels')
     return _upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 
@@ -115,6 +115,18 @@ def parse_padding(padding: int | Sequence[int]) -> list[int]:
     return values if len(values) == 4 else [values[0], values[0], values[1], values[1]]
 
 
+def pad_or_crop(x: torch.Tensor, padding: list[int]) -> torch.Tensor:
+    """x [N, C, H, W] with zeros around it, or without its margins: [x0, x1, y0, y1], negative crops."""
+    if not any(padding):
+        return x
+    (h, w), (x0, x1, y0, y1) = x.shape[2:], padding
+    # A side may crop more than x has when the other side pads; F.pad would crop first and fail.
+    if min(x0, x1) < -w or min(y0, y1) < -h:
+        x = F.pad(x, [max(p, 0) for p in padding])
+        padding = [min(p, 0) for p in padding]
+    return F.pad(x, padding)
+
+
 def _to_numpy(f: Any) -> Any:
     return f.detach().cpu().numpy() if isinstance(f, torch.Tensor) else f
 
@@ -130,13 +142,8 @@ def _add(padding: int | Sequence[int], extra: list[int]) -> list[int]:
     return [p + e for p, e in zip(parse_padding(padding), extra, strict=True)]
 
 
-def _pad_only(x: torch.Tensor, padding: list[int], gain: float) -> torch.Tensor:
-    x = F.pad(x, padding) if any(padding) else x
-    return x if gain == 1 else x * gain
-
-
 def _output_size(
-    shape: Sequence[int], f: torch.Tensor, up: list[int], down: list[int], padding: list[int],
+    shape: Sequence[int], f: torch.Tensor | None, up: list[int], down: list[int], padding: list[int],
 ) -> tuple[int, int]:
     """(height, width) of the result."""
     (fw, fh), (x0, x1, y0, y1) = filter_size(f), padding
@@ -177,7 +184,7 @@ def _correlate(
     weight = taps.flip([0, 1]).expand(channels, 1, fh, fw)
     y = F.conv_transpose2d(x, weight, stride=up[::-1], padding=cut, groups=channels)
     rest = [cut[1] - lo[1], cut[1] - hi[1], cut[0] - lo[0], cut[0] - hi[0]]
-    y = F.pad(y, rest) if any(rest) else y
+    y = pad_or_crop(y, rest)
     return y[:, :, ::down[1], ::down[0]].contiguous(memory_format=layout)
 
 
@@ -187,8 +194,8 @@ def _correlate_padded(
     x0, x1, y0, y1 = padding
     # Padding inside the convolution saves a copy, but in NCHW on a CPU it leaves the fast depthwise kernel.
     inside = x0 == x1 >= 0 and y0 == y1 >= 0 and not (x.device.type == 'cpu' and x.is_contiguous())
-    if not inside and any(padding):
-        x = F.pad(x, padding)
+    if not inside:
+        x = pad_or_crop(x, padding)
     return F.conv2d(x, weight, stride=down[::-1], padding=(y0, x0) if inside else 0, groups=x.shape[1])
 
 

@@ -38,6 +38,19 @@ def test_every_combination_of_sizes_follows_the_definition(up, down, padding, ta
         np.testing.assert_allclose(y.cpu().numpy(), expected, rtol=1e-6, atol=1e-6)  # the filter is float32
 
 
+@pytest.mark.parametrize('padding', [(-6, 8, 2, 2), (9, -7, -7, 9)])
+@pytest.mark.parametrize('up', [1, 2])
+def test_one_side_may_crop_more_than_the_picture_if_the_other_side_pads(up, padding):
+    x, f = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True), torch.ones(2, 2)
+    y = upfirdn2d.upfirdn2d(x, f, up=up, padding=list(padding))
+    expected = by_definition(x.detach().numpy(), np.ones([2, 2]), (up, up), (1, 1), padding, False, 1)
+    np.testing.assert_allclose(y.detach().numpy(), expected, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: upfirdn2d.upfirdn2d(x, f, up=up, padding=list(padding)), [x])
+    plain = upfirdn2d.upfirdn2d(x.detach(), None, padding=list(padding))
+    np.testing.assert_array_equal(
+        plain, by_definition(x.detach().numpy(), np.ones([1, 1]), (1, 1), (1, 1), padding, False, 1))
+
+
 def test_layout_of_the_input_is_kept_and_does_not_change_the_numbers(device):
     x, f = torch.randn(2, 8, 6, 5, device=device), upfirdn2d.setup_filter([1, 3, 3, 1], device=device)
     for function in (upfirdn2d.filter2d, upfirdn2d.upsample2d, upfirdn2d.downsample2d):
@@ -63,6 +76,7 @@ def test_setup_filter_leaves_the_callers_array_alone():
     (lambda x, f: upfirdn2d.upfirdn2d(x, f, down=[1, 2, 3]), 'down must be'),
     (lambda x, f: upfirdn2d.upfirdn2d(x, f, padding=[1, 2, 3]), 'padding must be'),
     (lambda x, f: upfirdn2d.upfirdn2d(x, f, padding=-3), 'gives no pixels'),
+    (lambda x, f: upfirdn2d.upfirdn2d(x, None, padding=[-2, 0]), r'filter \[\].* gives no pixels'),
     (lambda x, f: upfirdn2d.upfirdn2d(x, f[None]), '1 or 2 dimensions'),
     (lambda x, f: upfirdn2d.setup_filter(np.ones([2, 2, 2])), 'shape'),
     (lambda x, f: upfirdn2d.setup_filter([]), 'at least one tap'),
