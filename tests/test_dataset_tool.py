@@ -364,6 +364,15 @@ def test_damaged_lsun_entries_are_skipped_and_named(tmp_path, tool):
     np.testing.assert_array_equal(dataset[3][0], picture(4)[::-1, ::-1].transpose(2, 0, 1))
 
 
+def test_a_refused_lsun_database_can_be_read_again_by_the_same_process(tmp_path, tool):
+    lmdb = pytest.importorskip('lmdb')
+    with lmdb.open(str(tmp_path / 'x_lmdb')) as database, database.begin(write=True) as transaction:
+        transaction.put(b'k', encode(picture(0, 8, 12)))
+    status, output = tool(tmp_path / 'x_lmdb', tmp_path / 'out')
+    assert status == 2 and 'not square' in output
+    assert tool(tmp_path / 'x_lmdb', tmp_path / 'out', '--width=8', '--height=8')[0] == 0
+
+
 def test_a_folder_that_is_no_database_is_refused(tmp_path, tool):
     pytest.importorskip('lmdb')
     (tmp_path / 'x_lmdb').mkdir()

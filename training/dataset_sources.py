@@ -10,8 +10,9 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -265,31 +266,41 @@ class LmdbSource:
         except ImportError as error:
             raise UserError(f'--source={path}: LSUN needs one more package: pip install lmdb') from error
         self.notes: list[str] = []
+        self._path, self._lmdb = path, lmdb
+        with self._open() as database:
+            self._length = database.stat()['entries']
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """The database, only while it is read: a process cannot open one twice."""
         try:
             # No lock file: the database may lie on a read-only disk.
-            self._database = lmdb.open(path, readonly=True, lock=False, max_readers=1)
-            self._length = self._database.stat()['entries']
-        except lmdb.Error as error:
-            raise UserError(f'--source={path}: not an LMDB database, or damaged ({error})') from error
+            with self._lmdb.open(self._path, readonly=True, lock=False, max_readers=1) as database:
+                yield database
+        except self._lmdb.Error as error:
+            raise UserError(f'--source={self._path}: not an LMDB database, or damaged ({error})') from error
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[SourceImage]:
-        with self._database.begin(write=False) as transaction:
+        with self._open() as database, database.begin(write=False) as transaction:
             for key, value in transaction.cursor():
                 yield SourceImage(_key_text(key), None, bytes(value), is_rgb=True)
 
     def headers(self) -> Iterator[Header]:
         """The first readable picture stands for all: reading every header would read the whole database."""
-        with self._database.begin(write=False) as transaction:
+        return iter(self._first_header())
+
+    def _first_header(self) -> list[Header]:
+        with self._open() as database, database.begin(write=False) as transaction:
             for key, value in transaction.cursor():
                 try:
                     shape = read_header(io.BytesIO(value))
                 except ImageError:
                     continue
-                yield _key_text(key), (*shape[:2], 3)
-                return
+                return [(_key_text(key), (*shape[:2], 3))]
+        return []
 
 
 def _key_text(key: bytes) -> str:

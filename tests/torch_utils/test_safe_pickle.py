@@ -15,6 +15,7 @@ import pytest
 import torch
 from golden_cases import cases, golden_dir
 
+import legacy
 from dnnlib.util import EasyDict, UserError
 from torch_utils import safe_pickle
 from training import networks
@@ -59,10 +60,9 @@ def empty_folder(tmp_path, monkeypatch):
 def test_a_recorded_hostile_file_is_refused_and_does_nothing(case, empty_folder):
     path = FOLDER / case['file']
     try:
-        with open(path, 'rb') as file:
-            safe_pickle.load(file, case['file'])
+        legacy.load_network(path)
     except UserError as error:
-        assert case['file'] in str(error) and '--trust-pickle' in str(error)
+        assert case['file'] in str(error) and str(error).isprintable()
         return
     assert case['expect'] != 'refuse'
 

@@ -106,7 +106,8 @@ class TensorFlowRecipe:
         for key, (places, default) in rows.items():
             value = given.get(key, default)
             # Levels were halved there before the division by the resolution.
-            value = value * 2 if key == 'fmap_base' and isinstance(value, int) else value
+            is_number = isinstance(value, (int, float)) and math.isfinite(value)
+            value = int(value * 2) if key == 'fmap_base' and is_number else value
             value = 1 if key == 'w_avg_beta' and value is None else value
             for place in places:
                 group, _, leaf = place.rpartition('.')

@@ -77,8 +77,9 @@ def test_networks_made_here_come_back_to_the_bit(protocol):
 
 
 def test_arguments_that_change_nothing_are_ignored_and_no_average_decay_is_one():
+    # A number of maps may be a float, too, as a product with one is.
     static = {**G_STATIC, 'truncation_psi': 0.5, 'style_mixing_prob': None, 'structure': 'auto',
-              'w_avg_beta': None}
+              'w_avg_beta': None, 'fmap_base': 32.0}
     G = load(G=generator_network(small_generator(), static)).G
     assert G.mapping.w_avg_beta == 1 and G.init_kwargs.synthesis_kwargs['channel_base'] == 64
 
