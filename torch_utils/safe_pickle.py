@@ -92,6 +92,16 @@ def load(file: BinaryIO, name: str = 'network pickle') -> Any:
         return Machine(io.BytesIO(data), {**ALLOWED, RECONSTRUCT: describe}).load()
 
 
+def plain(value: Any, name: str) -> Any:
+    """A copy of a part of what load() gave: numbers, text, None and containers of such.
+
+    A small pickle can hold one list in itself, or so often that nobody could print or compare it. Raises
+    UserError about the file called `name` for that, and for anything else than such values.
+    """
+    with explained(name):
+        return _Describer().copy(value)
+
+
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turn what the machine raises into a UserError of one line about the file called `name`."""

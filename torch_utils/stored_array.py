@@ -17,7 +17,8 @@ class NumberType(Buildable):
     def __init__(self, code: Any, align: Any = False, copy: Any = True):
         # Among those left out: O, objects, which are pickles in pickles.
         if code not in NUMBER_CODES:
-            raise Damaged(f'numpy values of type {code!r}')
+            # No other kind is printed: lists inside lists can take for ever.
+            raise Damaged(f'numpy values of type {code!r}' if type(code) is str else 'a nameless numpy type')
         self.code, self.order = code, '<'
 
     def build(self, state: Any) -> None:

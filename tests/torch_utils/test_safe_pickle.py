@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import cases, golden_dir
+from small_networks import without_end
 
 import legacy
 from dnnlib.util import EasyDict, UserError
@@ -209,6 +210,11 @@ def test_old_text_pickles_of_plain_data_are_read():
     np.dtype('O')])
 def test_other_numpy_values_are_refused(value):
     refusal(pickle.dumps(value))
+
+
+@pytest.mark.parametrize('value', without_end(), ids=['doubled', 'cycle'])
+def test_a_numpy_type_without_end_is_refused(value):
+    assert 'nameless' in refusal(Call(np.dtype, value))
 
 
 def test_truncated_files_are_named_as_such():
