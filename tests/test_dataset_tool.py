@@ -315,20 +315,25 @@ def test_cifar_of_any_length_is_read(tmp_path, tool):
 
 
 class Hostile:
-    """Makes a folder when it is unpickled by the ordinary unpickler."""
+    """Calls a function when it is unpickled by the ordinary unpickler."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
 
     def __reduce__(self):
-        return os.mkdir, (self.path,)
+        return self.reduced
 
 
-@pytest.mark.parametrize('damage', ['hostile', 'four batches', 'truncated', 'no tar', 'floats', 'no labels'])
+@pytest.mark.parametrize('damage', [
+    'hostile', 'pointer', 'four batches', 'truncated', 'no tar', 'floats', 'no labels', 'table of labels'])
 def test_damaged_or_hostile_cifar_is_refused_and_runs_nothing(tmp_path, tool, damage):
     batches = [cifar_batch(i) for i in range(5)]
     if damage == 'hostile':
-        batches[2] = {'data': Hostile(str(tmp_path / 'marker')), 'labels': []}
+        batches[2] = {'data': Hostile(os.mkdir, str(tmp_path / 'marker')), 'labels': []}
+    if damage == 'pointer':
+        batches[2]['data'] = Hostile(np.ndarray, (1,), 'O', b'12345678')
+    if damage == 'table of labels':
+        batches[1]['labels'] = np.zeros([2, 1], dtype=np.int64)
     if damage == 'floats':
         batches[0]['data'] = batches[0]['data'].astype(np.float32)
     if damage == 'no labels':

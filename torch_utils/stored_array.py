@@ -77,3 +77,24 @@ def new_array(cls: Any, shape: Any, code: Any) -> StoredArray:
 
 
 NDARRAY = Global()  # what stands for the class numpy.ndarray, which files name but never call
+
+
+def encode(text: Any, encoding: Any) -> bytes:
+    """What stands for _codecs.encode, by which protocols below 3 write bytes."""
+    if type(text) is not str or encoding != 'latin1':
+        raise Damaged('encoded text')
+    return text.encode('latin1')
+
+
+_SCALAR, _ARRAY = Global(call=numpy_scalar), Global(call=new_array)
+
+# What pickles with numbers and arrays ask for; NumPy 2 renamed a module.
+TABLE = {
+    ('numpy.core.multiarray', 'scalar'): _SCALAR,
+    ('numpy._core.multiarray', 'scalar'): _SCALAR,
+    ('numpy.core.multiarray', '_reconstruct'): _ARRAY,
+    ('numpy._core.multiarray', '_reconstruct'): _ARRAY,
+    ('numpy', 'ndarray'): NDARRAY,
+    ('numpy', 'dtype'): Global(call=NumberType),
+    ('_codecs', 'encode'): Global(call=encode),
+}

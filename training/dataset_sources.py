@@ -5,7 +5,6 @@ import gzip
 import io
 import math
 import os
-import pickle
 import re
 import tarfile
 import zlib
@@ -17,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dnnlib.util import UserError
+from torch_utils import stored_array
+from torch_utils.pickle_machine import Damaged, Machine, Refused
 from training.dataset_files import LABEL_FILE, DatasetPathError, ImageFiles
 from training.dataset_images import ImageError, decode_image, read_header
 from training.dataset_labels import Label, LabelTable, labels_from_csv, labels_from_folders, parse_label_json
@@ -28,8 +29,8 @@ CIFAR_SIDE = 32
 MNIST_SUFFIX = 'images-idx3-ubyte.gz'
 MNIST_PAD = 2  # 28x28 to 32x32
 # What damaged archives and pickles raise.
-ARCHIVE_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, pickle.UnpicklingError, ValueError,
-                  TypeError, LookupError, AttributeError)
+ARCHIVE_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, Damaged, ArithmeticError,
+                  ValueError, TypeError, LookupError, AttributeError)
 Header = tuple[str, Shape | str]  # a name, and the shape or why the picture cannot be read
 LABEL_MODES = ('auto', 'folders', 'none')
 
@@ -196,38 +197,26 @@ class CifarSource(ArraySource):
 
 
 def _read_cifar_batch(archive: tarfile.TarFile, member: str) -> tuple[np.ndarray, np.ndarray]:
-    batch = NumpyUnpickler(archive.extractfile(member), encoding='latin1').load()
-    pixels, labels = np.asarray(batch['data']), np.asarray(batch['labels'])
+    # Not NumPy itself: a pickle that may call numpy.ndarray can point it at any memory.
+    machine = Machine(io.BytesIO(archive.extractfile(member).read()), stored_array.TABLE)
+    try:
+        batch = machine.load()
+    except Refused as error:
+        raise ValueError(f'it asks for {error}, which is not allowed') from error
+    pixels, labels = (_as_array(batch[key]) for key in ('data', 'labels'))
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3 * CIFAR_SIDE**2:
         raise KeyError(f'{member}: data is {pixels.dtype} {list(pixels.shape)}')
+    if labels.ndim != 1 or labels.dtype.kind not in 'iu':
+        raise KeyError(f'{member}: labels are {labels.dtype} {list(labels.shape)}')
     return pixels, labels
 
 
-class NumpyUnpickler(pickle.Unpickler):
-    """Reads plain values and numpy arrays; whatever else a pickle names is refused, so nothing can run."""
-
-    ALLOWED = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype}  # noqa: RUF012
-
-    def find_class(self, module: str, name: str) -> object:
-        """The object for a global of the pickle. Raises UnpicklingError for all but those of numpy arrays."""
-        # numpy 2 renamed the module; files of either age are read.
-        if name == '_reconstruct' and module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-            return _empty_array
-        if (module, name) == ('_codecs', 'encode'):
-            return _latin1_bytes
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is not allowed')
-        return self.ALLOWED[module, name]
-
-
-def _empty_array(*_: object) -> np.ndarray:
-    """What pickles of arrays begin with; their state then sets shape, type and content."""
-    return np.ndarray(0, dtype=np.uint8)
-
-
-def _latin1_bytes(text: str, *_: object) -> bytes:
-    """How Python 3 writes bytes for Python 2 to read."""
-    return text.encode('latin1')
+def _as_array(value: object) -> np.ndarray:
+    if isinstance(value, stored_array.StoredArray):
+        return value.array()
+    if type(value) is not list or not all(type(item) is int for item in value):
+        raise TypeError(f'a {type(value).__name__} in place of numbers')
+    return np.array(value, dtype=np.int64)
 
 
 class MnistSource(ArraySource):
