@@ -153,7 +153,8 @@ def open_dataset(job: Job, noted: dict[str, Any] | None, G: torch.nn.Module) -> 
         options['xflip'] = job.mirror
     try:
         dataset = ImageFolderDataset(**options)
-    except UserError as error:
+    # Also what comes of options of other types, which a file may note.
+    except (TypeError, ValueError) as error:
         raise UserError(f'--data: {error}') from error
     if dataset.num_channels != G.img_channels or dataset.label_dim != G.c_dim:
         raise UserError(

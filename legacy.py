@@ -67,7 +67,8 @@ def _read(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
     held = safe_pickle.load(io.BytesIO(data), name)
     if tensorflow.is_tensorflow(held):
         return tensorflow.recipes(name, held), None
-    return pickled.blueprints(name, held), held.get('training_set_kwargs')
+    networks = pickled.blueprints(name, held)
+    return networks, safe_pickle.plain(held.get('training_set_kwargs'), name)
 
 
 class _OldStyleGroup(click.Group):

@@ -4,6 +4,8 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from dnnlib.util import UserError
+
 RANK_TOLERANCE = 1e-14  # variances below this share of the largest are rounding errors of zero
 PROBE_ROWS = 2048  # bounds the memory of a block of pairwise distances
 MANIFOLD_ROWS = 8192
@@ -49,7 +51,7 @@ def kernel_distance(
     """
     size = min(len(real), len(fake), max_subset_size)
     if size < 2:
-        raise ValueError(f'a kernel distance needs at least 2 samples of each set, not {size}')
+        raise UserError(f'a kernel distance needs at least 2 samples of each set, not {size}; add pictures')
     total = 0.0
     for _ in range(num_subsets):
         x = fake[rng.choice(len(fake), size, replace=False)].astype(np.float64)
@@ -87,7 +89,8 @@ def density_coverage(real: torch.Tensor, fake: torch.Tensor, num_neighbours: int
 def _radii(features: torch.Tensor, num_neighbours: int) -> torch.Tensor:
     """Distance of each row to its `num_neighbours`-th nearest other row, [N]."""
     if len(features) <= num_neighbours:
-        raise ValueError(f'{num_neighbours} neighbours need more than {len(features)} samples')
+        raise UserError(f'{num_neighbours} neighbours need more than {num_neighbours} samples, not '
+                        f'{len(features)}; add pictures')
     radii = []
     for probes in features.split(PROBE_ROWS):
         nearest = None
@@ -130,7 +133,7 @@ def inception_score(probs: np.ndarray, num_splits: int = 10) -> tuple[float, flo
     """
     probs, scores = np.asarray(probs, dtype=np.float64), []
     if len(probs) < num_splits:
-        raise ValueError(f'{num_splits} splits need as many samples, not {len(probs)}')
+        raise UserError(f'{num_splits} splits need {num_splits} samples or more, not {len(probs)}')
     for i in range(num_splits):
         part = probs[i * len(probs) // num_splits:(i + 1) * len(probs) // num_splits]
         gap = _safe_log(part) - _safe_log(part.mean(axis=0, keepdims=True))

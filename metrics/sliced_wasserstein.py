@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dnnlib.util import UserError
 from torch_utils.ops import upfirdn2d
 
 PATCH_SIDE = 7
@@ -25,14 +26,14 @@ class SlicedWasserstein:
 
     real: uint8 [N, C, H, W].  num_images: pictures used of each set, the same number of both.  seed: of the
     choice of pictures, patches and directions; the same seed gives the same number.
-    Raises ValueError if a side is below the patch size.
+    Raises UserError if a side is below the patch size.
     """
 
     def __init__(self, real: np.ndarray | torch.Tensor, num_images: int = 1024, seed: int = 0):
         real = torch.as_tensor(real)
         if min(real.shape[2:]) < PATCH_SIDE:
-            raise ValueError(
-                f'pictures must be at least {PATCH_SIDE} pixels wide and high, not {list(real.shape)}')
+            raise UserError(f'--metrics=swd: pictures must be at least {PATCH_SIDE} pixels on a side, not '
+                            f'{real.shape[3]}x{real.shape[2]}; leave it out')
         self.seed, self.num_images = seed, min(num_images, len(real))
         self.shape = real.shape[1:]
         chosen = torch.randperm(len(real), generator=self._generator(0))[:self.num_images]

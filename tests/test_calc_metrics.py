@@ -77,9 +77,10 @@ def test_a_converted_network_finds_the_data_of_the_run_it_lies_in(run_dir, tmp_p
     noted = {'training_set_kwargs': {'path': str(tmp_path / 'data')}}
     (run_dir / 'training_options.json').write_text(json.dumps(noted))
     assert run(f'--network={run_dir}/net.pt', '--metrics=none', capsys=capsys)[0] == 0
-    for text in ('no JSON', '[]', '{"training_set_kwargs": 7}'):
+    for text in ('no JSON', '[]', '{"training_set_kwargs": 7}', '{"training_set_kwargs": {"path": [1]}}'):
         (run_dir / 'training_options.json').write_text(text)
-        assert run(f'--network={run_dir}/net.pt', '--metrics=none', capsys=capsys)[0] == 2
+        status, _, err = run(f'--network={run_dir}/net.pt', '--metrics=none', capsys=capsys)
+        assert status == 2 and '--data' in err and 'Traceback' not in err
 
 
 def test_a_metric_with_a_feature_network_tells_what_it_depends_on(run_dir, tmp_path, capsys):

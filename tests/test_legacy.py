@@ -6,11 +6,12 @@ import io
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from golden_cases import cases, golden_dir
 from recorded_networks import open_recorded
-from small_networks import save_small_network, small_discriminator, small_generator
+from small_networks import save_small_network, small_discriminator, small_generator, without_end
 from tensorflow_files import tensorflow_pickle
 
 import legacy
@@ -174,6 +175,11 @@ def test_a_pickle_without_networks_is_refused(contents):
 @persistence.persistent_class
 class Impostor(torch.nn.Module):
     """A class that nobody knows."""
+
+
+@pytest.mark.parametrize('value', [*without_end(), {1}, np.zeros(2)], ids=['doubled', 'cycle', 'set', 'np'])
+def test_data_options_that_are_no_plain_values_are_refused(value):
+    refusal({'G_ema': small_generator(), 'training_set_kwargs': {'path': value}})
 
 
 def test_an_unknown_class_is_refused_by_name():

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from dnnlib.util import UserError
+from torch_utils import stored_array
 from torch_utils.persistence import VERSION
 from torch_utils.pickle_machine import Buildable, Damaged, Global, Machine, Refused
-from torch_utils.stored_array import NDARRAY, NumberType, new_array, numpy_scalar
 from torch_utils.stored_tensor import StoredTensor, load_storage, rebuild_tensor
 
 MAX_VALUES = 300_000  # arguments and attributes in one file; a network has some 10,000
@@ -90,6 +90,16 @@ def load(file: BinaryIO, name: str = 'network pickle') -> Any:
     with explained(name):
         describe = Global(call=_Describer().describe)
         return Machine(io.BytesIO(data), {**ALLOWED, RECONSTRUCT: describe}).load()
+
+
+def plain(value: Any, name: str) -> Any:
+    """A copy of a part of what load() gave: numbers, text, None and containers of such.
+
+    A small pickle can hold one list in itself, or so often that nobody could print or compare it. Raises
+    UserError about the file called `name` for that, and for anything else than such values.
+    """
+    with explained(name):
+        return _Describer().copy(value)
 
 
 @contextlib.contextmanager
@@ -193,13 +203,6 @@ def _make_set(items: Any = ()) -> set:
     return set(items)
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    """What stands for _codecs.encode, by which protocols below 3 write bytes."""
-    if type(text) is not str or encoding != 'latin1':
-        raise Damaged('encoded text')
-    return text.encode('latin1')
-
-
 def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any) -> StoredTensor:
     if hooks:
         raise Damaged('a parameter with hooks')
@@ -210,8 +213,7 @@ def _called(function: Callable[..., Any]) -> Global:
     return Global(call=function)
 
 
-_SCALAR, _ARRAY, _SET = _called(numpy_scalar), _called(new_array), _called(_make_set)
-_NEW_DICT = Global(new=lambda: {})
+_SET, _NEW_DICT = _called(_make_set), Global(new=lambda: {})
 
 # What a network pickle may ask for, matched exactly, besides _reconstruct_persistent_obj.
 ALLOWED = {
@@ -222,12 +224,6 @@ ALLOWED = {
     ('torch._utils', '_rebuild_tensor_v2'): _called(rebuild_tensor),
     ('torch._utils', '_rebuild_parameter'): _called(_rebuild_parameter),
     ('torch.storage', '_load_from_bytes'): _called(load_storage),
-    ('numpy.core.multiarray', 'scalar'): _SCALAR,
-    ('numpy._core.multiarray', 'scalar'): _SCALAR,
-    ('numpy.core.multiarray', '_reconstruct'): _ARRAY,
-    ('numpy._core.multiarray', '_reconstruct'): _ARRAY,
-    ('numpy', 'ndarray'): NDARRAY,
-    ('numpy', 'dtype'): _called(NumberType),
     ('dnnlib.tflib.network', 'Network'): Global(new=TensorFlowNetwork),
-    ('_codecs', 'encode'): _called(_encode),
+    **stored_array.TABLE,
 }

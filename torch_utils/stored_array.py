@@ -17,7 +17,8 @@ class NumberType(Buildable):
     def __init__(self, code: Any, align: Any = False, copy: Any = True):
         # Among those left out: O, objects, which are pickles in pickles.
         if code not in NUMBER_CODES:
-            raise Damaged(f'numpy values of type {code!r}')
+            # No other kind is printed: lists inside lists can take for ever.
+            raise Damaged(f'numpy values of type {code!r}' if type(code) is str else 'a nameless numpy type')
         self.code, self.order = code, '<'
 
     def build(self, state: Any) -> None:
@@ -76,3 +77,24 @@ def new_array(cls: Any, shape: Any, code: Any) -> StoredArray:
 
 
 NDARRAY = Global()  # what stands for the class numpy.ndarray, which files name but never call
+
+
+def encode(text: Any, encoding: Any) -> bytes:
+    """What stands for _codecs.encode, by which protocols below 3 write bytes."""
+    if type(text) is not str or encoding != 'latin1':
+        raise Damaged('encoded text')
+    return text.encode('latin1')
+
+
+_SCALAR, _ARRAY = Global(call=numpy_scalar), Global(call=new_array)
+
+# What pickles with numbers and arrays ask for; NumPy 2 renamed a module.
+TABLE = {
+    ('numpy.core.multiarray', 'scalar'): _SCALAR,
+    ('numpy._core.multiarray', 'scalar'): _SCALAR,
+    ('numpy.core.multiarray', '_reconstruct'): _ARRAY,
+    ('numpy._core.multiarray', '_reconstruct'): _ARRAY,
+    ('numpy', 'ndarray'): NDARRAY,
+    ('numpy', 'dtype'): Global(call=NumberType),
+    ('_codecs', 'encode'): Global(call=encode),
+}

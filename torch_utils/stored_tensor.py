@@ -2,6 +2,7 @@
 """Tensors inside network pickles, read without torch.load: the bytes of a storage are themselves pickles."""
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch_utils.pickle_machine import Damaged, Machine
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's non-zip format
 PROTOCOL = 1001  # second pickle
 MAX_DIMS = 8
+MAX_COPIES = 4  # of a number among the tensors of a network
 MAX_HEADER_OPCODES = 200  # of one of the pickles of a storage, which have about 30
 
 _DTYPES = {
@@ -55,10 +57,23 @@ class StoredTensor:
         """The tensor on the CPU, in its own memory; with the recorded strides if these leave no gaps."""
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
+        # Only its own part: many tensors may share one storage.
+        length = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        part = self.storage.data[self.offset * self.dtype.itemsize:][:length * self.dtype.itemsize]
         # A bytearray, because torch wants memory that may be written to.
-        flat = torch.frombuffer(bytearray(self.storage.data), dtype=self.dtype)
-        view = flat.as_strided(self.shape, self.stride, self.offset)
-        return view if self.numel == self.storage.numel else view.clone()
+        view = torch.frombuffer(bytearray(part), dtype=self.dtype).as_strided(self.shape, self.stride)
+        return view if self.numel == length else view.clone()
+
+
+def make_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
+    """The tensors, on the CPU. Raises Damaged if a small file would fill the memory with copies of itself."""
+    # By the bytes in memory: one storage can be declared many times.
+    views = [tensor.storage.data for tensor in stored.values()]
+    available = sum({id(view.obj): view.nbytes for view in views}.values())
+    size = sum(tensor.numel * tensor.dtype.itemsize for tensor in stored.values())
+    if size > MAX_COPIES * available:
+        raise Damaged(f'tensors of {size} bytes made of {available}')
+    return {name: tensor.tensor() for name, tensor in stored.items()}
 
 
 def read_header(file: io.BytesIO, what: str) -> Machine:

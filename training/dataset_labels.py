@@ -13,6 +13,7 @@ from dnnlib.util import UserError
 
 Label: TypeAlias = int | list[float]
 LabelTable: TypeAlias = dict[str, Label]
+MAX_CLASS = 10 ** 6  # a network has an input for every class up to the highest
 
 
 class LabelError(UserError):
@@ -32,7 +33,7 @@ def parse_label_json(data: bytes, origin: str) -> LabelTable | None:
     try:
         # utf-8-sig: editors on Windows put a byte order mark first.
         content = json.loads(data.decode('utf-8-sig'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{origin}: not valid JSON ({error})') from error
     if not isinstance(content, dict) or 'labels' not in content:
         raise UserError(f'{origin}: no key "labels"; write {{"labels": [["a.png", 0], ...]}}, or '
@@ -82,6 +83,8 @@ def _checked_label(label: object, what: str) -> Label:
         if label != int(label) or label < 0:
             raise LabelError(f'{what} is {label}; a class is 0, 1, 2, ..., and a number goes in a list: '
                             f'[{label}]')
+        if label > MAX_CLASS:
+            raise LabelError(f'{what} is {label}, which would mean as many classes; number them 0, 1, 2, ...')
         return int(label)
     if not isinstance(label, list) or not all(_is_number(value) for value in label):
         raise LabelError(f'{what} is {json.dumps(label)[:60]}; give a class such as 3 or a vector such as '

@@ -5,17 +5,19 @@ import gzip
 import io
 import math
 import os
-import pickle
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from dnnlib.util import UserError
+from torch_utils import stored_array
+from torch_utils.pickle_machine import Damaged, Machine, Refused
 from training.dataset_files import LABEL_FILE, DatasetPathError, ImageFiles
 from training.dataset_images import ImageError, decode_image, read_header
 from training.dataset_labels import Label, LabelTable, labels_from_csv, labels_from_folders, parse_label_json
@@ -27,8 +29,8 @@ CIFAR_SIDE = 32
 MNIST_SUFFIX = 'images-idx3-ubyte.gz'
 MNIST_PAD = 2  # 28x28 to 32x32
 # What damaged archives and pickles raise.
-ARCHIVE_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, pickle.UnpicklingError, ValueError,
-                  TypeError, LookupError, AttributeError)
+ARCHIVE_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, Damaged, ArithmeticError,
+                  ValueError, TypeError, LookupError, AttributeError)
 Header = tuple[str, Shape | str]  # a name, and the shape or why the picture cannot be read
 LABEL_MODES = ('auto', 'folders', 'none')
 
@@ -195,38 +197,26 @@ class CifarSource(ArraySource):
 
 
 def _read_cifar_batch(archive: tarfile.TarFile, member: str) -> tuple[np.ndarray, np.ndarray]:
-    batch = NumpyUnpickler(archive.extractfile(member), encoding='latin1').load()
-    pixels, labels = np.asarray(batch['data']), np.asarray(batch['labels'])
+    # Not NumPy itself: a pickle that may call numpy.ndarray can point it at any memory.
+    machine = Machine(io.BytesIO(archive.extractfile(member).read()), stored_array.TABLE)
+    try:
+        batch = machine.load()
+    except Refused as error:
+        raise ValueError(f'it asks for {error}, which is not allowed') from error
+    pixels, labels = (_as_array(batch[key]) for key in ('data', 'labels'))
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3 * CIFAR_SIDE**2:
         raise KeyError(f'{member}: data is {pixels.dtype} {list(pixels.shape)}')
+    if labels.ndim != 1 or labels.dtype.kind not in 'iu':
+        raise KeyError(f'{member}: labels are {labels.dtype} {list(labels.shape)}')
     return pixels, labels
 
 
-class NumpyUnpickler(pickle.Unpickler):
-    """Reads plain values and numpy arrays; whatever else a pickle names is refused, so nothing can run."""
-
-    ALLOWED = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype}  # noqa: RUF012
-
-    def find_class(self, module: str, name: str) -> object:
-        """The object for a global of the pickle. Raises UnpicklingError for all but those of numpy arrays."""
-        # numpy 2 renamed the module; files of either age are read.
-        if name == '_reconstruct' and module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-            return _empty_array
-        if (module, name) == ('_codecs', 'encode'):
-            return _latin1_bytes
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is not allowed')
-        return self.ALLOWED[module, name]
-
-
-def _empty_array(*_: object) -> np.ndarray:
-    """What pickles of arrays begin with; their state then sets shape, type and content."""
-    return np.ndarray(0, dtype=np.uint8)
-
-
-def _latin1_bytes(text: str, *_: object) -> bytes:
-    """How Python 3 writes bytes for Python 2 to read."""
-    return text.encode('latin1')
+def _as_array(value: object) -> np.ndarray:
+    if isinstance(value, stored_array.StoredArray):
+        return value.array()
+    if type(value) is not list or not all(type(item) is int for item in value):
+        raise TypeError(f'a {type(value).__name__} in place of numbers')
+    return np.array(value, dtype=np.int64)
 
 
 class MnistSource(ArraySource):
@@ -265,31 +255,41 @@ class LmdbSource:
         except ImportError as error:
             raise UserError(f'--source={path}: LSUN needs one more package: pip install lmdb') from error
         self.notes: list[str] = []
+        self._path, self._lmdb = path, lmdb
+        with self._open() as database:
+            self._length = database.stat()['entries']
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """The database, only while it is read: a process cannot open one twice."""
         try:
             # No lock file: the database may lie on a read-only disk.
-            self._database = lmdb.open(path, readonly=True, lock=False, max_readers=1)
-            self._length = self._database.stat()['entries']
-        except lmdb.Error as error:
-            raise UserError(f'--source={path}: not an LMDB database, or damaged ({error})') from error
+            with self._lmdb.open(self._path, readonly=True, lock=False, max_readers=1) as database:
+                yield database
+        except self._lmdb.Error as error:
+            raise UserError(f'--source={self._path}: not an LMDB database, or damaged ({error})') from error
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[SourceImage]:
-        with self._database.begin(write=False) as transaction:
+        with self._open() as database, database.begin(write=False) as transaction:
             for key, value in transaction.cursor():
                 yield SourceImage(_key_text(key), None, bytes(value), is_rgb=True)
 
     def headers(self) -> Iterator[Header]:
         """The first readable picture stands for all: reading every header would read the whole database."""
-        with self._database.begin(write=False) as transaction:
+        return iter(self._first_header())
+
+    def _first_header(self) -> list[Header]:
+        with self._open() as database, database.begin(write=False) as transaction:
             for key, value in transaction.cursor():
                 try:
                     shape = read_header(io.BytesIO(value))
                 except ImageError:
                     continue
-                yield _key_text(key), (*shape[:2], 3)
-                return
+                return [(_key_text(key), (*shape[:2], 3))]
+        return []
 
 
 def _key_text(key: bytes) -> str:

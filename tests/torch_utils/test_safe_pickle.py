@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import cases, golden_dir
+from small_networks import without_end
 
+import legacy
 from dnnlib.util import EasyDict, UserError
 from torch_utils import safe_pickle
 from training import networks
@@ -59,10 +61,9 @@ def empty_folder(tmp_path, monkeypatch):
 def test_a_recorded_hostile_file_is_refused_and_does_nothing(case, empty_folder):
     path = FOLDER / case['file']
     try:
-        with open(path, 'rb') as file:
-            safe_pickle.load(file, case['file'])
+        legacy.load_network(path)
     except UserError as error:
-        assert case['file'] in str(error) and '--trust-pickle' in str(error)
+        assert case['file'] in str(error) and str(error).isprintable()
         return
     assert case['expect'] != 'refuse'
 
@@ -209,6 +210,11 @@ def test_old_text_pickles_of_plain_data_are_read():
     np.dtype('O')])
 def test_other_numpy_values_are_refused(value):
     refusal(pickle.dumps(value))
+
+
+@pytest.mark.parametrize('value', without_end(), ids=['doubled', 'cycle'])
+def test_a_numpy_type_without_end_is_refused(value):
+    assert 'nameless' in refusal(Call(np.dtype, value))
 
 
 def test_truncated_files_are_named_as_such():

@@ -10,7 +10,7 @@ import torch
 
 from torch_utils import safe_pickle
 from torch_utils.pickle_machine import Damaged, Refused
-from torch_utils.stored_tensor import Storage, load_storage, rebuild_tensor
+from torch_utils.stored_tensor import Storage, StoredTensor, load_storage, make_tensors, rebuild_tensor
 
 STORAGE = Storage(memoryview(bytes(48)), torch.float32, 12)
 
@@ -46,6 +46,14 @@ def test_views_and_layouts_come_back(tensor):
     assert torch.equal(loaded, tensor)
     if tensor.numel() == tensor.untyped_storage().nbytes() // 4:
         assert loaded.stride() == tensor.stride()
+
+
+def test_few_numbers_cannot_become_many_tensors():
+    again = Storage(memoryview(STORAGE.data.obj), torch.float32, 12)
+    tensors = [StoredTensor(storage, 0, (12,), (1,)) for storage in (STORAGE, again) * 3]
+    assert len(make_tensors(dict(enumerate(tensors[:4])))) == 4 and make_tensors({}) == {}
+    with pytest.raises(Damaged, match='240 bytes made of 48'):
+        make_tensors(dict(enumerate(tensors[:5])))
 
 
 def test_a_parameter_is_read_as_its_tensor_without_sharing_memory():

@@ -4,10 +4,13 @@ import argparse
 import collections
 import io
 import os
+import pickle
+import re
 import zipfile
 
 import pytest
 import torch
+from small_networks import without_end
 
 from dnnlib.util import UserError
 from torch_utils import torch_file
@@ -111,3 +114,11 @@ def test_old_files_whose_storages_disagree_are_refused():
     data = saved({'a': torch.ones(3)}, is_zip=False)
     assert 'another size' in refusal(data[:-20] + b'\x04' + data[-19:])
     assert 'unknown format' in refusal(data.replace(b'little_endianq\x02\x88', b'little_endianq\x02\x89'))
+
+
+@pytest.mark.parametrize('keys', [*without_end(), [], [1]], ids=['doubled', 'cycle', 'none', 'number'])
+def test_old_files_whose_list_of_storages_is_another_are_refused(keys):
+    data = saved({'a': torch.ones(3)}, is_zip=False)
+    changed, count = re.subn(
+        rb'\x80\x02\]q.X.{4}\d+q.a\.', lambda _: pickle.dumps(keys, 2), data, flags=re.DOTALL)
+    assert count == 1 and 'other storages' in refusal(changed)

@@ -36,7 +36,8 @@ def test_backslashes_in_names_match():
 
 
 @pytest.mark.parametrize(('data', 'message'), [
-    (b'{"labels": ', 'not valid JSON'), (b'\xff\xfe', 'not valid JSON'), (b'{}', 'no key "labels"'),
+    (b'{"labels": ', 'not valid JSON'), (b'\xff\xfe', 'not valid JSON'),
+    (b'[' * 100_000, 'not valid JSON'), (b'{}', 'no key "labels"'),
     (b'[]', 'no key "labels"'), (b'{"labels": 5}', 'must be a list'), (b'{"labels": [["a"]]}', 'pair'),
     (b'{"labels": [[1, 2]]}', 'pair'), (b'{"labels": ["ab"]}', 'pair'),
 ])
@@ -55,6 +56,7 @@ def test_malformed_files_are_refused(data, message):
     ([['a', 0], ['b', 'cat']], 'label of b is "cat"'),
     ([['a', 0], ['b', None]], 'label of b is null'),
     ([['a', 0], ['b', True]], 'label of b is true'),
+    ([['a', 0], ['b', 10 ** 7]], 'as many classes'), ([['a', 0], ['b', 10 ** 30]], 'as many classes'),
     ([['a', [0]], ['b', [[1]]]], 'label of b'),
     ([['a', [0]], ['b', [float('nan')]]], 'label of b'),
 ])

@@ -12,7 +12,8 @@ import torch
 
 import dnnlib
 from dnnlib.util import UserError
-from torch_utils.safe_pickle import TRUST, ModuleDescription
+from torch_utils.safe_pickle import TRUST, ModuleDescription, explained
+from torch_utils.stored_tensor import make_tensors
 from training import networks
 from training.formats import rebuild
 from training.formats.rebuild import KEYS, MODULES, NETWORKS, check_sizes, construct, shown
@@ -44,7 +45,9 @@ class Blueprint:
         stored = self.described.state()
         # Before any of them is made.
         rebuild.check_tensors(self.name, net, {name: tensor.shape for name, tensor in stored.items()})
-        return rebuild.fill(self.name, net, {name: tensor.tensor() for name, tensor in stored.items()})
+        with explained(self.name):
+            tensors = make_tensors(stored)
+        return rebuild.fill(self.name, net, tensors)
 
     def _find_class(self) -> type[torch.nn.Module]:
         if not isinstance(self.described, ModuleDescription):

@@ -14,7 +14,8 @@ import torch
 
 from dnnlib.util import UserError, replace_file
 from torch_utils import torch_file
-from torch_utils.stored_tensor import StoredTensor
+from torch_utils.safe_pickle import explained
+from torch_utils.stored_tensor import StoredTensor, make_tensors
 from training.formats.rebuild import Recipe, arguments_of, shown
 
 STATE_KEYS = {'G': 'g', 'D': 'd', 'G_ema': 'g_ema'}
@@ -80,7 +81,8 @@ def _tensors(name: str, state: dict) -> Tensors:
     wrong = [key for key, t in state.items() if not isinstance(key, str) or not isinstance(t, StoredTensor)]
     if wrong:
         raise UserError(f'{name}: {shown(wrong[0])} is no tensor')
-    return {key: stored.tensor() for key, stored in state.items()}
+    with explained(name):
+        return make_tensors(state)
 
 
 def _generator(name: str, theirs: Tensors, average: Any) -> Recipe:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from torch_utils.safe_pickle import TensorFlowNetwork
+from torch_utils.safe_pickle import TensorFlowNetwork, plain
 from torch_utils.stored_array import StoredArray
 from training.formats.rebuild import NETWORKS, Recipe, check_sizes, class_of, construct, shown
 
 MIN_VERSION = 4  # 4: StyleGAN2, 5: StyleGAN2-ADA; those before are other architectures
 ORDER = ('G', 'D', 'G_ema')  # of the three networks in a file
 MAX_COMPONENTS = 100  # networks inside networks
+MAX_VARIABLES = 10_000  # a network has some hundred
 
 # Arguments: theirs -> (where ours goes, default).
 Row = tuple[tuple[str, ...], Any]
@@ -97,7 +98,8 @@ class TensorFlowRecipe:
 
     def _arguments(self, variables: dict[str, Any]) -> dict[str, Any]:
         """Constructor arguments of our class."""
-        given, rows = _member(self.name, self.network, 'static_kwargs', dict), ARGUMENTS[self.class_name]
+        given = plain(_member(self.name, self.network, 'static_kwargs', dict), self.name)
+        rows = ARGUMENTS[self.class_name]
         unknown = [key for key in given if key not in rows and key not in IGNORED[self.class_name]]
         if unknown:
             raise UserError(f'{self.name}: the TensorFlow argument {shown(unknown[0])} has no counterpart; '
@@ -106,7 +108,8 @@ class TensorFlowRecipe:
         for key, (places, default) in rows.items():
             value = given.get(key, default)
             # Levels were halved there before the division by the resolution.
-            value = value * 2 if key == 'fmap_base' and isinstance(value, int) else value
+            is_number = isinstance(value, (int, float)) and math.isfinite(value)
+            value = int(value * 2) if key == 'fmap_base' and is_number else value
             value = 1 if key == 'w_avg_beta' and value is None else value
             for place in places:
                 group, _, leaf = place.rpartition('.')
@@ -174,9 +177,11 @@ def _variables(name: str, network: TensorFlowNetwork) -> dict[str, Any]:
             if not isinstance(component, TensorFlowNetwork):
                 raise UserError(f'{name}: the component {shown(key)} is no TensorFlow network')
             pending.append((f'{prefix}{key}/', component))
+        if len(found) > MAX_VARIABLES:
+            break
         if not pending:
             return _renamed({key: v.array() if isinstance(v, StoredArray) else v for key, v in found.items()})
-    raise UserError(f'{name}: TensorFlow networks inside networks without end')
+    raise UserError(f'{name}: TensorFlow networks or variables without end')
 
 
 def _renamed(variables: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden_cases import cases, golden_dir
 from recorded_networks import open_recorded
-from small_networks import small_discriminator, small_generator
+from small_networks import small_discriminator, small_generator, without_end
 from tensorflow_files import (
     D_STATIC,
     G_STATIC,
@@ -77,8 +77,9 @@ def test_networks_made_here_come_back_to_the_bit(protocol):
 
 
 def test_arguments_that_change_nothing_are_ignored_and_no_average_decay_is_one():
+    # A number of maps may be a float, too, as a product with one is.
     static = {**G_STATIC, 'truncation_psi': 0.5, 'style_mixing_prob': None, 'structure': 'auto',
-              'w_avg_beta': None}
+              'w_avg_beta': None, 'fmap_base': 32.0}
     G = load(G=generator_network(small_generator(), static)).G
     assert G.mapping.w_avg_beta == 1 and G.init_kwargs.synthesis_kwargs['channel_base'] == 64
 
@@ -135,6 +136,16 @@ def test_a_variable_of_another_shape_or_kind_is_refused(value, text):
     network(G_STATIC, [], version='4'), 7])
 def test_a_malformed_network_is_refused(broken):
     refusal(G=broken)
+
+
+@pytest.mark.parametrize('value', without_end(), ids=['doubled', 'cycle'])
+def test_arguments_without_end_are_refused(value):
+    refusal(G=generator_network(small_generator(), {**G_STATIC, 'resample_kernel': value}))
+
+
+def test_variables_without_end_are_refused():
+    many = network({}, [(f'v{i}', np.float32(0)) for i in range(1000)])
+    assert 'without end' in refusal(G=network(G_STATIC, [], {str(i): many for i in range(50)}))
 
 
 def test_a_network_inside_itself_is_refused():
