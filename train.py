@@ -20,6 +20,7 @@ from training.run_folder import (
     read_json,
     save_options,
 )
+from training.run_lock import RunLock
 
 if TYPE_CHECKING:
     from training.continuation import Continuation
@@ -152,7 +153,9 @@ def plan_training(
     if dry_run:
         click.echo('Dry run; exiting.')
         return None
-    save_options(config, flags)
+    # A run that goes on has a folder that another program may be training in.
+    with RunLock(config.run_dir):
+        save_options(config, flags)
     return config, wish_of(state, given)
 
 
