@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dnnlib.cli import run_command
+from dnnlib.launched import is_launched
 from dnnlib.util import UserError
 from training import config as cfg
 from training.config_changes import check_changes
@@ -101,7 +102,7 @@ def run_training(dry_run: bool, **flags: Any) -> None:
     BOOL is 1 or 0, yes or no, true or false, on or off. A kimg is a thousand pictures shown to the
     discriminator.
     """
-    if {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys():
+    if is_launched():
         train_as_launched(dry_run, flags)
         return
     plan = plan_training(dry_run, flags, flags)

@@ -67,7 +67,7 @@ class Launch:
         return folder
 
     def wait_for(self, has_come):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             if has_come():
                 return

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dnnlib.launched import is_launched
 from dnnlib.util import UserError
-from torch_utils.meeting import REFUSED, is_launched, meet
+from torch_utils.meeting import REFUSED, is_first_to_say, meet, reason_of
 from torch_utils.watch import GRACE_SEC, HERE, Watch
 
 TIMEOUT_SEC = 600  # a process that does not answer for so long ends the run
@@ -71,9 +72,8 @@ def _together() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(GRACE_SEC)
-        reason = (str(error).splitlines() or [''])[0]
-        raise LostContactError(
-            f'process {rank()} lost the others in the phase {HERE.phase}: {reason}') from error
+        raise LostContactError(f'process {rank()} lost the others in the phase {HERE.phase}: '
+                               f'{reason_of(error)}') from error
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -231,7 +231,7 @@ class Reporting:
         if not isinstance(error, UserError):
             print(f'Error in {place}:', file=sys.stderr)
             return
-        if not meet().is_first_to_say(str(error)):
+        if not is_first_to_say(str(error)):
             sys.exit(REFUSED)
         raise UserError(f'{error}' if os.environ['RANK'] == '0' else f'{place}: {error}') from error
 
