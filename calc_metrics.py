@@ -11,6 +11,7 @@ import torch
 
 import legacy
 from dnnlib.cli import run_command
+from dnnlib.launched import is_launched
 from dnnlib.util import UserError
 from metrics import metric_main
 from metrics.detectors import write_bundle
@@ -81,19 +82,25 @@ def calc_metrics(
         for path in write_bundle(offline_bundle, rest['detector_dir']):
             click.echo(path)
         return
+    # A mistake is said once, however many processes torchrun has started.
+    with distributed.Reporting():
+        started = int(os.environ['WORLD_SIZE']) if is_launched() else 1
+        gpus = gpus or started
+        job = Job(metrics=parse_metrics(metrics), network=check_network(network), num_gpus=gpus, **rest)
+        check_gpus(gpus, started, pick_device(job.device).type)
+        if gpus > started:
+            distributed.launch(run_job, (job,), gpus)
+        else:
+            run_job(job)
+
+
+def check_network(network: str | None) -> str:
+    """The value of --network. Raises UserError if it is missing, or names a file that is."""
     if network is None:
         raise UserError('--network is required, such as --network=network-snapshot-000500.pkl')
     if '://' not in network and not os.path.isfile(network):
         raise UserError(f'--network={network}: no such file; give a network file or a URL')
-    names, started = parse_metrics(metrics), int(os.environ.get('WORLD_SIZE', '1'))
-    gpus = gpus or started
-    check_gpus(gpus, started, pick_device(rest['device']).type)
-    job = Job(metrics=names, network=network, num_gpus=gpus, **rest)
-    if gpus > started:
-        distributed.launch(run_job, (job,), gpus)
-    else:
-        with distributed.Reporting():
-            run_job(job)
+    return network
 
 
 def check_gpus(gpus: int, started: int, device_type: str) -> None:

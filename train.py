@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dnnlib.cli import run_command
+from dnnlib.launched import is_launched
 from dnnlib.util import UserError
 from training import config as cfg
 from training.config_changes import check_changes
@@ -20,6 +21,7 @@ from training.run_folder import (
     read_json,
     save_options,
 )
+from training.run_lock import RunLock
 
 if TYPE_CHECKING:
     from training.continuation import Continuation
@@ -100,7 +102,7 @@ def run_training(dry_run: bool, **flags: Any) -> None:
     BOOL is 1 or 0, yes or no, true or false, on or off. A kimg is a thousand pictures shown to the
     discriminator.
     """
-    if {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys():
+    if is_launched():
         train_as_launched(dry_run, flags)
         return
     plan = plan_training(dry_run, flags, flags)
@@ -152,7 +154,9 @@ def plan_training(
     if dry_run:
         click.echo('Dry run; exiting.')
         return None
-    save_options(config, flags)
+    # A run that goes on has a folder that another program may be training in.
+    with RunLock(config.run_dir):
+        save_options(config, flags)
     return config, wish_of(state, given)
 
 

@@ -2,11 +2,16 @@
 """calc_metrics.py: what it prints and writes, where its data comes from, and how it says no."""
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
+from launched_calc_metrics import FEW
 from metrics_stand_in import write_detectors, write_pictures
 from small_networks import small_generator
+from source_tree import ROOT
 
 import calc_metrics
 import legacy
@@ -66,6 +71,26 @@ def test_twice_the_same_seed_is_the_same_digits_with_a_feature_network_too(
         assert status == 0, err
         results.append([json.loads(line)['results'] for line in out.splitlines()])
     assert results[0] == results[1] and [list(r) for r in results[0]] == [['fid5k_full'], ['kid5k_full']]
+
+
+def test_processes_of_torchrun_find_the_number_that_one_process_finds(
+        run_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(metric_main._METRICS, 'fid5k_full', FEW)
+    args = ['--device=cpu', f'--network={run_dir}/net.pkl', '--metrics=fid5k_full', '--verbose=0',
+            f'--detector-dir={tmp_path}/detectors']
+    alone = json.loads(run(*args, capsys=capsys)[1])
+    shutil.rmtree(tmp_path / 'cache')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
+               str(ROOT / 'tests' / 'launched_calc_metrics.py'), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    both = json.loads(line)
+    assert (alone['num_gpus'], both['num_gpus']) == (1, 2)
+    # Sums in another order.
+    assert both['results'] == pytest.approx(alone['results'], rel=1e-6)
+    assert len((run_dir / 'metric-fid5k_full.jsonl').read_text().splitlines()) == 2
 
 
 def test_a_converted_network_finds_the_data_of_the_run_it_lies_in(run_dir, tmp_path, capsys):

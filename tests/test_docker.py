@@ -358,9 +358,12 @@ def test_the_jobs_of_kubernetes_start_what_is_there():
     yaml = pytest.importorskip('yaml')
     one, service, many = yaml.safe_load_all((ROOT / 'docker' / 'kubernetes.yaml').read_text())
     pods = [job['spec']['template']['spec'] for job in (one, many)]
-    for pod in pods:
+    for job, pod in zip((one, many), pods, strict=True):
         (container,) = pod['containers']
+        # Kubernetes refuses that policy with any other restartPolicy.
         assert pod['securityContext']['runAsNonRoot'] and pod['restartPolicy'] == 'Never'
+        rules = [rule.get('onExitCodes') for rule in job['spec']['podFailurePolicy']['rules']]
+        assert all(rule['containerName'] == container['name'] for rule in rules if rule)
         assert {m['name'] for m in container['volumeMounts']} == {v['name'] for v in pod['volumes']}
         assert '/dev/shm' in {m['mountPath'] for m in container['volumeMounts']}
     gpus = [pod['containers'][0]['resources']['limits']['nvidia.com/gpu'] for pod in pods]

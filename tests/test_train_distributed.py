@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """train.py under torchrun, with real processes: restarts, machines, failures."""
+import functools
 import os
 import signal
 import socket
@@ -12,7 +13,11 @@ import torch
 from resume_cases import equal, final_state, write_pictures
 from source_tree import ROOT
 
+import train
+from training import training_loop
 from training.manifest import read_manifest
+from training.run_folder import OPTIONS_FILE, read_json
+from training.run_lock import RunLock
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run']
@@ -20,6 +25,9 @@ TORCHRUN = [sys.executable, '-m', 'torch.distributed.run']
 OPTIONS = ['--cfg=demo', '--batch=48', '--batch-gpu=12', '--kimg=1', '--tick=0.2', '--snap=1', '--cbase=32',
            '--cmax=4', '--device=cpu', '--metrics=none', '--workers=0', '--cache=off', '--timeout=60']
 ALONE = ['--standalone', '--nproc-per-node=2']
+ELASTIC = ['--nnodes=1:2', '--nproc-per-node=1', '--max-restarts=3', '--rdzv-backend=c10d', '--rdzv-id=test']
+# A machine is missed after three seconds, not fifteen, and a start waits three for more, not thirty.
+QUICK = 'keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3'
 
 
 @pytest.fixture(scope='module')
@@ -40,11 +48,16 @@ class Launch:
                 env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
 
     def status(self, timeout_sec=120):
-        try:
-            return self.process.wait(timeout_sec)
-        finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait(timeout_sec)
+
+    def kill(self):
+        """End it if it still runs, and its processes, which are in sessions of their own."""
+        if self.process.poll() is None:
+            workers = self.workers()
+            self.process.kill()
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            self.process.wait()
 
     def output(self):
         return self.log.read_text()
@@ -53,13 +66,16 @@ class Launch:
         (folder,) = self.folder.iterdir()
         return folder
 
-    def wait_for_snapshots(self, count):
-        deadline = time.monotonic() + 60
+    def wait_for(self, has_come):
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
-            if any(len(read_manifest(f)) >= count for f in self.folder.glob('0*-*')):
+            if has_come():
                 return
             time.sleep(0.01)
         raise AssertionError(self.output())
+
+    def wait_for_snapshots(self, count):
+        self.wait_for(lambda: any(len(read_manifest(f)) >= count for f in self.folder.glob('0*-*')))
 
     def workers(self):
         """Process numbers of the training processes."""
@@ -75,12 +91,25 @@ def free_port():
 
 
 @pytest.fixture(scope='module')
-def whole(pictures, tmp_path_factory):
+def launch(pictures):
+    """Starts a Launch; none of them outlives the tests."""
+    launches = []
+
+    def start(folder, *args):
+        launches.append(Launch(folder, pictures, *args))
+        return launches[-1]
+    yield start
+    for each in launches:
+        each.kill()
+
+
+@pytest.fixture(scope='module')
+def whole(launch, tmp_path_factory):
     """The end of a run that nobody disturbed, of two machines with a process each."""
     folder = tmp_path_factory.mktemp('machines') / 'runs'
     node = ['--nnodes=2', '--nproc-per-node=1', '--rdzv-backend=c10d', '--rdzv-id=test',
             f'--rdzv-endpoint=localhost:{free_port()}']
-    first, second = [Launch(folder, pictures, node) for _ in range(2)]
+    first, second = [launch(folder, node) for _ in range(2)]
     assert (first.status(), second.status()) == (0, 0), first.output()
     assert first.output().count('Output directory:') == 1 and 'Training on 2 x the CPU' in first.output()
     return final_state(first.run_dir())
@@ -92,18 +121,53 @@ def assert_same_end(run_dir, whole):
         assert equal(found['run'][key], whole['run'][key]), f'{key} differs'
 
 
-def test_a_killed_process_of_torchrun_is_started_again_and_the_run_is_the_same(pictures, whole, tmp_path):
-    launch = Launch(tmp_path / 'runs', pictures, [*ALONE, '--max-restarts=1'])
-    launch.wait_for_snapshots(2)
-    os.kill(launch.workers()[1], signal.SIGKILL)
-    assert launch.status() == 0, launch.output()
-    assert 'Started again by the launcher' in launch.output() and 'Going on from' in launch.output()
-    assert_same_end(launch.run_dir(), whole)
+def start_again(launch, capsys):
+    """A second start of the same run beside it, with another length: (status, stderr)."""
+    with pytest.raises(SystemExit) as left:
+        train.main([f'--outdir={launch.folder}', '--resume=latest', '--kimg=7'])
+    return left.value.code, capsys.readouterr().err
 
 
-def test_what_is_wrong_is_said_once_and_nothing_is_created(pictures, tmp_path):
-    launch = Launch(tmp_path / 'runs', pictures, ALONE, '--gpus=3')
-    assert launch.status() == 1
-    lines = [line for line in launch.output().splitlines() if line.startswith('Error')]
+def test_the_first_process_killed_beside_a_second_start_is_started_again_and_the_run_is_the_same(
+        launch, whole, tmp_path, monkeypatch, capsys):
+    for module in (train, training_loop):
+        monkeypatch.setattr(module, 'RunLock', functools.partial(RunLock, wait_sec=0.2))
+    run = launch(tmp_path / 'runs', [*ALONE, '--max-restarts=1'])
+    run.wait_for_snapshots(2)
+    first, second = run.workers()
+    for pid in (first, second):  # so that the run cannot end meanwhile
+        os.kill(pid, signal.SIGSTOP)
+    before = (run.run_dir() / OPTIONS_FILE).read_bytes()
+    status, said = start_again(run, capsys)
+    assert status == 2 and said.startswith('Error: ') and said.count('\n') == 1
+    assert f'{run.run_dir()}: process {first} on ' in said and 'trains in this folder' in said
+    assert (run.run_dir() / OPTIONS_FILE).read_bytes() == before
+    os.kill(first, signal.SIGKILL)  # it has the lock
+    os.kill(second, signal.SIGCONT)
+    assert run.status() == 0, run.output()
+    assert 'Started again by the launcher' in run.output() and 'Going on from' in run.output()
+    assert_same_end(run.run_dir(), whole)
+
+
+def test_a_machine_that_is_gone_for_good_leaves_the_other_one_training(launch, tmp_path):
+    place = [*ELASTIC, f'--rdzv-endpoint=localhost:{free_port()}']
+    stays, goes = [launch(tmp_path / 'runs', [*place, f'--rdzv-conf=is_host={is_host},{QUICK}'], '--kimg=99')
+                   for is_host in (1, 0)]
+    stays.wait_for(lambda: 'Training on 2 x' in stays.output() and read_manifest(stays.run_dir()))
+    goes.kill()
+    stays.wait_for(lambda: 'Going on from' in stays.output())
+    before = len(read_manifest(stays.run_dir()))
+    stays.wait_for_snapshots(before + 1)
+    stays.process.terminate()
+    stays.status()
+    assert 'Started again by the launcher, with 1 processes' in stays.output(), stays.output()
+    assert read_json(stays.run_dir() / OPTIONS_FILE)['num_gpus'] == 1
+    assert 'Stopping at' in stays.output() and len(list(stays.folder.iterdir())) == 1
+
+
+def test_what_is_wrong_is_said_once_and_nothing_is_created(launch, tmp_path):
+    run = launch(tmp_path / 'runs', ALONE, '--gpus=3')
+    assert run.status() == 1
+    lines = [line for line in run.output().splitlines() if line.startswith('Error')]
     assert lines == ['Error: --gpus=3, but the launcher started 2 processes; leave --gpus out']
     assert not (tmp_path / 'runs').exists()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """train.py --resume: the command line of a run that goes on. The training itself is replaced."""
+import functools
 import json
 
 import pytest
@@ -7,9 +8,10 @@ from PIL import Image
 
 import train
 from training import config as cfg
-from training import preview
+from training import continuation, preview
 from training.background import Snapshot, SnapshotWriter
 from training.checkpoint import HostCopies
+from training.run_lock import LOCK_FILE, RunLock
 from training.run_state_file import make_payload
 
 
@@ -107,6 +109,20 @@ def test_latest_without_a_run_starts_one(run, started):
     assert status == 0, stderr
     assert 'this is a new one' in stdout and len(started[0]) == 1
     assert started[0][0].run_dir.endswith('00000-pics-demo-gamma3')
+
+
+def test_latest_waits_for_no_run_that_has_just_begun_but_names_it(folder, run, started, monkeypatch):
+    begun = folder.with_name('00001-new')
+    begun.mkdir()
+    (begun / LOCK_FILE).write_text('')
+    # Its program is dead.
+    assert run('--outdir={out}', '--resume=latest')[0] == 0 and started.pop()[0].run_dir == str(folder)
+    monkeypatch.setattr(continuation, 'RunLock', functools.partial(RunLock, wait_sec=0))
+    monkeypatch.setattr(RunLock, '_try', lambda self: False)
+    status, _, stderr = run('--outdir={out}', '--resume=latest')
+    assert status == 2 and not started and stderr.count('\n') == 1
+    assert stderr.startswith('Error: --resume=latest: ') and 'name its folder' in stderr
+    assert '00001-new' in stderr
 
 
 @pytest.mark.parametrize('resume, message', [

@@ -16,17 +16,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from dnnlib.launched import is_launched
 from dnnlib.util import UserError
-from torch_utils.meeting import REFUSED, is_launched, meet
+from torch_utils.meeting import REFUSED, is_first_to_say, meet, reason_of
 from torch_utils.watch import GRACE_SEC, HERE, Watch
 
 TIMEOUT_SEC = 600  # a process that does not answer for so long ends the run
+SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # that end a program or, the last, a run
 
 
 class LostContactError(Exception):
@@ -71,9 +74,8 @@ def _together() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(GRACE_SEC)
-        reason = (str(error).splitlines() or [''])[0]
-        raise LostContactError(
-            f'process {rank()} lost the others in the phase {HERE.phase}: {reason}') from error
+        raise LostContactError(f'process {rank()} lost the others in the phase {HERE.phase}: '
+                               f'{reason_of(error)}') from error
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -175,6 +177,8 @@ def join(device_type: str, timeout_sec: float = TIMEOUT_SEC) -> torch.device:
 
     Call once, before any collective. Raises UserError if there are fewer GPUs than processes.
     """
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # launch() has held it back
     local_rank = dist.get_node_local_rank(fallback_rank=0)
     # Those who wait are to be told by the watch who it is that hangs.
     how = {'timeout': timedelta(seconds=1.25 * timeout_sec + 30), 'store': meet().store, 'rank': meet().rank,
@@ -231,7 +235,7 @@ class Reporting:
         if not isinstance(error, UserError):
             print(f'Error in {place}:', file=sys.stderr)
             return
-        if not meet().is_first_to_say(str(error)):
+        if not is_first_to_say(str(error)):
             sys.exit(REFUSED)
         raise UserError(f'{error}' if os.environ['RANK'] == '0' else f'{place}: {error}') from error
 
@@ -251,10 +255,11 @@ def launch(
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    # The launcher's own reports of a failure would bury the line that names the cause.
-    for name in ('torch.distributed.elastic', 'torch.multiprocessing.spawn'):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder, _usr1_as_term():
+    # The launcher's own reports of a failure would bury the line that names the cause. Each part has a level.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(('torch.distributed.elastic', 'torch.multiprocessing')):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder, _usr1_as_term(), _interrupts_held_back():
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend='c10d',
             rdzv_endpoint='localhost:0', run_id='train', max_restarts=0, start_method='spawn',
@@ -269,15 +274,42 @@ def launch(
 
 @contextlib.contextmanager
 def _usr1_as_term() -> Iterator[None]:
-    """The launcher passes on the signals that end a program, of which SIGUSR1 is none."""
-    if not hasattr(signal, 'SIGUSR1'):
-        yield
-        return
-    before = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    """The launcher passes on the signals that end a program, of which SIGUSR1 is none.
+
+    Afterwards the handlers are as before, of which it replaces some for good.
+    """
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    if hasattr(signal, 'SIGUSR1'):
+        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         yield
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes started within this context do not see SIGINT before join(); this one does.
+
+    Ctrl-C reaches all at once, and one that is still importing would show where.
+    """
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    resource_tracker.ensure_running()  # whose start would unblock the signal
+    is_over = threading.Event()
+    # The processes inherit what the main thread blocks; here the signal comes by this other thread.
+    open_thread = threading.Thread(target=is_over.wait, name='interrupts', daemon=True)
+    open_thread.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        is_over.set()
+        open_thread.join()
 
 
 def _stop(rank: int, failure: Any) -> None:

@@ -66,9 +66,12 @@ class Meeting:
         return decision[0]
 
     def is_first_to_say(self, text: str) -> bool:
-        """Whether no other process of this start has said the same."""
+        """Whether no other process of this start has said the same, as far as that can be known."""
         key = f'said/{hashlib.sha256(text.encode()).hexdigest()}'
-        return self.store.compare_set(key, '', str(self.rank)) == str(self.rank).encode()
+        try:
+            return self.store.compare_set(key, '', str(self.rank)) == str(self.rank).encode()
+        except dist.DistError:  # the launcher is gone
+            return True
 
     def remember(self, **values: Any) -> None:
         """Keep plain values for the starts that follow within this launch."""
@@ -88,21 +91,31 @@ class Meeting:
         return {}
 
 
-def is_launched() -> bool:
-    """Whether torchrun, or what stands for it, has started this process and told it its place."""
-    return {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
-
-
 def open_store(timeout_sec: float = WAIT_SEC) -> dist.TCPStore:
     """A connection of its own to the store of the launch; without an agent, rank 0 keeps it.
 
-    timeout_sec: how long to wait for the store, and for a key.
+    timeout_sec: how long to wait for the store, and for a key.  Raises UserError if there is none.
     """
+    address, port, rank = (os.environ[name] for name in ('MASTER_ADDR', 'MASTER_PORT', 'RANK'))
     has_agent = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
-    return dist.TCPStore(
-        os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), wait_for_workers=False,
-        is_master=not has_agent and os.environ['RANK'] == '0', timeout=timedelta(seconds=timeout_sec),
-        multi_tenant=not has_agent)
+    keeps = not has_agent and rank == '0'
+    try:
+        return dist.TCPStore(address, int(port), wait_for_workers=False, is_master=keeps,
+                             timeout=timedelta(seconds=timeout_sec), multi_tenant=not has_agent)
+    except (dist.DistError, ValueError) as error:
+        raise UserError(f'MASTER_PORT={port} of MASTER_ADDR={address}: process {rank} cannot '
+                        f'{"listen there" if keeps else "reach it"} ({reason_of(error)}); '
+                        f'{"choose another port" if keeps else "see whether process 0 runs"}') from error
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error of PyTorch, which adds what happened inside of it."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def is_first_to_say(text: str) -> bool:
+    """As the method; without waiting for a meeting that failed or will never be."""
+    return not meet.cache_info().currsize or meet().is_first_to_say(text)
 
 
 @functools.cache

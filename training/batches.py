@@ -70,8 +70,8 @@ class Batches:
         cache = _decided(cache, dataset.num_bytes, device)
         self.in_ram = cache != 'off'
         if self.in_ram:
-            dataset.preload()
-        self.resident = ResidentPictures(dataset, device) if cache == 'gpu' else None
+            dataset.preload(show_progress=rank == 0)
+        self.resident = ResidentPictures(dataset, device, show_progress=rank == 0) if cache == 'gpu' else None
 
     def __iter__(self) -> Iterator[Pair]:
         for pixels, labels in self._uploaded() if self.resident is None else self._resident():

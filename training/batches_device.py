@@ -49,11 +49,11 @@ class ResidentPictures:
     pixels: uint8 [number of raw pictures, C, H, W].  Raises torch.OutOfMemoryError if they do not fit.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device):
+    def __init__(self, dataset: Dataset, device: torch.device, show_progress: bool = True):
         self.dataset, self.device = dataset, device
         source = dataset.decoded()
         self.pixels = torch.empty(source.shape, dtype=torch.uint8, device=device)
-        with progress(total=len(source), desc='To the GPU', unit='img') as bar:
+        with progress(total=len(source), desc='To the GPU', unit='img', show=show_progress) as bar:
             for start in range(0, len(source), CHUNK):
                 part = torch.from_numpy(source[start:start + CHUNK])
                 self.pixels[start:start + CHUNK].copy_(part)

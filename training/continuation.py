@@ -25,6 +25,7 @@ from training.manifest import (
     remove_leftovers,
     write_manifest,
 )
+from training.run_lock import LOCK_FILE, RunLock
 from training.run_state_file import read_state
 from training.ticks import nimg_of_name
 
@@ -49,7 +50,7 @@ def find_state(resume: str, outdir: str | os.PathLike | None) -> tuple[Path | No
 
     resume: 'latest' for the run of the highest number in `outdir` that has a complete snapshot; the folder
     of a run; or a training-state-*.pt.  None if 'latest' finds no run. Raises UserError if there is no such
-    file, or all states of the run are damaged.
+    file, all states of the run are damaged, or 'latest' is a run that another program has just begun.
     """
     path = Path(resume)
     if resume == 'latest':
@@ -81,7 +82,18 @@ def _latest_of_runs(outdir: Path) -> tuple[Path | None, list[str]]:
         # A run that was killed before its first snapshot has nothing to go on with.
         if any(STATE in entry.files for entry in read_manifest(run)):
             return find_state(str(run), None)
+        _check_is_dead(run)
     return None, [f'--resume=latest: no run with a snapshot in {outdir}; this is a new one']
+
+
+def _check_is_dead(run: Path) -> None:
+    if not (run / LOCK_FILE).is_file():
+        return
+    try:
+        with RunLock(run):
+            pass
+    except UserError as error:
+        raise UserError(f'--resume=latest: {error}; to go on with an older run, name its folder') from error
 
 
 def open_state(wish: Continuation, config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:

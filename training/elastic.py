@@ -7,6 +7,7 @@ same pictures are seen in the same order, and gradients are the same to rounding
 are drawn anew for each process, so that with another number the run is not the same to the bit.
 """
 import dataclasses
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from training.run_folder import FLAGS_FILE, OPTIONS_FILE, read_json, save_option
 from training.run_lock import RunLock
 
 Plan = tuple[TrainConfig, Continuation | None]
+SHARED_SEC = 30.0  # network file systems may show a new folder late
 BEFORE_EVERYTHING: dict[str, Any] = {'run': {'cur_nimg': -1}, 'loop': {'tick': 0}}
 
 
@@ -38,10 +40,23 @@ def plan_together(plan: Callable[[int], Plan | None]) -> Plan | None:
     """What all processes of this start shall train, None for nothing.
 
     plan(number of processes): called on rank 0, in the first start of a launch only.  Leaves with STOPPED if
-    the time limit of the launch is over. Raises UserError, on rank 0 alone.
+    the time limit of the launch is over. Raises UserError, on rank 0 alone or where its folder is not seen.
     """
     meeting = meet()
-    return meeting.from_first(lambda: _plan(meeting, plan))
+    made = meeting.from_first(lambda: _plan(meeting, plan))
+    if made is not None:
+        check_shared(made[0].run_dir)
+    return made
+
+
+def check_shared(run_dir: str, wait_sec: float = SHARED_SEC) -> None:
+    """Raise UserError if what rank 0 has written into the run's folder does not come into sight here."""
+    deadline_sec = time.monotonic() + wait_sec
+    while not Path(run_dir, OPTIONS_FILE).is_file():
+        if time.monotonic() > deadline_sec:
+            raise UserError(f'--outdir: {run_dir} is not there on {socket.gethostname()}; all machines need '
+                            'it under the same path, on a disk that they share')
+        time.sleep(0.1)
 
 
 def _plan(meeting: Meeting, plan: Callable[[int], Plan | None]) -> Plan | None:

@@ -4,11 +4,11 @@
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask the run to stop: it finishes its iteration, saves itself and leaves
 with STOPPED, the status by which sysexits.h means "try again later". Slurm: start train.py with
 --resume=latest in a script that calls `scontrol requeue $SLURM_JOB_ID` on status 75, and let the signal come
-early by `sbatch --signal=USR1@120`. Kubernetes: a Job with restartPolicy OnFailure starts it again, and its
-podFailurePolicy can leave status 75 out of the count. torchrun always leaves with 1 where a process left with
-anything but 0, and names the 75 in its report; with --max-restarts it starts a process that alone was asked
-to stop again, except after --time-limit, which counts for the whole launch. A second signal stops the process
-at once with 128 + the signal's number, 130 for Ctrl-C.
+early by `sbatch --signal=USR1@120`. Kubernetes: a Job makes another pod, and its podFailurePolicy, which
+needs the restartPolicy Never, can leave status 75 out of the count. torchrun always leaves with 1 where a
+process left with anything but 0, and names the 75 in its report; with --max-restarts it starts a process that
+alone was asked to stop again, except after --time-limit, which counts for the whole launch. A second signal
+stops the process at once with 128 + the signal's number, 130 for Ctrl-C.
 """
 import os
 import signal

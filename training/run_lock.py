@@ -42,8 +42,10 @@ class RunLock:
             self._file = self._path.open('a+', encoding='utf-8')
             while not self._try():
                 if time.monotonic() >= deadline_sec:
-                    raise UserError(f'{self._path.parent}: {self._holder()} trains in this folder; wait for '
-                                    'its end, or stop it')
+                    holder = self._holder()
+                    self._file.close()
+                    raise UserError(f'{self._path.parent}: {holder} trains in this folder; wait for its end, '
+                                    'or stop it')
                 time.sleep(POLL_SEC)
             self._write_holder()
         except OSError as error:

@@ -2,7 +2,9 @@
 """Processes: how they start, what they share, and how a run ends when one of them fails."""
 import os
 import signal
+import subprocess
 import time
+from multiprocessing import resource_tracker
 
 import pytest
 import torch
@@ -50,6 +52,7 @@ def test_processes_of_a_launch_share_means_and_values(tmp_path):
         assert found['a'].tolist() == [[1.5]] and found['b'].tolist() == [2.0, 3.0]
         assert found['value'] == {'from': 0} and found['threads'] >= 1
     assert torch.get_num_threads() == threads and not torch.distributed.is_initialized()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, 'not that of the launcher any more'
 
 
 @needs_processes
@@ -69,6 +72,17 @@ def test_a_failing_process_ends_the_launch_and_says_why(how, status, words, capf
     assert caught.value.code == status
     shown = capfd.readouterr().err
     assert all(word in shown for word in words) and (words or 'rocess' not in shown)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'pthread_sigmask'), reason='not a POSIX system')
+def test_ctrl_c_is_heard_by_the_launcher_and_not_by_processes_that_start():
+    with pytest.raises(KeyboardInterrupt), distributed._interrupts_held_back():
+        resource_tracker.ensure_running()  # as the start of a process does
+        assert subprocess.run(['sh', '-c', 'kill -INT $$; exit 7'], check=False).returncode == 7
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(500):  # as the launcher does, whose thread here is not the one that is woken
+            time.sleep(0.02)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_without_a_group_everything_is_local():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How processes find each other in a store that earlier starts have used, and what is decided for all."""
+import socket
 import threading
 
 import pytest
@@ -87,11 +88,25 @@ def test_what_is_remembered_outlives_a_start_and_its_loss_is_an_error(store, mon
         meeting_of(torch.distributed.HashStore(), 0).recall()
 
 
-def test_a_process_knows_that_it_was_launched_only_from_all_of_the_variables(monkeypatch):
-    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv('RANK', '0')
-    assert not meeting.is_launched()
-    for name in ('WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
-        monkeypatch.setenv(name, '1')
-    assert meeting.is_launched()
+def test_without_the_launcher_everyone_speaks(store, monkeypatch):
+    def lose(*_):
+        raise torch.distributed.DistNetworkError('connection reset')
+    monkeypatch.setattr(torch.distributed.PrefixStore, 'compare_set', lose)
+    assert meeting_of(store, 1).is_first_to_say('a')
+    # Who has not met the others does not wait for them to say so.
+    assert not meeting.meet.cache_info().currsize and meeting.is_first_to_say('a')
+
+
+@pytest.mark.parametrize(('rank', 'words'), [('0', 'cannot listen there'), ('1', 'cannot reach it')])
+def test_a_port_that_is_taken_or_silent_is_one_line(rank, words, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(('localhost', 0))
+        if rank == '0':
+            taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in {'RANK': rank, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': port}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv('TORCHELASTIC_USE_AGENT_STORE', raising=False)
+        with pytest.raises(UserError, match=rf'^MASTER_PORT={port} of .*process {rank} {words}') as raised:
+            meeting.open_store(timeout_sec=1)
+        assert '\n' not in str(raised.value)

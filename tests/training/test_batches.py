@@ -181,3 +181,12 @@ def test_processes_share_the_stream_without_overlap_whatever_reads_it(workers):
     # Two epochs, each of which shows every picture once.
     assert [x for row in zip(*parts, strict=True) for x in row] == alone
     assert sorted(alone[:12]) == sorted(alone[12:]) == list(range(12))
+
+
+def test_one_of_several_processes_shows_what_is_read(folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        ImageFolderDataset, 'preload', lambda self, show_progress: shown.append(show_progress))
+    for rank in (0, 1):
+        read(folder, cache='ram', rank=rank, num_replicas=2)
+    assert shown == [True, False]

@@ -99,6 +99,12 @@ def test_the_time_limit_is_that_of_the_launch(meet, config, monkeypatch):
     assert left.value.code == STOPPED
 
 
+def test_a_machine_without_the_folder_of_the_run_is_named(config, tmp_path):
+    elastic.check_shared(config.run_dir, wait_sec=0)
+    with pytest.raises(UserError, match=r'^--outdir: .*elsewhere is not there on .* a disk that they share$'):
+        elastic.check_shared(str(tmp_path / 'elsewhere'), wait_sec=0)
+
+
 def test_a_dry_run_leaves_nothing_to_go_on_with(meet):
     assert elastic.plan_together(lambda _: None) is None
     meet()

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a launcher such as torchrun has started this process, as one of several."""
+import os
+from collections.abc import Mapping
+
+from dnnlib.util import UserError
+
+PLACE = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun, or what stands for it, has started this process and told it its place.
+
+    Raises UserError if that is said by halves: every process would train a run of its own.
+    """
+    missing = [name for name in PLACE if name not in environment]
+    if not missing:
+        return True
+    size = environment.get('WORLD_SIZE', '1')
+    if 'RANK' in environment and size != '1':
+        raise UserError(f'RANK and WORLD_SIZE={size} are set as by a launcher, but not '
+                        f'{" and ".join(missing)}; start with torchrun, or unset them')
+    return False
