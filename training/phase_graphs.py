@@ -22,20 +22,21 @@ MEMORY_SHARE = 0.95  # of what can be had; a little always goes to fragments
 def use_graphs(
     phases: Sequence[Phase], config: TrainConfig, device: torch.device, announce: Callable[[str], object],
     state: TrainingState, store: Store,
-) -> None:
-    """Let the phases run as graphs, if config.cuda_graphs and the device say so.
+) -> Captures | None:
+    """Let the phases run as graphs, if config.cuda_graphs and the device say so; None if not.
 
     Call it after the phases have been rehearsed: --cuda-graphs=auto looks at the memory that they took.
     announce(line): called if auto decides against it on a GPU, or when a capture fails.  state, store: of the
     run; what phases change in them is put back after a graph has been tried.
     """
     if device.type != 'cuda' or config.cuda_graphs == 'off' or config.compile:
-        return
+        return None
     if config.cuda_graphs == 'auto' and not _have_room(device):
         announce('No CUDA graphs: memory would not hold the activations twice, once for graphs and once '
                  'without. A smaller --batch-gpu makes room; --cuda-graphs=on tries anyway.')
-        return
-    capture_rounds(phases, CudaBackend(device), announce, functools.partial(changed_by_rounds, state, store))
+        return None
+    changes = functools.partial(changed_by_rounds, state, store)
+    return capture_rounds(phases, CudaBackend(device), announce, changes)
 
 
 def capture_rounds(

@@ -69,6 +69,30 @@ def test_a_capture_that_fails_costs_a_warning(gpu):
     assert 'goes on without graphs' in line and '--cuda-graphs=off' in line
 
 
+def test_memory_that_graphs_hold_is_given_back_when_it_is_needed(gpu):
+    lines, module, shortage = [], small_generator().synthesis, []
+    network = GraphedNetwork(module, StandIn(gpu), lines.append)
+    check_same(gpu, network, module, noise_mode='random')
+    plain = module.forward
+
+    def forward(*args, **options):
+        torch.randn(3)  # what is drawn before memory runs out must not count
+        if shortage:
+            raise torch.OutOfMemoryError(shortage.pop())
+        return plain(*args, **options)
+    with torch.no_grad():
+        module.forward = forward
+        ws = torch.randn([5, module.num_ws, module.w_dim])
+        gpu.seed(1)
+        expected = module(ws)
+        shortage.append('full')
+        gpu.seed(1)
+        assert torch.equal(network(ws), expected) and len(lines) == 1
+        shortage.append('full')
+        with pytest.raises(torch.OutOfMemoryError):
+            network(ws)
+
+
 def test_gradients_go_past_graphs(gpu):
     backend, module = StandIn(gpu), small_generator().synthesis
     network = GraphedNetwork(module, backend, pytest.fail)
