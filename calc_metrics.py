@@ -46,6 +46,7 @@ class Job:
     verbose: bool
     trust_pickle: bool
     timeout: float
+    cuda_graphs: str
 
 
 @click.command(epilog=EXAMPLES, context_settings={'terminal_width': 110})
@@ -65,6 +66,8 @@ class Job:
 @click.option('--detector-dir', metavar='DIR', help='Where the feature networks are looked for first.')
 @click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
               help='auto: the GPU if there is one.')
+@click.option('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,
+              help='Capture the work of making pictures once and repeat it. auto: on a GPU.')
 @click.option('--timeout', type=click.FloatRange(min=0.1), default=distributed.TIMEOUT_SEC, show_default=True,
               help='Give up if the processes wait for one of them for so many seconds.')
 @click.option('--trust-pickle', is_flag=True,
@@ -138,7 +141,7 @@ def compute_metrics(job: Job, device: torch.device) -> None:
             click.echo(f'Calculating {name}...', err=True)
         result = metric_main.calc_metric(
             name, G=G, dataset=dataset, device=device, seed=job.seed, cache=cache,
-            detector_dir=job.detector_dir, share=all_processes())
+            detector_dir=job.detector_dir, share=all_processes(), cuda_graphs=job.cuda_graphs)
         if distributed.rank() == 0:
             metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=job.network)
 

@@ -128,7 +128,7 @@ def steering_options(command: Callable[..., None]) -> Callable[..., None]:
        'seeds.  [default: 1x1; all seeds of a sweep]')
 def generate_images(  # noqa: PLR0913
     network: str, outdir: str, trunc: float, class_idx: int | None, noise_mode: str, device: str, batch: int,
-    trust_pickle: bool, seeds: Sequence[int] | None, projected_w: tuple[str, ...],
+    trust_pickle: bool, cuda_graphs: str, seeds: Sequence[int] | None, projected_w: tuple[str, ...],
     classes: Sequence[int] | None, grid: bool, steering: Steering, film: VideoOptions,
     video_grid: tuple[int, int] | None,
 ) -> None:
@@ -143,7 +143,7 @@ def generate_images(  # noqa: PLR0913
     steering.check(is_projected=bool(projected_w))
     film.check(outdir)
     check_output(outdir, grid, steering, film)
-    sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle)
+    sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle, cuda_graphs)
     if projected_w:
         if seeds is not None:
             click.echo('Warning: --seeds is ignored, because --projected-w is given', err=True)

@@ -46,8 +46,8 @@ Pair = tuple[int, int]  # seed of the row, seed of the column
 @video_options
 def mix_styles(  # noqa: PLR0913
     network: str, outdir: str, trunc: float, class_idx: int | None, noise_mode: str, device: str, batch: int,
-    trust_pickle: bool, rows: Sequence[int], cols: Sequence[int], styles: Sequence[int] | None,
-    film: VideoOptions,
+    trust_pickle: bool, cuda_graphs: str, rows: Sequence[int], cols: Sequence[int],
+    styles: Sequence[int] | None, film: VideoOptions,
 ) -> None:
     """Write pictures that mix the styles of two seeds: ROW-COLUMN.png, and all of them in grid.png.
 
@@ -57,7 +57,7 @@ def mix_styles(  # noqa: PLR0913
     if not rows or not cols or (len(rows) + 1) * (len(cols) + 1) > MAX_CELLS:
         raise UserError(f'--rows and --cols: a table of {len(rows)} x {len(cols)}; both must name a seed, '
                         f'and the table must have at most {MAX_CELLS} cells')
-    sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle)
+    sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle, cuda_graphs)
     mixed = _checked_styles(styles, sampler.G.num_ws)
     label = sampler.label(class_idx)
     if film.video is not None:

@@ -13,23 +13,24 @@ import torch
 from dnnlib.cli import run_command
 from training.config import DatasetInfo, resolve
 from training.networks import Generator
+from training.sampling_graphs import by_graphs
 from training.state import pick_device
 
 SECONDS = 1.5  # of measurement a row
 
 
 @torch.inference_mode()
-def images_per_second(G, batch, device, fused):
-    """Median over batches, after two to warm up."""
-    z, seconds = torch.randn([batch, G.z_dim], device=device), []
+def images_per_second(G, z, device, fused):
+    """Median over batches, after some to warm up."""
+    seconds = []
     start = time.perf_counter()
-    while len(seconds) < 5 or time.perf_counter() - start < SECONDS:
+    while len(seconds) < 7 or time.perf_counter() - start < SECONDS:
         common.synchronize(device)
         begin = time.perf_counter()
         G(z, None, noise_mode='const', fused_modconv=fused)
         common.synchronize(device)
         seconds.append(time.perf_counter() - begin)
-    return batch / statistics.median(seconds[2:])
+    return len(z) / statistics.median(seconds[4:])
 
 
 @click.command()
@@ -47,10 +48,13 @@ def main(cfg, resolution, device, precision, batch, json_path):
     torch.manual_seed(0)
     G = Generator(**config.G_kwargs(), c_dim=0, img_resolution=resolution, img_channels=3)
     G = G.eval().requires_grad_(requires_grad=False).to(device)
-    rows = []
+    variants, rows = [('default', G, None), ('fused', G, True), ('unfused', G, False)], []
+    if device.type == 'cuda':
+        variants.append(('graphs', by_graphs(G, device, 'auto'), None))
     for size in map(int, batch.split(',')):
-        for name, fused in [('default', None), ('fused', True), ('unfused', False)]:
-            speed = images_per_second(G, size, device, fused)
+        z = torch.randn([size, G.z_dim], device=device)
+        for name, call, fused in variants:
+            speed = images_per_second(call, z, device, fused)
             row = {'cfg': cfg, 'resolution': resolution, 'variant': f'{name} x{size}', 'img_per_sec': speed}
             rows.append(row)
     common.write_json(json_path, device, rows)

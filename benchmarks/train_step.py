@@ -15,8 +15,10 @@ from baseline import plain_adam, straightforward
 from dnnlib.cli import run_command
 from torch_utils import custom_ops, distributed, training_stats
 from training import state as state_module
+from training.compiled import compile_networks
 from training.config import DatasetInfo, resolve
 from training.iteration import PhaseClock, phases_of, run_iteration
+from training.phase_graphs import use_graphs
 from training.state import build_state, pick_device, seed_iteration
 
 PLAIN = 'straightforward'
@@ -28,10 +30,15 @@ class Trainer:
 
     def __init__(self, config, device, plain):
         self.config, self.device = config.for_device(device.type), device
+        store = training_stats.Store()
         with _optimizer(plain):
             self.state = build_state(
-                self.config, label_dim=0, channels=3, device=device, report=training_stats.Store().report)
+                self.config, label_dim=0, channels=3, device=device, report=store.report)
         self.phases, self.clock = phases_of(self.state, self.config), PhaseClock(device)
+        self.captures = None if plain else use_graphs(
+            self.phases, self.config, device, print, self.state, store)
+        if self.config.compile:
+            compile_networks(self.state.loss)
         self.plain, self.phase_ms = plain, {p.name: 0.0 for p in self.phases}
 
     def cycle(self):
@@ -76,16 +83,22 @@ def measure(configs, device, cycles):
                 trainer.phase_ms = dict.fromkeys(trainer.phase_ms, 0.0)
             seconds[name].append(trainer.cycle())
     first = next(iter(trainers))
-    return [row(name, trainers[name], seconds[name][1:], seconds[first][1:]) for name in trainers]
+    return [{**row(name, trainers[name], seconds[name][1:], seconds[first][1:]),
+             'first_cycle_sec': seconds[name][0]} for name in trainers]
 
 
 def row(name, trainer, seconds, reference):
-    """One line of the table; `speedup` is the median ratio to the first variant within the same cycle."""
+    """One line of the table; `speedup` is the median ratio to the first variant within the same cycle.
+
+    `capture_sec`: what capturing and trying CUDA graphs has taken, of all cycles; the first cycle compiles.
+    """
     images, total = CYCLE * trainer.config.batch_size, sum(trainer.phase_ms.values()) or 1.0
+    capture_sec = 0.0 if trainer.captures is None else trainer.captures.seconds
     per_kimg = statistics.median(seconds) / images * 1000
     return {
         'variant': name, 'sec_per_kimg': per_kimg, 'img_per_sec': 1000 / per_kimg,
         'speedup': statistics.median(r / s for r, s in zip(reference, seconds, strict=True)),
+        'capture_sec': capture_sec,
         **{f'{phase}_percent': round(100 * ms / total, 1) for phase, ms in trainer.phase_ms.items()},
     }
 
@@ -101,17 +114,22 @@ def row(name, trainer, seconds, reference):
 @click.option('--aug', default='noaug', type=click.Choice(['noaug', 'ada', 'fixed']))
 @click.option('--ops', default='auto', type=click.Choice(custom_ops.MODES), help='Operators, as in train.py.')
 @click.option('--cycles', default=4, help=f'Measured cycles of {CYCLE} iterations, after one to warm up.')
+@click.option('--compile', 'compiles', is_flag=True, help='Also time each precision with --compile=1.')
+@click.option('--graphs', is_flag=True, help='Also time each precision by CUDA graphs; otherwise without.')
 @click.option('--baseline', is_flag=True, help='Also time the straightforward implementation, and compare.')
 @click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')
-def main(cfg, resolution, device, precision, cycles, baseline, json_path, **flags):
+def main(cfg, resolution, precision, cycles, compiles, graphs, json_path, **flags):
     """Print seconds per kimg and the share of each phase."""
-    device = pick_device(device)
+    device, baseline = pick_device(flags.pop('device')), flags.pop('baseline')
     custom_ops.set_mode(flags['ops'])
     info = DatasetInfo('random', 10000, resolution, resolution, 3)
     flags = {k: v for k, v in flags.items() if v is not None}
-    flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, **flags}
+    flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, 'cuda_graphs': 'off', **flags}
+    ways = {'': {}} | ({' graphs': {'cuda_graphs': 'on'}} if graphs else {})
+    ways |= {' compiled': {'compile': True}} if compiles else {}
     configs = {PLAIN: resolve({**flags, 'precision': 'fp32'}, info)} if baseline else {}
-    configs |= {name: resolve({**flags, 'precision': name}, info) for name in precision.split(',')}
+    configs |= {name + way: resolve({**flags, 'precision': name, **more}, info)
+                for name in precision.split(',') for way, more in ways.items()}
     rows = measure(configs, device, cycles)
     rows = [{'cfg': cfg, 'resolution': resolution, 'batch': configs[r['variant']].batch_size, **r}
             for r in rows]

@@ -130,6 +130,8 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
                 show_default=True, help='auto: the GPU if there is one.'),
         network('--batch', type=click.IntRange(min=1), default=1, show_default=True, metavar='N',
                 help='Pictures made at once: more is faster; some pixels may round differently.'),
+        network('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,
+                help='Capture the work of a batch once and repeat it: the same pictures. auto: on a GPU.'),
         network('--trust-pickle', is_flag=True,
                 help='Run the code inside the network file. Only for files whose origin you trust.')]
     return _apply(options, command)

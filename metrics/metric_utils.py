@@ -14,6 +14,7 @@ from dnnlib.util import UserError
 from torch_utils import distributed
 from training.batches import draw_labels
 from training.dataset import Dataset
+from training.sampling_graphs import by_graphs
 
 BATCH = 64  # pictures whose randomness has one seed; also the most that are made at once
 CHUNK_ROWS = 4096  # of features that processes exchange at once
@@ -82,7 +83,8 @@ class MetricOptions:
     G: a generator in eval mode on `device`.  dataset: the training pictures.  seed: of latents, labels and
     choices. cache: kept by the caller between calls with the same dataset; metrics put there what they know
     of it.  detector_dir: where feature networks are looked for first.  share: of this process; all of them
-    call.  provenance: filled by metrics with what their numbers depend on.
+    call.  provenance: filled by metrics with what their numbers depend on.  cuda_graphs: 'auto' or 'off'.
+    generate: calls G, on a GPU perhaps faster than G itself, with the same results.
     """
 
     G: torch.nn.Module
@@ -94,6 +96,11 @@ class MetricOptions:
     share: Share = field(default_factory=Share)
     batch: FittingBatch = field(default_factory=FittingBatch)
     provenance: dict[str, str] = field(default_factory=dict)
+    cuda_graphs: str = 'auto'
+    generate: Callable[..., torch.Tensor] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.generate = by_graphs(self.G, self.device, self.cuda_graphs)
 
 
 def block_seed(seed: int, start: int) -> int:
@@ -119,13 +126,14 @@ def generated_block(options: MetricOptions, block: range) -> torch.Tensor:
     On a CPU in float32: half precision takes many times as long there. Where memory is short and a block is
     made in parts, pictures get other noise than in one go.
     """
-    G, device = options.G, options.device
+    device = options.device
     precision = {'force_fp32': True} if device.type == 'cpu' else {}
-    z, c, _ = latents_and_labels(G.z_dim, block, options.dataset, options.seed)
+    z, c, _ = latents_and_labels(options.G.z_dim, block, options.dataset, options.seed)
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(block_seed(options.seed, block.start))
         return options.batch(
-            lambda some_z, some_c: quantize(G(some_z, some_c, **precision)), z.to(device), c.to(device))
+            lambda some_z, some_c: quantize(options.generate(some_z, some_c, **precision)),
+            z.to(device), c.to(device))
 
 
 def generate_images(

@@ -22,12 +22,12 @@ class TrainingMetrics:
 
     def __init__(
         self, names: Sequence[str], dataset: Dataset, run_dir: str, *, share: Share | None = None,
-        detector_dir: str | None = None,
+        detector_dir: str | None = None, cuda_graphs: str = 'auto',
     ):
         self.names, self.run_dir = list(names), run_dir
         self._share = share or Share()
         self._kept = {'dataset': dataset, 'detector_dir': detector_dir, 'share': self._share, 'cache': {},
-                      'batch': FittingBatch()}
+                      'batch': FittingBatch(), 'cuda_graphs': cuda_graphs}
 
     def compute(
         self, G_ema: torch.nn.Module, device: torch.device, snapshot_pkl: str, say: Callable[[str], None],

@@ -43,20 +43,21 @@ def benchmark(name: str, limit_sec: int, program: str, *options: str) -> Step:
 
 # New checks are added here. The limits together stay below TOTAL_SEC.
 STEPS = (
-    Step('doctor', 40, ('-m', 'torch_utils.doctor')),
+    Step('doctor', 30, ('-m', 'torch_utils.doctor')),
     Step('tests', 160, (
         '-m', 'pytest', '-m', 'gpu', '--continue-on-collection-errors', '--durations=20', '-rfE',
         '-p', 'no:cacheprovider', '--junitxml={out}/tests.xml')),
     benchmark('ops', 70, 'ops'),
-    benchmark('train-demo-32', 30, 'train_step', '--cfg=demo', '--resolution=32', '--cycles=2'),
-    benchmark('train-auto-256', 60, 'train_step', '--cfg=auto', '--resolution=256', '--precision=fp16,fp32',
-              '--cycles=2'),
-    benchmark('train-auto-256-torch', 40, 'train_step', '--cfg=auto', '--resolution=256', '--precision=fp16',
+    benchmark('first-tick', 45, 'first_tick', '--cfg=auto', '--resolution=256'),
+    benchmark('train-demo-32', 25, 'train_step', '--cfg=demo', '--resolution=32', '--graphs', '--cycles=2'),
+    benchmark('train-auto-256', 60, 'train_step', '--cfg=auto', '--resolution=256', '--precision=fp16',
+              '--graphs', '--cycles=2'),
+    benchmark('train-auto-256-torch', 30, 'train_step', '--cfg=auto', '--resolution=256', '--precision=fp16',
               '--ops=torch', '--cycles=1'),
     benchmark('train-auto-1024', 65, 'train_step', '--cfg=auto', '--resolution=1024', '--cycles=1'),
-    benchmark('generate-auto-256', 30, 'generate', '--cfg=auto', '--resolution=256'),
-    benchmark('generate-auto-1024', 35, 'generate', '--cfg=auto', '--resolution=1024', '--batch=1,8'),
-    benchmark('snapshot', 30, 'snapshot', '--repeats=2'),
+    benchmark('generate-auto-256', 25, 'generate', '--cfg=auto', '--resolution=256'),
+    benchmark('generate-auto-1024', 25, 'generate', '--cfg=auto', '--resolution=1024', '--batch=1,8'),
+    benchmark('snapshot', 20, 'snapshot', '--repeats=2'),
 )
 COLUMNS = ('step', 'result', 'seconds', 'summary')
 TESTS_SUMMARY = re.compile(r'\d+ (?:passed|failed|errors?|skipped|deselected).* in [\d.]+s')
@@ -148,6 +149,9 @@ def _numbers(rows: list[dict[str, object]]) -> str:
     if 'stall_sec' in rows[0]:
         stall, write = (statistics.median(row[key] for row in rows[1:]) for key in ('stall_sec', 'write_sec'))
         return f'stands still for {stall:.3f} s of {write:.2f} s, {rows[0]["MiB"]:.0f} MiB'
+    if 'first_tick_sec' in rows[0]:
+        times = [f'{row["first_tick_sec"]:.1f} s with the cache {row["cache"]}' for row in rows]
+        return f'first tick after {", ".join(times)}'
     if 'case' in rows[0]:
         return _operators(rows)
     return '; '.join(_speed(row) for row in rows)
@@ -169,7 +173,8 @@ def _operators(rows: list[dict[str, object]]) -> str:
 
 def _speed(row: dict[str, object]) -> str:
     text = f'{row.get("variant", "")}: {row["img_per_sec"]:.1f} img/s'
-    return text + (f', {row["sec_per_kimg"]:.2f} s/kimg' if 'sec_per_kimg' in row else '')
+    text += f', {row["sec_per_kimg"]:.2f} s/kimg' if 'sec_per_kimg' in row else ''
+    return text + (f', captured in {row["capture_sec"]:.1f} s' if row.get('capture_sec') else '')
 
 
 def print_table(rows: list[dict[str, object]]) -> None:

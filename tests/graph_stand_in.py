@@ -128,6 +128,12 @@ class StandIn:
                 storage.copy_(values)
         return lambda: self.replay(recorder.calls), result
 
+    def get_state(self):
+        return self.device.state.clone()
+
+    def set_state(self, state):
+        self.device.state = state.clone()
+
     def replay(self, calls):
         self.num_replays += 1
         with torch.no_grad():

@@ -36,11 +36,11 @@ def _with_noise(config):
 class SmallRun:
     """State, phases and statistics of a training, which step() advances by iterations."""
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self, config, device=CPU):
+        self.config, self.device = config, device
         self.store = training_stats.Store()
         self.collector = training_stats.Collector(keep_previous=False, store=self.store)
-        self.state = build_state(config, 0, 3, CPU, self.store.report)
+        self.state = build_state(config, 0, 3, device, self.store.report)
         self.phases = phases_of(self.state, config)
 
     def phase(self, name):
@@ -49,6 +49,6 @@ class SmallRun:
     def step(self, count=1):
         for _ in range(count):
             seed_iteration(0, 0, self.state.cur_nimg)
-            real = torch.rand([self.config.batch_size, 3, *self.config.data.size]) * 2 - 1
-            run_iteration(self.state, self.phases, (real, torch.zeros([len(real), 0])),
-                          lambda n: torch.zeros([n, 0]), self.config, PhaseClock(CPU))
+            real = torch.rand([self.config.batch_size, 3, *self.config.data.size], device=self.device) * 2 - 1
+            run_iteration(self.state, self.phases, (real, torch.zeros([len(real), 0], device=self.device)),
+                          lambda n: torch.zeros([n, 0]), self.config, PhaseClock(self.device))

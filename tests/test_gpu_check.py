@@ -57,6 +57,18 @@ def test_a_benchmark_is_summed_up_by_its_numbers(tmp_path):
     assert summary('b', tmp_path) == 'fp16: 12.3 img/s, 81.00 s/kimg; batch 1: 5.0 img/s'
 
 
+def test_captures_and_first_ticks_are_summed_up(tmp_path):
+    rows = [{'variant': 'fp16', 'img_per_sec': 50.0, 'sec_per_kimg': 20.0, 'capture_sec': 0.0},
+            {'variant': 'fp16 graphs', 'img_per_sec': 100.0, 'sec_per_kimg': 10.0, 'capture_sec': 1.26}]
+    (tmp_path / 'b.json').write_text(json.dumps({'rows': rows}))
+    assert summary('b', tmp_path) == (
+        'fp16: 50.0 img/s, 20.00 s/kimg; fp16 graphs: 100.0 img/s, 10.00 s/kimg, captured in 1.3 s')
+    rows = [{'cache': 'empty', 'first_tick_sec': 21.04}, {'cache': 'full', 'first_tick_sec': 12.0}]
+    (tmp_path / 'f.json').write_text(json.dumps({'rows': rows}))
+    assert summary('f', tmp_path) == (
+        'first tick after 21.0 s with the cache empty, 12.0 s with the cache full')
+
+
 def test_operators_are_summed_up_by_their_share_of_a_copy(tmp_path):
     rows = [{'case': 'a', 'by': 'kernel', 'us': 9, 'copy_percent': 90.0, 'speedup': 4.0},
             {'case': 'b', 'by': 'kernel', 'us': 9, 'copy_percent': 70.0, 'speedup': 2.0},

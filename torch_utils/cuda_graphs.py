@@ -2,8 +2,10 @@
 """Functions that run as captured CUDA graphs from their third call of a kind on, with identical results.
 
 The first call of a kind tells what it draws on the host (host_draws), the second of a form warms up, the next
-captures. If a capture fails, that call and all later ones run as if there were no graphs.
+captures. A new graph is tried once beside the function itself. If a capture fails, or the graph gives other
+numbers, that call and all later ones run as if there were no graphs.
 """
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +15,7 @@ import torch
 from torch_utils import host_draws, nvrtc
 
 MAX_GRAPHS = 8  # of one function; a graph costs about a megabyte for every few thousand kernels
+TOLERANCE = 0.02  # relative to the norm of a tensor; kernels that add in any order differ by far less
 
 
 class Backend(Protocol):
@@ -24,6 +27,12 @@ class Backend(Protocol):
         replay() does the work, in the same memory. A failure raises one of Captures.errors and changes
         nothing.
         """
+
+    def get_state(self) -> torch.Tensor:
+        """Where the generator of the device stands."""
+
+    def set_state(self, state: torch.Tensor) -> None:
+        """Put the generator of the device where it stood at get_state()."""
 
 
 class CudaBackend:
@@ -39,7 +48,7 @@ class CudaBackend:
 
     def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         """See Backend."""
-        generator_state, is_captured = torch.cuda.get_rng_state(self.device), False
+        generator_state, is_captured = self.get_state(), False
         graph = torch.cuda.CUDAGraph()
         try:
             # Threads that read pictures may allocate meanwhile; in the global mode that would be an error.
@@ -49,19 +58,28 @@ class CudaBackend:
             is_captured = True
         finally:
             if not is_captured:
-                torch.cuda.set_rng_state(generator_state, self.device)
+                self.set_state(generator_state)
         return graph.replay, result
+
+    def get_state(self) -> torch.Tensor:
+        """See Backend. The state is the host's: nobody waits for the device."""
+        return torch.cuda.get_rng_state(self.device)
+
+    def set_state(self, state: torch.Tensor) -> None:
+        """See Backend."""
+        torch.cuda.set_rng_state(state, self.device)
 
 
 @dataclass
 class Captures:
     """What the functions of a program share: the backend, until a capture fails.
 
-    warn(line): told once why.
+    warn(line): told once why.  seconds: how long capturing and trying has taken so far.
     """
 
     backend: Backend | None
     warn: Callable[[str], object]
+    seconds: float = 0.0
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
@@ -73,8 +91,8 @@ class Captures:
         self.backend = None
         # What spoils a capture comes first; that it is spoiled is only said when it ends.
         cause = nvrtc.first_line(error.__context__ or error)
-        self.warn(f'Capturing a CUDA graph failed ({cause}); everything goes on without graphs, with the '
-                  'same results, only slower. --cuda-graphs=off does not try.')
+        self.warn(f'CUDA graphs failed ({cause}); everything goes on without graphs, with the same results, '
+                  'only slower. --cuda-graphs=off does not try.')
 
 
 @dataclass
@@ -103,10 +121,12 @@ class GraphedFunction:
 
     It may change tensors that live as long as this, must leave nothing else behind but its result (a tensor,
     or a plain value that depends on shapes only), and may decide by random numbers of host_draws alone.
+    changes(): those tensors; what is not among them is changed twice when a graph is tried.
     """
 
     function: Callable[..., Any]
     captures: Captures
+    changes: Callable[[], Sequence[torch.Tensor]] = tuple
     max_graphs: int = MAX_GRAPHS
     _sources: dict[Hashable, list[host_draws.Source]] = field(default_factory=dict, init=False)
     _warm: set[Hashable] = field(default_factory=set, init=False)
@@ -123,13 +143,16 @@ class GraphedFunction:
             return self._record(kind, args)
         draws = [host_draws.draw_from(source) for source in self._sources[kind]]
         form = (kind, *(draw.form for draw in draws))
-        if self._should_capture(form):
-            self._capture(kind, form, args, draws)
         if form in self._graphs:
             return self._graphs[form].replay(_tensors(args), draws)
+        if self._should_capture(form):
+            start = time.perf_counter()
+            self._capture(kind, form, args, draws)
+            self.captures.seconds += time.perf_counter() - start
+            if form in self._graphs:
+                return self._tried(form, args, draws)
         self._warm.add(form)
-        with host_draws.use(host_draws.Playing(host_draws.moved(draws, _device(args)))):
-            return self.function(*args)
+        return self._play(args, draws)
 
     @property
     def num_graphs(self) -> int:
@@ -142,6 +165,35 @@ class GraphedFunction:
             result = self.function(*args)
         self._sources[kind] = tape.sources
         self._warm.add((kind, *tape.forms))
+        return result
+
+    def _play(self, args: Sequence[Any], draws: Sequence[host_draws.Draw]) -> Any:
+        with host_draws.use(host_draws.Playing(host_draws.moved(draws, _device(args)))):
+            return self.function(*args)
+
+    def _tried(self, form: Hashable, args: Sequence[Any], draws: Sequence[host_draws.Draw]) -> Any:
+        """The function's own result and effects; its new graph goes unless it has the same."""
+        start, backend, changed = time.perf_counter(), self.captures.backend, self.changes()
+        before, state = [tensor.clone() for tensor in changed], backend.get_state()
+
+        def take_back() -> None:
+            for tensor, values in zip(changed, before, strict=True):
+                tensor.copy_(values)
+            backend.set_state(state)
+
+        try:
+            of_graph = [self._graphs[form].replay(_tensors(args), draws)]
+            of_graph += [tensor.clone() for tensor in changed]
+            take_back()
+            result = self._play(args, draws)
+            if not all(map(_is_like, of_graph, [result, *changed])):
+                raise RuntimeError('a graph gave other numbers than the same work without it')
+        except self.captures.errors as error:
+            take_back()
+            self.captures.give_up(error)
+            self._forget()
+            result = self._play(args, draws)
+        self.captures.seconds += time.perf_counter() - start
         return result
 
     def _should_capture(self, form: Hashable) -> bool:
@@ -171,6 +223,14 @@ class GraphedFunction:
         """Set memory free."""
         for held in (self._graphs, self._inputs, self._sources, self._warm):
             held.clear()
+
+
+def _is_like(a: Any, b: Any) -> bool:
+    """Whether two results are the same but for rounding; waits for the device."""
+    if not isinstance(a, torch.Tensor):
+        return a == b
+    a, b = (torch.nan_to_num(x.detach().double()) for x in (a, b))
+    return bool((a - b).norm() <= TOLERANCE * b.norm() + torch.finfo(torch.float32).tiny)
 
 
 def _kind_of(arg: Any) -> Hashable:

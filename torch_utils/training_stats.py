@@ -105,6 +105,10 @@ class Store:
             row = self._rows[name, place][0] if (name, place) in self._rows else self._add_row(name, place)[0]
             row.copy_(torch.tensor(moments, dtype=row.dtype))
 
+    def tensors(self) -> list[torch.Tensor]:
+        """What reports change, itself."""
+        return [table.moments for tables in self._tables.values() for table in tables]
+
     def _hand_out(self) -> None:
         """Move what has gathered on the devices to every collector that is interested in it."""
         # Each collector keeps sums of its own, so a nan is gone with the update that saw it.

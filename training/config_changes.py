@@ -11,8 +11,8 @@ from training.config_schema import TrainConfig
 MAY_CHANGE = frozenset({
     'run_dir', 'total_kimg', 'kimg_per_tick', 'image_snapshot_ticks', 'network_snapshot_ticks',
     'snapshot_minutes', 'metrics', 'metrics_every', 'keep', 'time_limit_sec', 'timeout_sec', 'wandb',
-    'device', 'cudnn_benchmark', 'ops', 'cuda_graphs', 'snapshot_formats', 'data.path', 'data.num_workers',
-    'data.cache', 'detector_dir'})
+    'device', 'cudnn_benchmark', 'ops', 'cuda_graphs', 'compile', 'snapshot_formats', 'data.path',
+    'data.num_workers', 'data.cache', 'detector_dir'})
 # For settings that no flag, or more than one, sets as they are: what the user may have changed.
 CAUSES = {
     'snapshot_formats': '--snapshot-format',

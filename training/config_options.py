@@ -378,6 +378,10 @@ OPTIONS: tuple[Option, ...] = (
     Option('cuda-graphs', CUDA_GRAPHS, SPEED,
            'Capture the work of a step once and repeat it: less for the CPU to do. auto: on a GPU.', 'auto',
            paths=('cuda_graphs',)),
+    Option('compile', bool, SPEED,
+           'Let torch.compile translate the networks, which takes minutes at the start and needs a C++ '
+           'compiler. Regularisation phases stay as they are; CUDA graphs are off.', 'no',
+           paths=('compile',)),
     Option('fp32', bool, SPEED, 'The same as --precision=fp32.', 'no', setter=_set_fp32),
     Option('nhwc', bool, SPEED, 'Keep half-precision activations with channels last.', 'no',
            paths=('G.channels_last', 'D.channels_last')),

@@ -29,7 +29,7 @@ CUDA_GRAPHS = ('auto', 'on', 'off')
 # Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
 OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
                 'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'timeout_sec', 'ops',
-                'cuda_graphs', 'detector_dir')
+                'cuda_graphs', 'compile', 'detector_dir')
 TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
@@ -47,8 +47,9 @@ class TrainConfig:
     URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
     time_limit_sec: the run saves itself and stops after so many seconds.  timeout_sec: a process that the
     others wait for so long ends it.  ops: which implementation operators have.  cuda_graphs: whether phases
-    run as captured graphs.  detector_dir: folder with feature networks of metrics.  snapshot_formats:
-    suffixes of the files of saved networks.  system: which networks and losses, see training.systems.
+    run as captured graphs.  compile: whether main phases run networks compiled by torch.compile.
+    detector_dir: folder with feature networks of metrics.  snapshot_formats: suffixes of the files of saved
+    networks.  system: which networks and losses, see training.systems.
     Raises UserError for what cannot be trained.
     """
 
@@ -88,6 +89,7 @@ class TrainConfig:
     timeout_sec: float = 600
     ops: str = 'auto'
     cuda_graphs: str = 'auto'
+    compile: bool = False
     detector_dir: str | None = None
     snapshot_formats: tuple[str, ...] = ('pkl',)
     system: str = 'stylegan2'
@@ -108,6 +110,8 @@ class TrainConfig:
     def _check_speed(self) -> None:
         if self.cuda_graphs == 'on' and self.device == 'cpu':
             raise UserError('--cuda-graphs=on does not go with --device=cpu; leave one of them out')
+        if self.cuda_graphs == 'on' and self.compile:
+            raise UserError('--cuda-graphs=on does not go with --compile=1; leave one of them out')
 
     def _check_batch(self) -> None:
         if self.batch_size % (self.batch_gpu * self.num_gpus):

@@ -7,8 +7,8 @@ before.
 """
 import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class StyleGAN2Loss:
     style_mixing_prob: chance that a batch mixes the styles of two latents.  r1_gamma: weight of R1.
     pl_weight, pl_decay, pl_batch_shrink: weight, averaging speed and batch divisor of path length
     regularisation.
-    report(name, values): where statistics go.
+    report(name, values): where statistics go.  compiled: faster forms of differentiated_once(), by name.
     """
 
     G: torch.nn.Module
@@ -50,14 +50,19 @@ class StyleGAN2Loss:
     pl_decay: float = 0.01
     pl_weight: float = 2
     report: Callable[[str, torch.Tensor], object] = training_stats.report
+    compiled: Mapping[str, Callable[..., torch.Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.pl_mean = torch.zeros([], device=next(self.G.parameters()).device)
 
+    def differentiated_once(self) -> dict[str, torch.nn.Module]:
+        """What runs in losses of which only the gradient is taken."""
+        return {'synthesis': self.G.synthesis, 'D': self.D}
+
     def generator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
         """Make D take fakes for real: softplus(-D(G(z))) (Goodfellow et al. 2014, non-saturating)."""
-        img, _ = self._generate(batch.gen_z, batch.gen_c)
-        logits = self._discriminate(img, batch.gen_c)
+        img, _ = self._generate(batch.gen_z, batch.gen_c, once=True)
+        logits = self._discriminate(img, batch.gen_c, once=True)
         self._report_logits('fake', logits)
         loss = F.softplus(-logits)
         self.report('Loss/G/loss', loss)
@@ -84,7 +89,7 @@ class StyleGAN2Loss:
         """Tell generated from real: softplus(D(G(z))), then softplus(-D(x))."""
         fake = self._discriminator_fake(batch)
         yield fake
-        logits = self._discriminate(batch.real_img, batch.real_c)
+        logits = self._discriminate(batch.real_img, batch.real_c, once=True)
         yield self._discriminator_real(logits, fake.detach())
 
     def r1(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
@@ -109,12 +114,17 @@ class StyleGAN2Loss:
         logits, penalty = self._gradient_penalty(batch)
         yield self._discriminator_real(logits, fake.detach()) + penalty
 
-    def _generate(self, z: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(img, ws) with style mixing: one decision and one cut for the whole batch (StyleGAN, Sec. 3.1)."""
+    def _generate(
+        self, z: torch.Tensor, c: torch.Tensor, *, once: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(img, ws) with style mixing: one decision and one cut for the whole batch (StyleGAN, Sec. 3.1).
+
+        once: nobody differentiates a gradient.
+        """
         ws = self.G.mapping(z, c)
         if self.style_mixing_prob > 0:
             ws = self._mixed(ws, z, c)
-        return self.G.synthesis(ws), ws
+        return self._network('synthesis', self.G.synthesis, once)(ws), ws
 
     def _mixed(self, ws: torch.Tensor, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """ws with those of other latents from a drawn cut on."""
@@ -128,13 +138,19 @@ class StyleGAN2Loss:
             return torch.where(keep[0], ws, other)
         return torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
 
-    def _discriminate(self, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return self.D(img if self.augment_pipe is None else self.augment_pipe(img), c)
+    def _discriminate(self, img: torch.Tensor, c: torch.Tensor, *, once: bool = False) -> torch.Tensor:
+        img = img if self.augment_pipe is None else self.augment_pipe(img)
+        return self._network('D', self.D, once)(img, c)
+
+    def _network(
+        self, name: str, module: torch.nn.Module, once: bool,
+    ) -> Callable[..., torch.Tensor]:
+        return self.compiled.get(name, module) if once else module
 
     def _discriminator_fake(self, batch: MicroBatch) -> torch.Tensor:
         with torch.no_grad():
-            img, _ = self._generate(batch.gen_z, batch.gen_c)
-        logits = self._discriminate(img, batch.gen_c)
+            img, _ = self._generate(batch.gen_z, batch.gen_c, once=True)
+        logits = self._discriminate(img, batch.gen_c, once=True)
         self._report_logits('fake', logits)
         return F.softplus(logits)
 

@@ -3,8 +3,8 @@
 
 The methods are those of a phase: see training.loss.
 """
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +20,21 @@ class DCGANLoss:
 
     augment_pipe: applied to every picture that D sees, real and generated; None for none.
     report(name, values): where statistics go.  pl_mean: stays 0, for there are no path lengths; the state of
-    a run has a place for it.
+    a run has a place for it.  compiled: faster forms of differentiated_once(), by name.
     """
 
     G: torch.nn.Module
     D: torch.nn.Module
     augment_pipe: Callable[[torch.Tensor], torch.Tensor] | None = None
     report: Callable[[str, torch.Tensor], object] = training_stats.report
+    compiled: Mapping[str, Callable[..., torch.Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.pl_mean = torch.zeros([], device=next(self.G.parameters()).device)
+
+    def differentiated_once(self) -> dict[str, torch.nn.Module]:
+        """What runs in losses of which only the gradient is taken: here, all."""
+        return {'G': self.G, 'D': self.D}
 
     def discriminator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
         """Tell real from generated: -log D(x), then -log(1 - D(G(z))), each normalised as a batch."""
@@ -37,7 +42,7 @@ class DCGANLoss:
         real_loss = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction='none')
         yield real_loss
         with torch.no_grad():
-            img = self.G(batch.gen_z, batch.gen_c)
+            img = self.compiled.get('G', self.G)(batch.gen_z, batch.gen_c)
         logits = self._discriminate(img, 'fake')
         fake_loss = F.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits), reduction='none')
         self.report('Loss/D/loss', real_loss.detach() + fake_loss)
@@ -45,13 +50,15 @@ class DCGANLoss:
 
     def generator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
         """Make D take fakes for real: -log D(G(z))."""
-        logits = self._discriminate(self.G(batch.gen_z, batch.gen_c), 'fake')
+        img = self.compiled.get('G', self.G)(batch.gen_z, batch.gen_c)
+        logits = self._discriminate(img, 'fake')
         loss = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction='none')
         self.report('Loss/G/loss', loss)
         yield loss
 
     def _discriminate(self, img: torch.Tensor, kind: str) -> torch.Tensor:
-        logits = self.D(img if self.augment_pipe is None else self.augment_pipe(img))
+        D = self.compiled.get('D', self.D)
+        logits = D(img if self.augment_pipe is None else self.augment_pipe(img))
         self.report(f'Loss/scores/{kind}', logits)
         self.report(f'Loss/signs/{kind}', logits.sign())
         return logits

@@ -4,48 +4,70 @@
 A graph holds the losses and backward passes of one round. Reduction over processes, the optimizer's step and
 the averages stay outside: few kernels, which need no capture, and communication is never part of a graph.
 """
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 
 from torch_utils.cuda_graphs import Backend, Captures, CudaBackend, GraphedFunction
+from torch_utils.training_stats import Store
 from training.config import TrainConfig
 from training.loss import MicroBatch
 from training.phases import Phase
+from training.state import TrainingState
 
 MEMORY_SHARE = 0.95  # of what can be had; a little always goes to fragments
 
 
 def use_graphs(
     phases: Sequence[Phase], config: TrainConfig, device: torch.device, announce: Callable[[str], object],
-) -> None:
-    """Let the phases run as graphs, if config.cuda_graphs and the device say so.
+    state: TrainingState, store: Store,
+) -> Captures | None:
+    """Let the phases run as graphs, if config.cuda_graphs and the device say so; None if not.
 
     Call it after the phases have been rehearsed: --cuda-graphs=auto looks at the memory that they took.
-    announce(line): called if auto decides against it on a GPU, or when a capture fails.
+    announce(line): called if auto decides against it on a GPU, or when a capture fails.  state, store: of the
+    run; what phases change in them is put back after a graph has been tried.
     """
-    if device.type != 'cuda' or config.cuda_graphs == 'off':
-        return
+    if device.type != 'cuda' or config.cuda_graphs == 'off' or config.compile:
+        return None
     if config.cuda_graphs == 'auto' and not _have_room(device):
         announce('No CUDA graphs: memory would not hold the activations twice, once for graphs and once '
                  'without. A smaller --batch-gpu makes room; --cuda-graphs=on tries anyway.')
-        return
-    capture_rounds(phases, CudaBackend(device), announce)
+        return None
+    changes = functools.partial(changed_by_rounds, state, store)
+    return capture_rounds(phases, CudaBackend(device), announce, changes)
 
 
-def capture_rounds(phases: Sequence[Phase], backend: Backend, warn: Callable[[str], object]) -> None:
-    """Run each phase's rounds through a GraphedFunction, which draws on the host before it replays."""
+def capture_rounds(
+    phases: Sequence[Phase], backend: Backend, warn: Callable[[str], object],
+    changes: Callable[[], Sequence[torch.Tensor]],
+) -> Captures:
+    """Run each phase's rounds through a GraphedFunction, which draws on the host before it replays.
+
+    changes(): what rounds change besides the phase's gradients and its total loss.
+    """
     captures = Captures(backend, warn)
     for phase in phases:
-        phase.graphs = _Rounds(phase, captures)
+        phase.graphs = _Rounds(phase, captures, changes)
+    return captures
+
+
+def changed_by_rounds(state: TrainingState, store: Store) -> list[torch.Tensor]:
+    """Running means, statistics, and D's signs since p moved last."""
+    pending = [] if state.ada is None else [state.ada.pending]
+    return [*state.G.buffers(), *state.D.buffers(), state.loss.pl_mean, *pending, *store.tensors()]
 
 
 class _Rounds:
     """Phase.graphs: the round of a phase as a function of tensors."""
 
-    def __init__(self, phase: Phase, captures: Captures):
+    def __init__(
+        self, phase: Phase, captures: Captures, changes: Callable[[], Sequence[torch.Tensor]],
+    ):
         self._run = GraphedFunction(
-            lambda num_rounds, *tensors: phase.run_round(MicroBatch(*tensors), num_rounds), captures)
+            lambda num_rounds, *tensors: phase.run_round(MicroBatch(*tensors), num_rounds), captures,
+            lambda: [phase.gradients.buffer, phase.total_loss, *changes()])
 
     def __call__(self, micro: MicroBatch, num_rounds: int) -> bool:
         return self._run(num_rounds, micro.real_img, micro.real_c, micro.gen_z, micro.gen_c)

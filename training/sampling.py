@@ -3,7 +3,7 @@
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 import legacy
 from dnnlib import image_io
 from dnnlib.util import UserError
+from training.sampling_graphs import by_graphs
 from training.state import pick_device
 
 
@@ -19,13 +20,14 @@ from training.state import pick_device
 class Sampler:
     """A generator, where it runs, and its noise mode: 'const', 'random' (drawn from each seed) or 'none'.
 
-    psi: truncation of ws that come from seeds.
+    psi: truncation of ws that come from seeds.  synthesis: in place of G.synthesis, with the same results.
     """
 
     G: torch.nn.Module
     device: torch.device
     noise_mode: str = 'const'
     psi: float = 1
+    synthesis: Callable[..., torch.Tensor] | None = None
 
     def label(self, class_idx: int | None) -> torch.Tensor:
         """One-hot [1, c_dim] of --class; a warning if the network has no classes.
@@ -108,14 +110,17 @@ class Sampler:
 
     def _render(self, ws: torch.Tensor, kwargs: dict) -> np.ndarray:
         try:
-            return image_io.to_uint8(self.G.synthesis(ws, **kwargs))
+            synthesis = self.G.synthesis if self.synthesis is None else self.synthesis
+            return image_io.to_uint8(synthesis(ws, **kwargs))
         except torch.OutOfMemoryError as error:
             raise UserError(f'--batch: {len(ws)} pictures at once do not fit into the memory of the GPU; try '
                             'fewer, or --device=cpu') from error
 
 
-def open_sampler(network: str, device: str, noise_mode: str, psi: float, trust_pickle: bool) -> Sampler:
-    """The averaged generator of a network file, on --device.
+def open_sampler(
+    network: str, device: str, noise_mode: str, psi: float, trust_pickle: bool, cuda_graphs: str = 'off',
+) -> Sampler:
+    """The averaged generator of a network file, on --device.  cuda_graphs: 'auto' or 'off'.
 
     Raises UserError if the file holds none, one without an average w for --trunc, or one whose pictures no
     PNG file can hold.
@@ -128,7 +133,8 @@ def open_sampler(network: str, device: str, noise_mode: str, psi: float, trust_p
     if not math.isfinite(psi):
         raise UserError(f'--trunc={psi}: must be a finite number')
     check_truncation(G, psi, '--trunc')
-    return Sampler(G.to(target), target, noise_mode, psi)
+    G = G.to(target)
+    return Sampler(G, target, noise_mode, psi, by_graphs(G.synthesis, target, cuda_graphs))
 
 
 def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compiled before the first step: the kernels of the operators, side by side."""
+"""What is compiled before the first step: the kernels of the operators, side by side; then networks."""
 import dataclasses
 from collections.abc import Sequence
 
 import torch
 
 from torch_utils import custom_ops
+from training.compiled import compile_networks
 from training.config import TrainConfig
 from training.memory import is_out_of_memory, rehearse
 from training.phases import Phase
@@ -17,9 +18,18 @@ def compile_kernels(
 ) -> int:
     """Compile the kernels that training will ask for side by side; returns how many there are.
 
-    A rehearsal with the fewest pictures shows which. On a CPU, and where no kernels can be had, nothing
-    happens.
+    A rehearsal with the fewest pictures shows which. On a CPU, and where no kernels can be had, there are
+    none. From then on losses call compiled networks, if config.compile says so.
     """
+    count = _obtain_kernels(state, phases, config, device)
+    if config.compile:
+        compile_networks(state.loss)
+    return count
+
+
+def _obtain_kernels(
+    state: TrainingState, phases: Sequence[Phase], config: TrainConfig, device: torch.device,
+) -> int:
     if device.type != 'cuda' or not custom_ops.is_available(device):
         return 0
     with custom_ops.noting() as wanted, torch.backends.cudnn.flags(

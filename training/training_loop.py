@@ -158,7 +158,7 @@ class Training:
         self.log.print(f'Training on {processes}{_device_name(self.device)}, {len(self.dataset)} pictures.')
         compile_kernels(self.state, self.phases, self.config, self.device)
         self.config = fit_to_memory(self.state, self.phases, self.config, self.log.print)
-        use_graphs(self.phases, self.config, self.device, self.log.warn)
+        use_graphs(self.phases, self.config, self.device, self.log.warn, self.state, self.log.store)
         if self.is_continued:
             done = is_done(self.state.cur_nimg, self.config.total_kimg)
             self.log.print(f'Going on from {self.state.cur_nimg / 1000:.1f} kimg, tick {self.tick}.' + (
@@ -317,7 +317,7 @@ class Training:
 
     def _metrics(self, names: Sequence[str]) -> TrainingMetrics:
         return TrainingMetrics(names, self.dataset, self.config.run_dir, share=all_processes(),
-                               detector_dir=self.config.detector_dir)
+                               detector_dir=self.config.detector_dir, cuda_graphs=self.config.cuda_graphs)
 
     def _compute_metrics(self, metrics: TrainingMetrics, is_untrained: bool = False) -> None:
         """Of the networks that were saved last. All processes call it and share the work."""

@@ -132,7 +132,7 @@ def test_the_size_that_the_error_proposes_fits_and_stays_square():
 EFFECTS = [
     ('gpus', 2, 'num_gpus', 2), ('wandb', True, 'wandb', True),
     ('snap', '10', 'network_snapshot_ticks', 10), ('ops', 'torch', 'ops', 'torch'),
-    ('cuda_graphs', 'off', 'cuda_graphs', 'off'),
+    ('cuda_graphs', 'off', 'cuda_graphs', 'off'), ('compile', True, 'compile', True),
     ('snapshot_format', 'pkl,safetensors', 'snapshot_formats', ('pkl', 'safetensors')),
     ('snap', '10', 'image_snapshot_ticks', 10), ('snap', '30m', 'snapshot_minutes', 30.0),
     ('snap', '1.5m', 'network_snapshot_ticks', None), ('metrics', 'none', 'metrics', ()),

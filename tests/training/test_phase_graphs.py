@@ -2,6 +2,7 @@
 """Phases as graphs train to the bit as without, on a CPU with a stand-in that freezes what graphs freeze."""
 import copy
 import dataclasses
+import functools
 from unittest import mock
 
 import pytest
@@ -11,7 +12,7 @@ from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
 from torch_utils import host_draws
-from training.phase_graphs import capture_rounds, fits_twice, use_graphs
+from training.phase_graphs import capture_rounds, changed_by_rounds, fits_twice, use_graphs
 
 # p so high that nearly all kinds of augmentation come up, and moving; all phases due often.
 FLAGS = {'aug': 'ada', 'augpipe': 'bgcfnc', 'mirror': False}
@@ -27,13 +28,14 @@ def small_run(**flags):
     return run
 
 
-def train(run, steps, fail_at=None, graphs=True, **device):
+def train(run, steps, fail_at=None, graphs=True, make_backend=StandIn, **device):
     """Train on a GPU's stand-in, as graphs or not; returns the backend and the lines of warning."""
     lines = []
     with Device(**device).running() as gpu:
-        backend = StandIn(gpu, fail_at)
+        backend = make_backend(gpu, fail_at)
         if graphs:
-            capture_rounds(run.phases, backend, lines.append)
+            changes = functools.partial(changed_by_rounds, run.state, run.store)
+            capture_rounds(run.phases, backend, lines.append, changes)
         for _ in range(steps):
             gpu.seed(run.state.cur_nimg)
             run.step()
@@ -87,6 +89,30 @@ def test_a_capture_that_fails_changes_nothing_and_is_told_once(fail_at):
     assert backend.num_captures == fail_at
     (line,) = lines
     assert 'not permitted when stream is capturing)' in line and '\n' not in line
+
+
+class Wrong(StandIn):
+    """Graphs that work, but give other numbers."""
+
+    def replay(self, calls):
+        super().replay([call for call in calls if call[0].overloadpacket.__name__ != 'leaky_relu_backward'])
+
+
+class Full(StandIn):
+    """Graphs for which there is no memory when they run."""
+
+    def replay(self, calls):
+        super().replay(calls[:len(calls) // 2])
+        raise torch.OutOfMemoryError('full')
+
+
+@pytest.mark.parametrize(('kind', 'why'), [(Wrong, 'other numbers'), (Full, 'full')])
+def test_a_graph_that_does_not_do_the_same_changes_nothing_and_is_told_once(kind, why):
+    plain, graphed = small_run(aug='noaug'), small_run(aug='noaug')
+    train(plain, 4, graphs=False)
+    backend, lines = train(graphed, 4, make_backend=kind)
+    check_same(plain, graphed)
+    assert backend.num_replays == 1 and len(lines) == 1 and why in lines[0]
 
 
 def test_a_run_that_goes_on_by_graphs_is_the_same_as_one_in_one_piece():
@@ -143,7 +169,7 @@ def test_p_of_0_augments_nothing_and_draws_the_same():
 
 def test_graphs_are_for_gpus_and_say_so():
     run = small_run()
-    use_graphs(run.phases, run.config, torch.device('cpu'), pytest.fail)
+    use_graphs(run.phases, run.config, torch.device('cpu'), pytest.fail, run.state, run.store)
     assert all(phase.graphs is None for phase in run.phases)
     with pytest.raises(UserError, match='--cuda-graphs=on does not go with --device=cpu'):
         small_config(cuda_graphs='on')

@@ -100,8 +100,28 @@ def define_op(
     return op
 
 
-def memory_format_of(x: torch.Tensor) -> torch.memory_format:
-    """channels_last if x [N, C, H, W] is laid out so and not in the ordinary way, else contiguous."""
-    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
+def memory_format_of(*tensors: torch.Tensor) -> torch.memory_format:
+    """Of the first tensor that has one: channels_last if it [N, C, H, W] is laid out so and not in the
+    ordinary way, else contiguous. Contiguous if none is laid out in either way.
+
+    Every result of an operator has the format of some of its arguments by this rule, and not whatever strides
+    the arithmetic happens to give: a compiler relies on what the fake kernel says.
+    """
+    for x in tensors:
+        if x.is_contiguous():
+            break
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
     return torch.contiguous_format
+
+
+def empty_as(*tensors: torch.Tensor) -> torch.Tensor:
+    """Uninitialised, with shape, dtype and device of the first tensor, in memory_format_of(all of them)."""
+    first = tensors[0]
+    return torch.empty(
+        first.shape, dtype=first.dtype, device=first.device, memory_format=memory_format_of(*tensors))
+
+
+def laid_out_as(result: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+    """result in memory_format_of(tensors), copied only if it must be."""
+    return result.contiguous(memory_format=memory_format_of(*tensors))

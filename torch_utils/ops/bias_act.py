@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import bias_act_cuda
-from torch_utils.ops._registry import define_op
+from torch_utils.ops._registry import define_op, empty_as, laid_out_as
 from torch_utils.ops.activations import Activation, activation_funcs, saves_output
 
 __all__ = ['Activation', 'act_grad', 'activation_funcs', 'bias_act', 'bias_shaped', 'finish_', 'saves_output']
@@ -60,15 +60,15 @@ def _reference(
     x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float,
 ) -> torch.Tensor:
     if activation_funcs[act].slope is not None:
-        return finish_(activation_funcs[act].func(x, alpha), 'linear', alpha, gain, clamp)
+        return laid_out_as(finish_(activation_funcs[act].func(x, alpha), 'linear', alpha, gain, clamp), x)
     y = x.clone() if b is None else x + bias_shaped(b, x.ndim, dim)
-    return finish_(y, act, alpha, gain, clamp)
+    return laid_out_as(finish_(y, act, alpha, gain, clamp), x)
 
 
 def _fake(
     x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float,
 ) -> torch.Tensor:
-    return torch.empty_like(x)
+    return empty_as(x)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -103,13 +103,14 @@ def _grad_reference(
     if clamp >= 0:
         y = saved if from_output else activation_funcs[act].func(saved, alpha) * gain
         dx.masked_fill_(y.abs() >= clamp, 0)
-    return dx
+    # As the activation was laid out: what is sent back may be a number spread over a picture.
+    return laid_out_as(dx, saved, dy)
 
 
 def _grad_fake(
     dy: torch.Tensor, saved: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
 ) -> torch.Tensor:
-    return torch.empty_like(dy)
+    return empty_as(saved, dy)
 
 
 def _grad_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -130,13 +131,14 @@ def _grad_backward(ctx: Any, ddx: torch.Tensor) -> tuple:
 def _curvature_reference(
     dy: torch.Tensor, ddx: torch.Tensor, u: torch.Tensor, act: str, gain: float, clamp: float,
 ) -> torch.Tensor:
-    return _within_clamp(dy * ddx * activation_funcs[act].curvature(u) * gain, u, act, gain, clamp)
+    product = dy * ddx * activation_funcs[act].curvature(u) * gain
+    return laid_out_as(_within_clamp(product, u, act, gain, clamp), u)
 
 
 def _curvature_fake(
     dy: torch.Tensor, ddx: torch.Tensor, u: torch.Tensor, act: str, gain: float, clamp: float,
 ) -> torch.Tensor:
-    return torch.empty_like(u)
+    return empty_as(u)
 
 
 def _curvature_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from torch_utils.custom_ops import Kernel
 from torch_utils.ops import native
+from torch_utils.ops._registry import empty_as
 from torch_utils.ops.activations import activation_funcs, saves_output
 
 ACT_NUMBERS = {name: number for number, name in enumerate(activation_funcs, start=1)}  # as in activation.cuh
@@ -24,7 +25,7 @@ def bias_act(
     """Native form of the operator bias_act."""
     if not native.supports(x, b):
         return None
-    y = torch.empty_like(x)
+    y = empty_as(x)
     x = native.dense(x, y)
     step, mode, run = 1, NO_BIAS, x.numel()
     if b is not None:
@@ -46,7 +47,7 @@ def bias_act_grad(
     """Native form of the operator bias_act_grad."""
     if not native.supports(dy, saved) or dy.shape != saved.shape:
         return None
-    dx = torch.empty_like(dy)
+    dx = empty_as(saved, dy)
     dy, saved = native.dense(dy, dx), native.dense(saved, dx)
     vec = native.vector_width(dx.numel(), dy, saved, dx)
     from_output = int(saves_output(act, alpha, gain))
@@ -62,7 +63,7 @@ def bias_act_curvature(
     """Native form of the operator bias_act_curvature."""
     if not native.supports(u, dy, ddx):
         return None
-    result = torch.empty_like(u)
+    result = empty_as(u)
     dy, ddx, u = (native.dense(t, result) for t in (dy, ddx, u))
     vec = native.vector_width(u.numel(), dy, ddx, u, result)
     native.launch(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch_utils.ops import epilogue_cuda
-from torch_utils.ops._registry import define_op
+from torch_utils.ops._registry import define_op, empty_as, laid_out_as
 from torch_utils.ops.bias_act import act_grad, bias_shaped, finish_
 from torch_utils.ops.upfirdn2d import _upfirdn2d, adjoint_padding, filter_size
 
@@ -26,11 +26,11 @@ def _plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None
 # Channels scaled one by one.
 
 def _scale_reference(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    return x * _columns(s)
+    return laid_out_as(x * _columns(s), x)
 
 
 def _scale_fake(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x)
+    return empty_as(x)
 
 
 def _scale_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -47,13 +47,13 @@ def _scale_backward(ctx: Any, dy: torch.Tensor) -> tuple:
 def _scale_grad_reference(
     dy: torch.Tensor, x: torch.Tensor, s: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return dy * _columns(s), (dy * x).sum([2, 3])
+    return laid_out_as(dy * _columns(s), x, dy), (dy * x).sum([2, 3]).contiguous()
 
 
 def _scale_grad_fake(
     dy: torch.Tensor, x: torch.Tensor, s: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(dy), torch.empty_like(s)
+    return empty_as(x, dy), s.new_empty(s.shape)
 
 
 def _scale_grad_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -84,14 +84,14 @@ def _reference(
     y = torch.addcmul(bias_shaped(b, 4, 1), x, _columns(d))
     if noise is not None:
         y.add_(noise)
-    return finish_(y, act, alpha, gain, clamp)
+    return laid_out_as(finish_(y, act, alpha, gain, clamp), x)
 
 
 def _fake(
     x: torch.Tensor, d: torch.Tensor, noise: torch.Tensor | None, b: torch.Tensor, act: str, alpha: float,
     gain: float, clamp: float,
 ) -> torch.Tensor:
-    return torch.empty_like(x)
+    return empty_as(x)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -114,7 +114,7 @@ def _grad_reference(  # noqa: PLR0913 (what the forward pass had, and dy)
     noise_shape: Sequence[int], wants: Sequence[bool], act: str, alpha: float, gain: float, clamp: float,
 ) -> tuple[torch.Tensor, ...]:
     g = act_grad.run(dy, y, act, alpha, gain, clamp)
-    dd = (g * x).sum([2, 3]) if wants[1] else y.new_empty(0)
+    dd = (g * x).sum([2, 3]).contiguous() if wants[1] else y.new_empty(0)
     dnoise = _sum_to(g, noise_shape) if wants[2] else y.new_empty(0)
     db = g.sum([0, 2, 3]) if wants[3] else y.new_empty(0)
     if not wants[0]:
@@ -123,7 +123,7 @@ def _grad_reference(  # noqa: PLR0913 (what the forward pass had, and dy)
 
 
 def _sum_to(g: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    summed = g.sum_to_size(list(shape))
+    summed = g.sum_to_size(list(shape)).contiguous()
     return summed.clone() if summed.data_ptr() == g.data_ptr() else summed
 
 
@@ -134,7 +134,7 @@ def _grad_fake(  # noqa: PLR0913 (as above)
     shapes = [dy.shape, dy.shape[:2], noise_shape, dy.shape[1:2]]
     dx, *sums = [
         dy.new_empty(shape if wanted else [0]) for shape, wanted in zip(shapes, wants, strict=True)]
-    return (torch.empty_like(dy) if wants[0] else dx, *sums)
+    return (empty_as(y, dy) if wants[0] else dx, *sums)
 
 
 def _grad_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

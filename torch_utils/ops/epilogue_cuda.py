@@ -115,7 +115,7 @@ def scale_grad(
     """Native form of the operator scale_channels_grad."""
     if not native.supports(dy, x, s):
         return None
-    dy = native.packed(dy)
+    dy = native.packed(dy, x, dy)
     dx = torch.empty_like(dy)
     _, sum_gx, _ = _launch_grad(
         dy, native.dense(x, dy), None, s.contiguous(), dx, [False, True, False], ('linear', 0.0, 1.0, -1.0))
@@ -130,7 +130,7 @@ def epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
     x = x if wants[1] else None
     if not native.supports(dy, x, y, d) or not _is_map(noise_shape, y):
         return None
-    dy = native.packed(dy)
+    dy = native.packed(dy, y, dy)
     y, x, d = native.dense(y, dy), None if x is None else native.dense(x, dy), _contiguous(d)
     dx = torch.empty_like(dy) if wants[0] else None
     sum_g, sum_gx, sum_noise = _launch_grad(

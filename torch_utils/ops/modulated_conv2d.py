@@ -122,7 +122,7 @@ def _grouped(
 def _demodulation_reference(
     weight: torch.Tensor, styles: torch.Tensor, eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    energy = weight.square().sum([2, 3])
+    energy = weight.square().sum([2, 3]).contiguous()
     return (styles.square() @ energy.t() + eps).rsqrt(), energy
 
 
@@ -157,7 +157,7 @@ def _demodulation_backward(
 def _weight_reference(
     weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor | None, dtype: torch.dtype,
 ) -> torch.Tensor:
-    return (weight * _weight_scale(styles, d)).to(dtype, memory_format=torch.contiguous_format)
+    return (weight * _weight_scale(styles, d)).to(dtype).contiguous()
 
 
 def _weight_scale(styles: torch.Tensor, d: torch.Tensor | None) -> torch.Tensor:

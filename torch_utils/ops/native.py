@@ -59,13 +59,14 @@ def is_channels_last(x: torch.Tensor) -> bool:
 
 
 def dense(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """x with the strides of `like`, copied if need be; same shape."""
-    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+    """x with the strides of `like`, copied if need be; same shape. Strides of single rows do not matter."""
+    steps = zip(x.shape, x.stride(), like.stride(), strict=True)
+    return x if all(size <= 1 or a == b for size, a, b in steps) else torch.empty_like(like).copy_(x)
 
 
-def packed(x: torch.Tensor) -> torch.Tensor:
-    """x [N, C, H, W] without gaps, in its own memory format."""
-    return x.contiguous(memory_format=memory_format_of(x))
+def packed(x: torch.Tensor, *like: torch.Tensor) -> torch.Tensor:
+    """x [N, C, H, W] without gaps, in the memory format of `like`, by default its own."""
+    return x.contiguous(memory_format=memory_format_of(*(like or (x,))))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

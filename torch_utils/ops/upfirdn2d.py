@@ -158,22 +158,23 @@ def _reference(
 ) -> torch.Tensor:
     if x.numel() == 0:
         return _fake(x, f, up, down, padding, flip, gain)
-    taps = (f * gain).to(x.dtype)
+    taps, layout = (f * gain).to(x.dtype), memory_format_of(x)
     if not flip:
         taps = taps.flip(list(range(f.ndim)))
     if f.ndim == 2:
-        return _correlate(x, taps, up, down, padding)
+        return _correlate(x, taps, up, down, padding, layout)
     # The whole gain went into the first pass, so the second one takes it out again by using the bare filter.
     bare = f.to(x.dtype) if flip else f.to(x.dtype).flip(0)
-    x = _correlate(x, taps[None, :], [up[0], 1], [down[0], 1], [*padding[:2], 0, 0])
-    return _correlate(x, bare[:, None], [1, up[1]], [1, down[1]], [0, 0, *padding[2:]])
+    x = _correlate(x, taps[None, :], [up[0], 1], [down[0], 1], [*padding[:2], 0, 0], layout)
+    return _correlate(x, bare[:, None], [1, up[1]], [1, down[1]], [0, 0, *padding[2:]], layout)
 
 
 def _correlate(
     x: torch.Tensor, taps: torch.Tensor, up: list[int], down: list[int], padding: list[int],
+    layout: torch.memory_format,
 ) -> torch.Tensor:
-    """One pass with a 2-D filter that is correlated as it stands."""
-    layout, channels = memory_format_of(x), x.shape[1]
+    """One pass with a 2-D filter that is correlated as it stands; the result is laid out as told."""
+    channels = x.shape[1]
     if up == [1, 1]:
         y = _correlate_padded(x, taps.expand(channels, 1, *taps.shape), down, padding)
         return y.contiguous(memory_format=layout)
