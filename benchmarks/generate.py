@@ -32,7 +32,7 @@ def images_per_second(G, batch, device, fused):
     return batch / statistics.median(seconds[2:])
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--cfg', default='auto', help='Preset of train.py.')
 @click.option('--resolution', default=256, help='Side of the pictures.')
 @click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))
