@@ -19,12 +19,14 @@ POSITIVE = click.IntRange(min=1)
                    '(LSUN).')
 @click.option('--dest', metavar='PATH', help='Where to write: a name that ends in .zip, or an empty folder.')
 @click.option('--max-images', '--max_images', type=POSITIVE, metavar='N',
-              help='Stop after N source pictures.')
+              help='Stop after N source pictures.  [default: all]')
 @click.option('--transform', type=click.Choice(TRANSFORMS),
               help='Crop before resizing. center-crop: the largest centred square. center-crop-wide: a band '
                    'of --height in a black square of --width; stretches as the published tool does.')
-@click.option('--width', type=POSITIVE, help='Output width in pixels.')
-@click.option('--height', type=POSITIVE, help='Output height in pixels.')
+@click.option('--width', type=POSITIVE, metavar='PIXELS',
+              help='Output width.  [default: that of the pictures]')
+@click.option('--height', type=POSITIVE, metavar='PIXELS',
+              help='Output height.  [default: that of the pictures]')
 @click.option('--resize-filter', type=click.Choice(list(RESIZE_FILTERS)), default='lanczos',
               help='How resizing averages pixels.')
 @click.option('--mode', type=click.Choice(list(MODE_CHANNELS)),
@@ -35,7 +37,7 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--labels', default='auto', metavar='auto|folders|none|FILE.csv',
               help='auto: from dataset.json or the archive. folders: each first-level folder is a class. '
                    'CSV: rows of file name, then a class or several numbers.')
-@click.option('--workers', type=click.IntRange(min=0),
+@click.option('--workers', type=click.IntRange(min=0), metavar='N',
               help='Processes that decode and resize; 0: none beside this one.  [default: number of CPUs]')
 @click.option('--on-error', type=click.Choice(['stop', 'skip']),
               help='What to do at an unreadable picture; skipped ones are listed at the end.  '
@@ -79,9 +81,9 @@ def print_check(source: str, workers: int | None) -> None:
     click.echo('OK: a network can be trained on this dataset.')
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Entry point of the command line."""
-    run_command(convert_command)
+    run_command(convert_command, args)
 
 
 if __name__ == '__main__':

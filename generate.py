@@ -25,6 +25,7 @@ from dnnlib.cli_options import (
 )
 from dnnlib.util import UserError
 from training.directions import find_directions, read_direction
+from training.formats.convert import check_truncation
 from training.picture_files import is_archive, sheet_columns, write_pictures, write_sheet, write_sweep
 from training.picture_sources import (
     ProjectedSource,
@@ -36,7 +37,7 @@ from training.picture_sources import (
     read_projected_w,
     truncation_sweep,
 )
-from training.sampling import Sampler, check_truncation, open_sampler
+from training.sampling import Sampler, open_sampler
 from training.walk_video import walk_of_sweep, walk_through, write_walk
 
 # \b keeps click from joining the lines.
@@ -145,8 +146,9 @@ def generate_images(  # noqa: PLR0913
     check_output(outdir, grid, steering, film)
     sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle, cuda_graphs)
     if projected_w:
-        if seeds is not None:
-            click.echo('Warning: --seeds is ignored, because --projected-w is given', err=True)
+        useless = {'--seeds': seeds, '--class': class_idx, '--classes': classes}
+        for name in [name for name, value in useless.items() if value is not None]:
+            click.echo(f'Warning: {name} is ignored, because --projected-w is given', err=True)
         w = torch.cat([read_projected_w(path, sampler.G) for path in projected_w])
         source: Source = ProjectedSource(w.to(sampler.device))
     else:

@@ -20,6 +20,7 @@ from dnnlib.cli_options import (
 )
 from dnnlib.progress import progress
 from dnnlib.util import UserError
+from training.picture_files import is_archive
 from training.picture_sources import SeedSource
 from training.sampling import Sampler, open_sampler
 from training.walk_video import Walk, compose, walk_through, write_frames
@@ -57,6 +58,8 @@ def mix_styles(  # noqa: PLR0913
     if not rows or not cols or (len(rows) + 1) * (len(cols) + 1) > MAX_CELLS:
         raise UserError(f'--rows and --cols: a table of {len(rows)} x {len(cols)}; both must name a seed, '
                         f'and the table must have at most {MAX_CELLS} cells')
+    if is_archive(outdir):
+        raise UserError(f'--outdir={outdir}: a table of mixtures is no dataset; give a folder')
     sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle, cuda_graphs)
     mixed = _checked_styles(styles, sampler.G.num_ws)
     label = sampler.label(class_idx)

@@ -17,6 +17,7 @@ from training.run_folder import (
     FLAGS_FILE,
     OPTIONS_FILE,
     claim_run_dir,
+    discard_unstarted,
     next_run_number,
     read_json,
     save_options,
@@ -106,8 +107,14 @@ def run_training(dry_run: bool, **flags: Any) -> None:
         train_as_launched(dry_run, flags)
         return
     plan = plan_training(dry_run, flags, flags)
-    if plan is not None:
+    if plan is None:
+        return
+    try:
         start_training(*plan)
+    except UserError:
+        if plan[1] is None:
+            discard_unstarted(plan[0].run_dir)
+        raise
 
 
 def train_as_launched(dry_run: bool, flags: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def join_sheets(runs, side, path):
     joined.save(path)
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--outdir', type=click.Path(path_type=Path), required=True, help='Folder of the two runs.')
 @click.option('--docs', type=click.Path(path_type=Path), help='Write the figures here.')
 @click.option('--data', default='emoji32', help='Dataset of train.py.')

@@ -33,7 +33,7 @@ def images_per_second(G, z, device, fused):
     return len(z) / statistics.median(seconds[4:])
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--cfg', default='auto', help='Preset of train.py.')
 @click.option('--resolution', default=256, help='Side of the pictures.')
 @click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))

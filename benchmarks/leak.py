@@ -71,7 +71,7 @@ def growth(shares, sizes):
     return slope / max(start + slope * WARM_UP, 1.0)
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--steps', default=2000, help='Training steps.')
 @click.option('--workers', default=2, help='Readers, as in train.py.')
 @click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')

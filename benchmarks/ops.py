@@ -198,7 +198,7 @@ def compare(old, new):
                         f'write them with --json') from error
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))
 @click.option('--dtype', help='fp16, bf16, fp32, or several, with commas  [default: fp32; GPU: fp16,fp32]')
 @click.option('--size', help='NxCxHxW of the larger picture, or several  [default: on a GPU of --cfg=auto]')

@@ -236,7 +236,7 @@ def strong_scaling(variants, turns, cycles):
     return rows
 
 
-@click.group()
+@click.group(context_settings={'show_default': True})
 def main():
     """What several GPUs or processes gain."""
 

@@ -66,7 +66,7 @@ def measure(writer, copies, state, options, number):
             'stall / write': stall_sec / (total_sec - stall_sec), 'MiB': size / 2 ** 20}
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--resolution', type=click.IntRange(min=8), default=256, help='Side of the pictures.')
 @click.option('--cfg', default='auto', help='Preset of the networks.')
 @click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', help='Where they are.')

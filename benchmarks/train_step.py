@@ -103,7 +103,7 @@ def row(name, trainer, seconds, reference):
     }
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--cfg', default='demo', help='Preset of train.py.')
 @click.option('--resolution', default=32, help='Side of the pictures.')
 @click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))

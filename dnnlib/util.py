@@ -235,6 +235,8 @@ def open_url(
     """
     if num_attempts < 1 or (return_filename and not cache):
         raise ValueError(f'{num_attempts=} must be at least 1, and a file name needs cache=True')
+    if not url:
+        raise UserError('the path of a file is empty; give its path or URL')
     path = _local_path(url)
     if path is None and not cache:
         return io.BytesIO(_fetch(url, num_attempts, verbose)[0])

@@ -32,7 +32,7 @@ def shrink_dataset(source: str, dest: str) -> int:
 
 def main(args: list[str]) -> int:
     """Command line; returns the exit status."""
-    if not 1 <= len(args) <= 2:
+    if not 1 <= len(args) <= 2 or args[0].startswith('-'):
         print(__doc__.splitlines()[0], file=sys.stderr)
         return 2
     dest = args[1] if len(args) == 2 else str(DATA_FOLDER / 'emoji32.zip')

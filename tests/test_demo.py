@@ -30,7 +30,7 @@ def test_it_trains_and_generates_from_the_newest_network_of_the_newest_run(calls
     old = tmp_path / '00002-emoji32-cond-demo'
     old.mkdir()
     os.utime(old, (1, 1))
-    demo.main()
+    demo.main([])
     (train, train_args), (generate, generate_args) = calls
     assert train == 'train.py' and '--data=emoji32' in train_args and '--cfg=demo' in train_args
     assert generate == 'generate.py' and '--grid' in generate_args
@@ -48,8 +48,19 @@ def test_it_ends_with_the_status_of_what_failed(monkeypatch, error, code):
         raise error
     monkeypatch.setattr(demo, 'run', fail)
     with pytest.raises(SystemExit) as caught:
-        demo.main()
+        demo.main([])
     assert caught.value.code == code
+
+
+def test_help_explains_and_a_wrong_option_is_refused_without_training(calls, capsys):
+    for argument, code in (('--help', 0), ('--kimg=1', 2)):
+        with pytest.raises(SystemExit) as caught:
+            demo.main([argument])
+        assert caught.value.code == code
+    assert calls == [] and 'demo-run' not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        demo.main(['--help'])
+    assert 'four minutes' in capsys.readouterr().out
 
 
 def test_a_program_that_fails_is_noticed():

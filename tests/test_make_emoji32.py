@@ -21,5 +21,6 @@ def test_shrinking_averages_and_is_repeatable(tmp_path):
 
 
 def test_the_script_reports_mistakes(tmp_path, capsys):
+    assert main(['--help']) == 2 and 'python -m scripts.make_emoji32' in capsys.readouterr().err
     assert main([]) == 2 and main([str(tmp_path / 'no.zip'), str(tmp_path / 'out.zip')]) == 2
     assert 'no.zip: no such folder or zip' in capsys.readouterr().err and not (tmp_path / 'out.zip').exists()

@@ -20,8 +20,8 @@ MAX_VALUES = 300_000  # arguments and attributes in one file; a network has some
 MAX_DEPTH = 32  # of nested containers
 MAX_NAME = 100  # characters of the name of a tensor or submodule
 MAX_MODULES = 10_000  # in one network
-TRUST = ('With --trust-pickle, generate.py, style_mixing.py and calc_metrics.py run the code in a file: only '
-         'if you trust its origin')
+TRUST = ('With --trust-pickle, generate.py, style_mixing.py, projector.py and calc_metrics.py run the code '
+         'in a file: only if you trust its origin')
 RECONSTRUCT = ('torch_utils.persistence', '_reconstruct_persistent_obj')
 
 

@@ -13,7 +13,7 @@ from dnnlib.util import UserError
 
 Label: TypeAlias = int | list[float]
 LabelTable: TypeAlias = dict[str, Label]
-MAX_CLASS = 10 ** 6  # a network has an input for every class up to the highest
+MAX_CLASSES = 1_000_000  # a class becomes a vector with a number for each class
 
 
 class LabelError(UserError):
@@ -83,8 +83,9 @@ def _checked_label(label: object, what: str) -> Label:
         if label != int(label) or label < 0:
             raise LabelError(f'{what} is {label}; a class is 0, 1, 2, ..., and a number goes in a list: '
                             f'[{label}]')
-        if label > MAX_CLASS:
-            raise LabelError(f'{what} is {label}, which would mean as many classes; number them 0, 1, 2, ...')
+        if label >= MAX_CLASSES:
+            raise LabelError(f'{what} is {label}; classes are counted from 0 without gaps, and at most '
+                            f'{MAX_CLASSES}')
         return int(label)
     if not isinstance(label, list) or not all(_is_number(value) for value in label):
         raise LabelError(f'{what} is {json.dumps(label)[:60]}; give a class such as 3 or a vector such as '

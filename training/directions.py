@@ -5,7 +5,6 @@ A file of directions is an .npz: directions [n, w_dim] float32 of length 1, the 
 [n], their importance; sigma [n], how far strength 1 goes; layers, which ws they are meant for; method.
 """
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 
 from dnnlib.progress import progress
 from dnnlib.util import UserError, replace_file
+from training.projection_files import NPZ_ERRORS, npz_problem
 from training.sampling import Sampler
 
 NUM_SAMPLES, CHUNK = 10_000, 1_000  # ws that statistics are made of, as in the projector
@@ -157,9 +157,8 @@ def read_directions(path: str) -> Directions:
             stored = Directions(str(arrays['method']), *(
                 np.asarray(arrays[name], dtype=dtype) for name, dtype in
                 (('directions', np.float32), ('values', float), ('sigma', float), ('layers', int))))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError,
-            zipfile.BadZipFile) as error:
-        raise UserError(f'--direction={path}: not a file of directions ({error}); make one with '
+    except NPZ_ERRORS as error:
+        raise UserError(f'--direction={path}: {npz_problem(error, "a file of directions")}; make one with '
                         '--find-directions') from error
     is_whole = (stored.directions.ndim == 2 and stored.sigma.shape == stored.directions.shape[:1]
                 and stored.layers.ndim == 1 and stored.layers.min(initial=0) >= 0

@@ -7,7 +7,8 @@ discriminator that is always right. Nothing here waits for the device but tick()
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,11 +91,16 @@ def _small(img: torch.Tensor) -> torch.Tensor:
 class Guards:
     """Watches a run; make it when the phases are made, and call tick() when each tick has been reported.
 
-    probe: measures diversity; None where this process is not to (all but rank 0).
+    probe: measures diversity; None where this process is not to (all but rank 0).  unused: names of flags
+    that this run would refuse, and that are therefore no remedies.
     """
 
-    def __init__(self, state: TrainingState, phases: Sequence[Phase], probe: DiversityProbe | None):
+    def __init__(
+        self, state: TrainingState, phases: Sequence[Phase], probe: DiversityProbe | None,
+        unused: Sequence[str] = (),
+    ):
         self.state, self.phases, self.probe = state, {p.name: p for p in phases}, probe
+        self.unused = unused
         self.collapsed, self.won = Alarm(), Alarm()
         self.num_ticks = 0
         # Steps that were not finite, by phase: before this process, and at the last tick.
@@ -129,7 +135,8 @@ class Guards:
 
     def _report(self, phase: Phase, finding: Finding | None) -> None:
         count = self._before[phase.name] + int(phase.num_broken) + (finding is not None)
-        self._lines.append(broken_line(phase.name, finding, self.state.cur_nimg / 1000, count))
+        self._lines.append(broken_line(
+            phase.name, finding, self.state.cur_nimg / 1000, count, self.unused))
 
     def _collapse(self) -> list[str]:
         ratio = math.nan if self.probe is None else self.probe.ratio(self.state.G_ema)
@@ -137,8 +144,8 @@ class Guards:
             return []
         return ['The generator seems to have collapsed: its pictures have differed from each other by less '
                 f'than {MIN_DIVERSITY:.0%} of what training pictures do for {PATIENCE_TICKS} ticks (now '
-                f'{ratio:.1%}). Remedies: --resume from a snapshot of before, a higher --gamma, a lower '
-                '--glr or --dlr.']
+                f'{ratio:.1%}). Remedies: ' + self._remedies(
+                    '--resume from a snapshot of before', 'a higher --gamma', 'a lower --glr or --dlr')]
 
     def _victory(self, mean: Callable[[str], float], augment_p: float) -> list[str]:
         has_won = (mean('Loss/signs/real') > WON_SIGN and mean('Loss/signs/fake') < -WON_SIGN
@@ -147,10 +154,14 @@ class Guards:
         is_alone = self.state.ada is None or augment_p >= HIGHEST_P
         if not self.won.update(has_won and is_alone):
             return []
-        help_first = '--aug=ada, ' if self.state.ada is None else '--resume from a trained network, '
+        help_first = '--aug=ada' if self.state.ada is None else '--resume from a trained network'
         return ['The discriminator has won: it has told nearly all training pictures from generated ones for '
                 f'{PATIENCE_TICKS} ticks, so that the generator hardly learns any more. Remedies: '
-                f'{help_first}more training pictures, --mirror=1, a higher --gamma, or a lower --dlr.']
+                + self._remedies(help_first, 'more training pictures', '--mirror=1', 'a higher --gamma',
+                                 'a lower --dlr')]
+
+    def _remedies(self, *texts: str) -> str:
+        return ', '.join(usable(texts, self.unused)) + '.'
 
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs to go on counting, as plain values."""
@@ -168,10 +179,18 @@ class Guards:
             self._quiet_until[name] = state['quiet_until'].get(name, 0)
 
 
-def broken_line(phase: str, finding: Finding | None, kimg: float, count: int) -> str:
+def usable(remedies: Iterable[str], unused: Sequence[str]) -> list[str]:
+    """The remedies that name no flag in `unused`."""
+    return [text for text in remedies if not set(re.findall(r'--([a-z-]+)', text)) & set(unused)]
+
+
+def broken_line(
+    phase: str, finding: Finding | None, kimg: float, count: int, unused: Sequence[str] = (),
+) -> str:
     """One line on values that are not finite: where, when, how often, and what helps.
 
     phase: its name, the first letter of which is that of its network.  finding: None if later runs were fine.
+    unused: as in Guards.
     """
     network = finding.where[0] if finding is not None and finding.where[:2] in ('G.', 'D.') else phase[0]
     times = f'{count} step{"s" if count != 1 else ""} so far'
@@ -183,7 +202,7 @@ def broken_line(phase: str, finding: Finding | None, kimg: float, count: int) ->
         _causes_in_state(finding), [f'a lower --{network.lower()}lr', 'a higher --gamma'],
         ['--precision=fp32'] if finding is None or finding.is_half else [])
     return (f'{phase}: {where} ({times}). Training goes on without the broken gradients. '
-            f'Remedies if this lasts: {", ".join(remedies)}.')
+            f'Remedies if this lasts: {", ".join(usable(remedies, unused))}.')
 
 
 def _place(finding: Finding) -> str:

@@ -144,4 +144,6 @@ def read_projected_w(path: str, G: torch.nn.Module) -> torch.Tensor:
     if w.ndim != 3 or w.shape[1:] != (G.num_ws, G.w_dim):
         raise UserError(f'--projected-w={path}: w is {list(w.shape)}, but this network takes '
                         f'[n, {G.num_ws}, {G.w_dim}]; it was projected with another network')
+    if len(w) == 0 or not np.isfinite(w).all():
+        raise UserError(f'--projected-w={path}: w is empty or has values that are not finite; project again')
     return torch.from_numpy(w)

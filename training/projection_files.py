@@ -69,8 +69,9 @@ def read_init_ws(path: str, G: torch.nn.Module, count: int, space: str) -> torch
     """--init-w: float32 [count, num_ws, w_dim] of a file with one row, or one a target. Raises UserError."""
     ws = read_w(path, 'init-w')
     if ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim) or len(ws) not in (1, count):
-        raise UserError(f'--init-w={path}: w is {list(ws.shape)}, but this network and {count} targets take '
-                        f'[1 or {count}, {G.num_ws}, {G.w_dim}]')
+        rows = '1' if count == 1 else f'1 or {count}'
+        raise UserError(f'--init-w={path}: w is {list(ws.shape)}, but this network and the number of targets '
+                        f'take [{rows}, {G.num_ws}, {G.w_dim}]')
     if not np.isfinite(ws).all():
         raise UserError(f'--init-w={path}: w has values that are not finite; give another file')
     if space == 'w' and not (ws == ws[:, :1]).all():
@@ -86,8 +87,15 @@ def read_w(path: str, option: str) -> np.ndarray:
         with np.load(path, allow_pickle=False) as arrays:
             return np.asarray(arrays['w'], dtype=np.float32)
     except NPZ_ERRORS as error:
-        raise UserError(f'--{option}={path}: not an .npz file with an array w ({error}); give the '
-                        'projected_w.npz of projector.py') from error
+        raise UserError(f'--{option}={path}: {npz_problem(error, "an .npz file with an array w")}; give '
+                        'the projected_w.npz of projector.py') from error
+
+
+def npz_problem(error: Exception, expected: str) -> str:
+    """Why np.load() failed, for a user: what NumPy itself says is about arguments of its own."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f'cannot be read ({error.strerror})'
+    return f'not {expected}'
 
 
 def save_projections(

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a run: its number, and the files that say what the run is."""
+import contextlib
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from training.config import TrainConfig
 RUN_NUMBER = re.compile(r'\d+')
 CLAIM_ATTEMPTS = 1000
 OPTIONS_FILE, FLAGS_FILE = 'training_options.json', 'training_flags.json'
+# What is there before the first picture.
+FIRST_FILES = {OPTIONS_FILE, FLAGS_FILE, '.lock', 'log.txt', 'stats.jsonl'}
 
 
 def existing_numbers(outdir: Path) -> Iterator[int]:
@@ -26,6 +31,16 @@ def existing_numbers(outdir: Path) -> Iterator[int]:
 def next_run_number(outdir: Path) -> int:
     """One above the highest number in use, 0 in a new folder."""
     return max(existing_numbers(outdir), default=-1) + 1
+
+
+def discard_unstarted(run_dir: str | os.PathLike) -> None:
+    """Remove the folder of a run that was refused before it made anything; one that holds more stays."""
+    folder = Path(run_dir)
+    # Where files are locked or gone, a left-over folder harms nobody.
+    with contextlib.suppress(OSError):
+        files = {path.name: path.stat().st_size for path in folder.iterdir()}
+        if files.keys() <= FIRST_FILES and not files.get('stats.jsonl'):
+            shutil.rmtree(folder)
 
 
 def claim_run_dir(outdir: Path, description: str) -> Path:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures from seeds: what generate.py, style_mixing.py and other tools do with a generator."""
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 import legacy
 from dnnlib import image_io
 from dnnlib.util import UserError
+from training.formats.convert import check_truncation
 from training.sampling_graphs import by_graphs
 from training.state import pick_device
 
@@ -130,14 +130,7 @@ def open_sampler(
     if G is None:
         raise UserError(f'{network}: holds no G_ema; give a snapshot with an averaged generator')
     image_io.check_channels(G.img_channels)
-    if not math.isfinite(psi):
-        raise UserError(f'--trunc={psi}: must be a finite number')
     check_truncation(G, psi, '--trunc')
     G = G.to(target)
     return Sampler(G, target, noise_mode, psi, by_graphs(G.synthesis, target, cuda_graphs))
 
-
-def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:
-    """Raise UserError, naming the option, if psi needs an average w that the network does not keep."""
-    if psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f'{option}={psi:g}: this network keeps no average w; only --trunc=1 works')

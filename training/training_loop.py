@@ -23,6 +23,7 @@ from training.background import Snapshot, SnapshotWriter
 from training.batches import Batches, draw_labels
 from training.checkpoint import HostCopies, copy_networks
 from training.config import TrainConfig
+from training.config_systems import SYSTEM_FORMS
 from training.continuation import Continuation, missing_metrics, open_state, rewind_records
 from training.dataset import ImageFolderDataset
 from training.guards import DiversityProbe, Guards
@@ -123,7 +124,8 @@ class Training:
         if self.writer is not None:
             watch.HERE.finish = lambda: self.writer.wait_for_files(FINISH_SEC)
         self.sheet = Sheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
-        self.guards = Guards(self.state, self.phases, self._diversity_probe())
+        self.guards = Guards(
+            self.state, self.phases, self._diversity_probe(), SYSTEM_FORMS[config.system].unused)
         if saved is not None and 'guards' in saved['extra']:
             self.guards.load_state_dict(saved['extra']['guards'])
         self.last_snapshot_sec = time.monotonic()

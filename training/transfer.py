@@ -47,7 +47,7 @@ def transfer(
     source = legacy.load_network(path_or_url, only=legacy.NETWORKS)
     records = transfer_networks(source, into)
     if not any(record.action in (KEPT, RESIZED) for record in records):
-        raise UserError(f'--resume={path_or_url}: holds none of {", ".join(into)}; give a file of train.py')
+        raise UserError(f'--resume={path_or_url}: {_misfit(source, into)}')
     if distributed.rank() == 0:
         heading = f'Transfer from {path_or_url}: {_describe(source)} -> {_describe(into)}'
         notes = [f'NOTE: {note}' for note in transfer_notes(source, into)]
@@ -57,6 +57,16 @@ def transfer(
             with replace_file(Path(run_dir, 'transfer.txt')) as temporary:
                 temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     return records
+
+
+def _misfit(source: Mapping[str, torch.nn.Module | None], into: Mapping[str, torch.nn.Module]) -> str:
+    """Why nothing of the file can be used, and what to do."""
+    found = [type(source[key]).__name__ for key in into if source.get(key) is not None]
+    if not found:
+        return f'holds none of {", ".join(into)}; give a file of train.py'
+    wanted = [type(module).__name__ for module in into.values()]
+    return (f'nothing in {", ".join(dict.fromkeys(found))} fits {", ".join(dict.fromkeys(wanted))}; train '
+            'with the --cfg that the file was trained with, or start without --resume')
 
 
 def transfer_networks(

@@ -40,6 +40,8 @@ def check_walk(count: int, cells: int) -> None:
     """Raise UserError unless `count` seeds or ws make a walk in each cell."""
     if count > MAX_KEYS or cells > MAX_CELLS:
         raise UserError(f'--video: {count} pictures in {cells} cells; at most {MAX_KEYS} and {MAX_CELLS}')
+    if cells == 1 and count < 2:
+        raise UserError(f'--video: a walk needs at least 2 seeds or ws, not {count}')
     if count < 2 * cells or count % cells:
         raise UserError(f'--video: {count} seeds or ws for {cells} cells; a walk needs at least 2, and all '
                         'cells of --video-grid equally many')

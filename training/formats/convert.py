@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes networks in the format that the name of the file asks for."""
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dnnlib.util import UserError
 from training import checkpoint
@@ -48,6 +51,14 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any], choices: Choices
     return WRITERS[suffix](Path(path), contents, choices)
 
 
+def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:
+    """Raise UserError, naming the option, unless psi is finite, and 1 if the network keeps no average w."""
+    if not math.isfinite(psi):
+        raise UserError(f'{option}={psi}: must be a finite number')
+    if psi != 1 and G.mapping.w_avg_beta is None:
+        raise UserError(f'{option}={psi:g}: this network keeps no average w; only a truncation of 1 works')
+
+
 def check_suffix(path: str | os.PathLike) -> str:
     """The suffix of a file that write() knows. Raises UserError for any other."""
     suffix = Path(path).suffix.lower()
@@ -87,6 +98,7 @@ def _pictures(path: Path, contents: Mapping[str, Any], choices: Choices) -> expo
     G = next((contents[key] for key in keys if contents.get(key) is not None), None)
     if G is None:
         raise UserError(f'{path}: the source holds no {" and no ".join(keys)} to export')
+    check_truncation(G, choices.truncation_psi, '--trunc')
     return exported.Pictures(G, choices.truncation_psi, choices.noise_mode)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from dnnlib.util import UserError, replace_file
 from torch_utils.ops._registry import Op
-from training import networks
+from training.systems import SYSTEMS
 
 BATCH_SIZES = (1, 4)  # of the comparison with the network itself
 MAX_DIFFERENCE = 1e-3  # of pictures, which go from -1 to 1
@@ -96,7 +96,7 @@ def optional(package: str) -> ModuleType | None:
 
 @torch.no_grad()
 def _program(pictures: Pictures) -> torch.export.ExportedProgram:
-    if not isinstance(pictures.G, networks.Generator):
+    if not isinstance(pictures.G, tuple(system.generator for system in SYSTEMS.values())):
         raise UserError('only generators of this program can be exported, not a '
                         f'{type(pictures.G).__name__}')
     inputs, batch = pictures.examples(2), torch.export.Dim('batch')
