@@ -48,7 +48,7 @@ def measure(way, arguments, repeats):
 @click.command(context_settings={'show_default': True})
 @click.option('--features', default=2048, help='Of the feature network: 2048 for Inception.')
 @click.option('--threads', default=2, help='Of torch; those of SciPy follow OMP_NUM_THREADS.')
-@click.option('--repeats', default=3, help='Timings of each way; the shortest counts.')
+@click.option('--repeats', default=3, help='Timings of each way; their median counts.')
 @click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')
 def main(features, threads, repeats, json_path):
     """Print seconds, for regular covariances and for singular ones of fewer samples than features."""
