@@ -131,7 +131,8 @@ def test_a_wrong_option_is_one_clean_message(network, tmp_path, capsys, options,
 
 @pytest.mark.parametrize('contents', [
     {'v': np.zeros(3)}, {'w': np.zeros([1, 2, 8])}, {'w': np.zeros(8)}, {'w': np.array(['a'])},
-    {'w': np.array([None])}, {'w': np.full([1, 6, 8], np.nan)}, {'w': np.zeros([0, 6, 8])}, b'not an npz', b'PK\x03\x04 broken', b''])
+    {'w': np.array([None])}, {'w': np.full([1, 6, 8], np.nan)}, {'w': np.zeros([0, 6, 8])},
+    b'not an npz', b'PK\x03\x04 broken', b''])
 def test_a_wrong_projection_file_is_one_clean_message(network, tmp_path, capsys, contents):
     file = tmp_path / 'w.npz'
     if isinstance(contents, bytes):

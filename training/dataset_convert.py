@@ -52,7 +52,8 @@ class Summary:
         if 0 < self.num_unlabelled < self.num_written:
             lines.append(f'No labels written: {self.num_unlabelled} pictures have none.')
         if self.label_problem is not None:
-            lines.append(f'Warning: the labels were copied, but --cond=1 will refuse them: {self.label_problem}')
+            lines.append('Warning: the labels were copied, but --cond=1 will refuse them: '
+                         f'{self.label_problem}')
         if self.unreadable:
             lines.append(f'Skipped {len(self.unreadable)} unreadable:')
         return lines + [f'  {line}' for line in self.unreadable]
