@@ -11,6 +11,7 @@ from training.dataset_sources import open_source
 from training.dataset_transforms import RESIZE_FILTERS, TRANSFORMS, TransformSettings
 
 POSITIVE = click.IntRange(min=1)
+SIDE = click.IntRange(1, 16384)  # a slip of the finger must not fill the memory
 
 
 @click.command(context_settings={'show_default': True})
@@ -23,9 +24,9 @@ POSITIVE = click.IntRange(min=1)
 @click.option('--transform', type=click.Choice(TRANSFORMS),
               help='Crop before resizing. center-crop: the largest centred square. center-crop-wide: a band '
                    'of --height in a black square of --width; stretches as the published tool does.')
-@click.option('--width', type=POSITIVE, metavar='PIXELS',
+@click.option('--width', type=SIDE, metavar='PIXELS',
               help='Output width.  [default: that of the pictures]')
-@click.option('--height', type=POSITIVE, metavar='PIXELS',
+@click.option('--height', type=SIDE, metavar='PIXELS',
               help='Output height.  [default: that of the pictures]')
 @click.option('--resize-filter', type=click.Choice(list(RESIZE_FILTERS)), default='lanczos',
               help='How resizing averages pixels.')

@@ -213,7 +213,7 @@ def test_both_spellings_of_max_images_work(tmp_path, tool):
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['--max-images=0'], 'x>=1'), (['--width=-3'], 'x>=1'),
+    (['--max-images=0'], 'x>=1'), (['--width=-3'], '1<=x<=16384'), (['--height=99999'], '1<=x<=16384'),
     (['--labels=folder'], 'expected auto, folders, none'),
     (['--transform=center-crop'], 'needs both --width and --height'), (['--resize-filter=cubic'], 'cubic'),
     (['--transform=center-crop-wide', '--width=4', '--height=8'], 'must not exceed'),
@@ -223,6 +223,14 @@ def test_bad_options_are_refused(tmp_path, tool, args, message):
     source = write_folder(tmp_path / 's', {'a.png': encode(picture())})
     status, output = tool(source, tmp_path / 'out', *args)
     assert status == 2 and message in output and not (tmp_path / 'out').exists()
+
+
+def test_labels_that_training_would_refuse_are_announced(tmp_path, tool):
+    for label, is_bad in ((-1, True), ('cat', True), (10 ** 9, True), (1, False)):
+        labels = json.dumps({'labels': [['a.png', label]]}).encode()
+        source = write_folder(tmp_path / f's{label}', {'a.png': encode(picture()), 'dataset.json': labels})
+        status, output = tool(source, tmp_path / f'{label}.zip')
+        assert status == 0 and ('--cond=1 will refuse them' in output) == is_bad, output
 
 
 def test_bad_destinations_are_refused(tmp_path, tool):

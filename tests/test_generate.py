@@ -135,7 +135,8 @@ def test_a_wrong_option_is_one_clean_message(network, tmp_path, capsys, options,
 
 @pytest.mark.parametrize('contents', [
     {'v': np.zeros(3)}, {'w': np.zeros([1, 2, 8])}, {'w': np.zeros(8)}, {'w': np.array(['a'])},
-    {'w': np.array([None])}, b'not an npz', b'PK\x03\x04 broken', b''])
+    {'w': np.array([None])}, {'w': np.full([1, 6, 8], np.nan)}, {'w': np.zeros([0, 6, 8])},
+    b'not an npz', b'PK\x03\x04 broken', b''])
 def test_a_wrong_projection_file_is_one_clean_message(network, tmp_path, capsys, contents):
     file = tmp_path / 'w.npz'
     if isinstance(contents, bytes):
@@ -144,7 +145,22 @@ def test_a_wrong_projection_file_is_one_clean_message(network, tmp_path, capsys,
         np.savez(file, **contents)
     options = ['--outdir', tmp_path / 'out', '--projected-w', file, '--device=cpu']
     assert run('--network', network(), *options) == 2
-    assert 'w.npz' in capsys.readouterr().err
+    message = capsys.readouterr().err
+    # NumPy would recommend an argument of its own.
+    assert 'w.npz' in message and 'allow_pickle' not in message and message.count('\n') == 1
+
+
+def test_options_without_effect_on_projections_are_announced(network, tmp_path, capsys):
+    np.savez(tmp_path / 'w.npz', w=np.zeros([1, 6, 8]))
+    assert run('--network', network(c_dim=3), '--outdir', tmp_path, '--projected-w', tmp_path / 'w.npz',
+               '--class=1', '--seeds=1', '--device=cpu') == 0
+    message = capsys.readouterr().err
+    assert '--class is ignored' in message and '--seeds is ignored' in message and 'empty' not in message
+
+
+def test_an_empty_path_is_named(tmp_path, capsys):
+    assert run('--network=', '--outdir', tmp_path / 'out', '--seeds=0') == 2
+    assert 'is empty' in capsys.readouterr().err
 
 
 def test_files_that_are_no_networks_are_one_clean_message(tmp_path, capsys):

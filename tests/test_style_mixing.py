@@ -110,6 +110,12 @@ def test_a_wrong_option_is_one_clean_message(network, tmp_path, capsys, options,
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_table_is_not_written_as_a_dataset(network, tmp_path, capsys):
+    options = ['--outdir', tmp_path / 'out.zip', '--rows=1', '--cols=2', '--device=cpu']
+    assert run('--network', network(), *options) == 2
+    assert 'out.zip: a table' in capsys.readouterr().err and not (tmp_path / 'out.zip').exists()
+
+
 def test_a_class_is_ignored_with_a_warning_where_there_are_none(network, tmp_path, capsys):
     assert run('--network', network(), '--outdir', tmp_path, '--rows=1', '--cols=2', '--class=1',
                '--device=cpu') == 0

@@ -271,6 +271,15 @@ def test_what_cannot_start_creates_nothing(args, message, run, trained, tmp_path
     assert not trained and not (tmp_path / 'o').exists()
 
 
+def test_a_run_that_is_refused_at_its_start_leaves_no_folder(run, tmp_path, monkeypatch):
+    def refuse(config, _):
+        assert Path(config.run_dir, 'training_options.json').is_file()
+        raise UserError('--resume=a.pkl: no network file')
+    monkeypatch.setattr(train, 'start_training', refuse)
+    status, _, stderr = run(f'--outdir={tmp_path}/o', f'--data={make_dataset(tmp_path)}', '--cfg=demo')
+    assert status == 2 and 'a.pkl' in stderr and list((tmp_path / 'o').iterdir()) == []
+
+
 def test_an_output_folder_that_cannot_be_written_is_named(run, trained, tmp_path):
     (tmp_path / 'file').write_text('not a folder')
     status, _, stderr = run(f'--outdir={tmp_path}/file/o', f'--data={make_dataset(tmp_path)}', '--cfg=demo')

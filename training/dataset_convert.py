@@ -10,7 +10,7 @@ from dnnlib.progress import progress
 from dnnlib.util import UserError
 from training.dataset_files import LABEL_FILE
 from training.dataset_images import DECODE_ERRORS, ImageError, encode_png
-from training.dataset_labels import Label
+from training.dataset_labels import Label, LabelError, label_array
 from training.dataset_sources import Source, SourceImage
 from training.dataset_transforms import Shape, ShapeRule, TransformSettings
 from training.dataset_workers import map_images, num_workers
@@ -37,6 +37,7 @@ class Summary:
     num_dropped: int = 0
     num_stretched: int = 0
     num_unlabelled: int = 0
+    label_problem: str | None = None
     unreadable: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -50,6 +51,9 @@ class Summary:
                          'keeps them.')
         if 0 < self.num_unlabelled < self.num_written:
             lines.append(f'No labels written: {self.num_unlabelled} pictures have none.')
+        if self.label_problem is not None:
+            lines.append('Warning: the labels were copied, but --cond=1 will refuse them: '
+                         f'{self.label_problem}')
         if self.unreadable:
             lines.append(f'Skipped {len(self.unreadable)} unreadable:')
         return lines + [f'  {line}' for line in self.unreadable]
@@ -159,4 +163,9 @@ class _Conversion:
                             f'{len(self.summary.unreadable)} unreadable')
         # Half-labelled data would fail at training; as published, it becomes unlabelled.
         labels = None if self.summary.num_unlabelled else self.labels
+        if labels is not None:
+            try:
+                label_array([name for name, _ in labels], dict(labels), LABEL_FILE)
+            except LabelError as error:
+                self.summary.label_problem = str(error)
         self.write(LABEL_FILE, json.dumps({'labels': labels}).encode())

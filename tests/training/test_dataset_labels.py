@@ -56,7 +56,8 @@ def test_malformed_files_are_refused(data, message):
     ([['a', 0], ['b', 'cat']], 'label of b is "cat"'),
     ([['a', 0], ['b', None]], 'label of b is null'),
     ([['a', 0], ['b', True]], 'label of b is true'),
-    ([['a', 0], ['b', 10 ** 7]], 'at most 1000000'), ([['a', 0], ['b', 10 ** 30]], 'at most 1000000'),
+    ([['a', 0], ['b', 10 ** 9]], 'label of b is 1000000000; .* at most 1000000'),
+    ([['a', 0], ['b', 10 ** 30]], 'at most 1000000'),
     ([['a', [0]], ['b', [[1]]]], 'label of b'),
     ([['a', [0]], ['b', [float('nan')]]], 'label of b'),
 ])

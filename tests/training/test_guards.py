@@ -75,6 +75,17 @@ def test_the_remedy_is_for_the_network_that_broke():
     assert 'a lower --glr' in broken_line('Gmain', Finding('loss', ''), 1, 1)
 
 
+def test_no_remedy_is_a_flag_that_the_run_would_refuse():
+    line = broken_line('Dmain', Finding('loss', ''), 1, 1, ('gamma', 'cond'))
+    assert 'a lower --dlr' in line and '--gamma' not in line
+    run, guards = build()
+    guards.unused = ('gamma',)
+    scores = {'Loss/signs/real': 1, 'Loss/signs/fake': -1, 'Loss/D/loss': 0}
+    run.state.ada = None
+    (won,) = [line for _ in range(PATIENCE_TICKS) for line in guards._victory(scores.get, 0)]
+    assert '--gamma' not in won and won.endswith('--mirror=1, a lower --dlr.')
+
+
 def test_an_overflow_in_16_bits_suggests_full_precision():
     line = broken_line('Gmain', Finding('activation', 'G.synthesis.b64.conv1', is_half=True), 12.34, 1)
     assert '16-bit output of G.synthesis.b64.conv1' in line and '12.3 kimg' in line and '1 step ' in line

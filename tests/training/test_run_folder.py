@@ -36,3 +36,15 @@ def test_a_number_that_another_run_took_meanwhile_is_given_back(tmp_path, monkey
     monkeypatch.setattr(run_folder, 'next_run_number', lambda _: next(numbers))
     assert run_folder.claim_run_dir(tmp_path, 'second').name == '00001-second'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['00000-first', '00001-second']
+
+
+def test_the_folder_of_a_run_that_was_refused_goes_unless_it_holds_more(tmp_path):
+    for name, files, is_kept in (
+            ('0', {'.lock': '', 'log.txt': 'Error', 'training_options.json': '{}', 'stats.jsonl': ''}, False),
+            ('1', {'log.txt': '', 'reals.png': ''}, True), ('2', {'stats.jsonl': '{"a": 1}'}, True)):
+        (tmp_path / name).mkdir()
+        for file, content in files.items():
+            (tmp_path / name / file).write_text(content)
+        run_folder.discard_unstarted(tmp_path / name)
+        assert (tmp_path / name).exists() == is_kept
+    run_folder.discard_unstarted(tmp_path / 'never there')

@@ -12,6 +12,7 @@ from dnnlib.util import UserError
 from torch_utils import misc
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training import checkpoint
+from training.networks_dcgan import DCGANGenerator
 from training.transfer import (
     FRESH,
     KEPT,
@@ -301,6 +302,10 @@ def test_a_file_without_anything_of_use_is_refused(tmp_path):
     path = str(checkpoint.save_network_snapshot(
         tmp_path / 'a.pkl', G=None, D=small_discriminator(), G_ema=None))
     with pytest.raises(UserError, match=r'--resume=.*a\.pkl: holds none of G, G_ema'):
+        transfer(path, {'G': small_generator(), 'G_ema': small_generator()})
+    path = str(checkpoint.save_network_snapshot(
+        tmp_path / 'b.pkl', G=None, D=None, G_ema=DCGANGenerator(8, img_resolution=8, ngf=2)))
+    with pytest.raises(UserError, match='nothing in DCGANGenerator fits Generator; train with the --cfg'):
         transfer(path, {'G': small_generator(), 'G_ema': small_generator()})
 
 

@@ -56,7 +56,7 @@ def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:
     if not math.isfinite(psi):
         raise UserError(f'{option}={psi}: must be a finite number')
     if psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f'{option}={psi:g}: this network keeps no average w; only a truncation of 1 works')
+        raise UserError(f'{option}={psi:g}: this network keeps no average w; only --trunc=1 works')
 
 
 def check_suffix(path: str | os.PathLike) -> str:

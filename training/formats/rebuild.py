@@ -96,10 +96,12 @@ def check_tensors(name: str, net: torch.nn.Module, shapes: Mapping[str, tuple[in
 
 
 def with_fp16(cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with the four highest levels in float16."""
+    """The arguments with the four highest levels in float16. Raises UserError if the class knows none."""
     if cls is networks.Generator:
         return {**kwargs, 'synthesis_kwargs': {**(kwargs.get('synthesis_kwargs') or {}), **FP16_SETTINGS}}
-    return {**kwargs, **(FP16_SETTINGS if cls is networks.Discriminator else {})}
+    if cls is networks.Discriminator:
+        return {**kwargs, **FP16_SETTINGS}
+    raise UserError(f'--force-fp16: a {cls.__name__} has float32 levels only; leave it out')
 
 
 def check_sizes(name: str, value: Any, key: str = '') -> None:

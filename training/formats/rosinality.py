@@ -16,6 +16,7 @@ from dnnlib.util import UserError, replace_file
 from torch_utils import torch_file
 from torch_utils.safe_pickle import explained
 from torch_utils.stored_tensor import StoredTensor, make_tensors
+from training import networks
 from training.formats.rebuild import Recipe, arguments_of, shown
 
 STATE_KEYS = {'G': 'g', 'D': 'd', 'G_ema': 'g_ema'}
@@ -217,6 +218,9 @@ def _their_d_state(net: torch.nn.Module) -> Tensors:
 
 def _obstacles(name: str, key: str, net: torch.nn.Module) -> Iterator[str]:
     """What makes a network unfit for the layout, in words."""
+    if not isinstance(net, networks.Generator | networks.Discriminator):
+        yield f'it is a {type(net).__name__}, no network of StyleGAN2'
+        return
     kwargs = arguments_of(name, net)
     size = kwargs['img_resolution']
     if not isinstance(size, int) or not math.log2(size).is_integer() or kwargs['c_dim']:

@@ -5,8 +5,10 @@ import torch
 from small_networks import small_discriminator, small_generator
 
 from dnnlib.util import UserError
-from training.formats import exported
+from training.formats import convert, exported
 from training.formats.exported import Pictures
+from training.networks_dcgan import DCGANGenerator
+from training.networks_stylegan1 import StyleGAN1Generator
 
 SMALL = {'img_resolution': 8, 'mapping_kwargs': {'num_layers': 1}}
 SHAPES = {
@@ -14,6 +16,19 @@ SHAPES = {
     'wide gray': ({'img_resolution': (12, 8), 'img_channels': 1, 'c_dim': 2}, {'noise_mode': 'none'}),
     'resnet fp16': ({'synthesis_kwargs': {
         'channel_max': 8, 'architecture': 'resnet', 'num_fp16_res': 2, 'conv_clamp': 256}}, {})}
+
+
+def other_generator(system):
+    """A small generator of another system: 8x8 pictures, an average w that is not 0."""
+    torch.manual_seed(1)
+    if system == 'dcgan':
+        return DCGANGenerator(z_dim=8, img_resolution=8, ngf=2).eval()
+    G = StyleGAN1Generator(
+        z_dim=8, c_dim=0, w_dim=8, img_resolution=8, img_channels=3, mapping_kwargs={'num_layers': 1},
+        synthesis_kwargs={'channel_base': 32, 'channel_max': 4}).eval()
+    with torch.no_grad():
+        G.mapping.w_avg.normal_()
+    return G
 
 
 def needs_onnx():
@@ -55,6 +70,40 @@ def test_a_torch_export_program_gives_the_same_pictures_without_our_operators(tm
     assert not [node for node in program.graph.nodes if 'stylegan2' in str(node.target)]
     inputs = pictures.examples(3)
     assert (program.module()(*inputs.values()) - pictures(**inputs)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('system', 'psi'), [
+    pytest.param('stylegan1', 0.5, marks=pytest.mark.slow), ('dcgan', 1)])
+def test_generators_of_other_systems_are_exported(system, psi, tmp_path):
+    pictures = Pictures(other_generator(system), truncation_psi=psi)
+    assert exported.write_torch_export(tmp_path / 'net.pt2', pictures) < 1e-5
+    inputs = pictures.examples(3)
+    program = torch.export.load(tmp_path / 'net.pt2').module()
+    assert (program(*inputs.values()) - pictures(**inputs)).abs().max() < 1e-5
+
+
+def test_a_truncation_that_the_network_cannot_do_is_refused(tmp_path):
+    for system, psi in (('dcgan', 0.5), ('stylegan1', float('nan'))):
+        with pytest.raises(UserError, match=f'--trunc={psi}: '):
+            convert.write(tmp_path / 'net.pt2', {'G_ema': other_generator(system)},
+                          convert.Choices(truncation_psi=psi))
+    assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize('system', ['stylegan1', 'dcgan'])
+def test_onnx_holds_generators_of_other_systems(system, tmp_path):
+    needs_onnx()
+    assert exported.write_onnx(tmp_path / 'net.onnx', Pictures(other_generator(system))) < 1e-4
+
+
+@pytest.mark.parametrize('system', ['stylegan1', 'dcgan'])
+def test_the_layout_of_rosinality_has_no_place_for_other_systems(system, tmp_path):
+    with pytest.raises(UserError, match='no network of StyleGAN2'):
+        convert.write(tmp_path / 'net.pt', {'G_ema': other_generator(system)}, convert.Choices())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_operators_are_restored_even_after_a_failure(monkeypatch):
