@@ -51,7 +51,15 @@ def test_derivatives_match_finite_differences(sample, emulated):
 
 @contract.every_sample
 def test_results_have_the_strides_that_the_fake_promises(sample):
-    contract.test_fake_tensors_have_the_shape_and_strides_of_real_ones(sample, CPU)
+    contract.test_fake_tensors_have_the_shape_and_strides_of_real_ones(sample, 'as they are', CPU)
+
+
+@pytest.mark.parametrize('layout', ['channels last', 'spread'])
+@pytest.mark.parametrize(
+    'name', ['bias_act_grad-lrelu', 'scale_channels_grad', 'modulated_epilogue_grad-all'])
+def test_gradients_have_the_promised_strides_however_they_come_in(name, layout):
+    sample = next(s for s in contract.SAMPLES if s.name == name)
+    contract.test_fake_tensors_have_the_shape_and_strides_of_real_ones(sample, layout, CPU)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
