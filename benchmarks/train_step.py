@@ -14,6 +14,7 @@ from baseline import plain_adam, straightforward
 
 from dnnlib.cli import run_command
 from torch_utils import custom_ops, distributed, training_stats
+from torch_utils.host_memory import keep_freed_memory
 from training import state as state_module
 from training.config import DatasetInfo, resolve
 from training.iteration import PhaseClock, phases_of, run_iteration
@@ -28,6 +29,8 @@ class Trainer:
 
     def __init__(self, config, device, plain):
         self.config, self.device = config.for_device(device.type), device
+        if device.type == 'cpu':
+            keep_freed_memory()  # as train.py does
         with _optimizer(plain):
             self.state = build_state(
                 self.config, label_dim=0, channels=3, device=device, report=training_stats.Store().report)
