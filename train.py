@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a generator on a folder or zip of pictures: python train.py --outdir=runs --data=pictures.zip"""
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -162,7 +163,7 @@ def plan_training(
         click.echo('Dry run; exiting.')
         return None
     # A run that goes on has a folder that another program may be training in.
-    with RunLock(config.run_dir):
+    with contextlib.nullcontext() if state is None else RunLock(config.run_dir):
         save_options(config, flags)
     return config, wish_of(state, given)
 
