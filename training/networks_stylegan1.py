@@ -53,10 +53,8 @@ class AdaIN(torch.nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """x [N, C, H, W], w [N, w_dim] -> [N, C, H, W]; |scale| and bias are deviation and mean over H, W."""
         scale, bias = self.style_scale(w)[:, :, None, None], self.style_bias(w)[:, :, None, None]
-        centred = x - x.mean(dim=[2, 3], keepdim=True)
-        # Not var(): other runtimes find it as a difference, which can fall below 0 where a map is constant.
-        var = centred.square().mean(dim=[2, 3], keepdim=True)
-        return torch.addcmul(bias, centred, scale * (var + NORM_EPS).rsqrt())
+        var, mean = torch.var_mean(x, dim=[2, 3], correction=0, keepdim=True)
+        return torch.addcmul(bias, x - mean, scale * (var + NORM_EPS).rsqrt())
 
 
 @persistence.persistent_class

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: build a run from its configuration, then iterate, and at the end of each tick report and
-save.
-"""
+"""The training loop: build a run from its configuration, then iterate, report and save."""
 import contextlib
 import dataclasses
 import sys

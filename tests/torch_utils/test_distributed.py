@@ -42,8 +42,16 @@ def fail(how):
     os._exit(75)
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """What runs in the background of a shell is born deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @needs_processes
-def test_processes_of_a_launch_share_means_and_values(tmp_path):
+def test_processes_of_a_launch_share_means_and_values(tmp_path, heeds_ctrl_c):
     threads = torch.get_num_threads()
     distributed.launch(share, (str(tmp_path),), 2)
     for rank in range(2):
@@ -75,7 +83,7 @@ def test_a_failing_process_ends_the_launch_and_says_why(how, status, words, capf
 
 
 @pytest.mark.skipif(not hasattr(signal, 'pthread_sigmask'), reason='not a POSIX system')
-def test_ctrl_c_is_heard_by_the_launcher_and_not_by_processes_that_start():
+def test_ctrl_c_is_heard_by_the_launcher_and_not_by_processes_that_start(heeds_ctrl_c):
     with pytest.raises(KeyboardInterrupt), distributed._interrupts_held_back():
         resource_tracker.ensure_running()  # as the start of a process does
         assert subprocess.run(['sh', '-c', 'kill -INT $$; exit 7'], check=False).returncode == 7

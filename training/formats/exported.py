@@ -62,9 +62,11 @@ def write_onnx(path: str | os.PathLike, pictures: Pictures) -> float | None:
     program = _program(pictures)
     inputs = pictures.examples(2)
     with _quiet():
+        # The optimiser takes an addend of 1e-8 for 0, which is there against a division by it. Runtimes have
+        # one of their own.
         model = torch.onnx.export(
             program, tuple(inputs.values()), dynamo=True, input_names=list(inputs), output_names=['img'],
-            opset_version=OPSET, dynamic_shapes=_per_argument(inputs, 'batch'), verbose=False)
+            opset_version=OPSET, dynamic_shapes=_per_argument(inputs, 'batch'), verbose=False, optimize=False)
     with replace_file(path) as temporary:
         model.save(str(temporary), external_data=False)
         return _check_onnx(Path(path), temporary, pictures)
