@@ -69,7 +69,7 @@ def test_saved_projections_can_be_read_again(tmp_path):
     assert torch.equal(read_init_ws(str(path), G, 2, 'w+'), ws)
     with pytest.raises(UserError, match=r'use --space=w[+]'):
         read_init_ws(str(path), G, 2, 'w')
-    with pytest.raises(UserError, match='number of targets take .1 or 3, 6, 8.'):
+    with pytest.raises(UserError, match=r'number of targets take .1 or 3, 6, 8.'):
         read_init_ws(str(path), G, 3, 'w+')
     save_projections(path, ws[:1, :1].expand(1, G.num_ws, -1), [{}])
     assert torch.equal(read_init_ws(str(path), G, 3, 'w'), ws[:1, :1].expand(3, G.num_ws, -1))
