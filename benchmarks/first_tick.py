@@ -53,7 +53,7 @@ def first_tick(folder, name, device, options):
         process.wait()
 
 
-@click.command()
+@click.command(context_settings={'show_default': True})
 @click.option('--cfg', default='auto', help='Preset of train.py.')
 @click.option('--resolution', default=256, help='Side of the pictures.')
 @click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))

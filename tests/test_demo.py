@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's own part: which programs it runs, on what, and what it says."""
+import contextlib
 import os
 import subprocess
 
 import pytest
 
 from scripts import demo
+from training.interrupt import STOPPED
 
 
 @pytest.fixture
@@ -60,7 +62,14 @@ def test_help_explains_and_a_wrong_option_is_refused_without_training(calls, cap
     assert calls == [] and 'demo-run' not in capsys.readouterr().err
     with pytest.raises(SystemExit):
         demo.main(['--help'])
-    assert 'four minutes' in capsys.readouterr().out
+    assert 'five minutes' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('status', 'is_failure'), [(0, False), (STOPPED, False), (1, True)])
+def test_only_a_training_that_the_clock_has_stopped_may_end_early(monkeypatch, status, is_failure):
+    monkeypatch.setattr(subprocess, 'run', lambda command, **_: subprocess.CompletedProcess(command, status))
+    with pytest.raises(subprocess.CalledProcessError) if is_failure else contextlib.nullcontext():
+        demo.run('train.py')
 
 
 def test_a_program_that_fails_is_noticed():

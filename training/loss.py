@@ -124,7 +124,7 @@ class StyleGAN2Loss:
         ws = self.G.mapping(z, c)
         if self.style_mixing_prob > 0:
             ws = self._mixed(ws, z, c)
-        return self._network('synthesis', self.G.synthesis, once)(ws), ws
+        return self._network('synthesis', once)(ws), ws
 
     def _mixed(self, ws: torch.Tensor, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """ws with those of other latents from a drawn cut on."""
@@ -140,12 +140,11 @@ class StyleGAN2Loss:
 
     def _discriminate(self, img: torch.Tensor, c: torch.Tensor, *, once: bool = False) -> torch.Tensor:
         img = img if self.augment_pipe is None else self.augment_pipe(img)
-        return self._network('D', self.D, once)(img, c)
+        return self._network('D', once)(img, c)
 
-    def _network(
-        self, name: str, module: torch.nn.Module, once: bool,
-    ) -> Callable[..., torch.Tensor]:
-        return self.compiled.get(name, module) if once else module
+    def _network(self, name: str, once: bool) -> Callable[..., torch.Tensor]:
+        network = self.differentiated_once()[name]
+        return self.compiled.get(name, network) if once else network
 
     def _discriminator_fake(self, batch: MicroBatch) -> torch.Tensor:
         with torch.no_grad():
