@@ -86,11 +86,13 @@ class StyleGAN2Loss:
         yield penalty * self.pl_weight
 
     def discriminator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Tell generated from real: softplus(D(G(z))), then softplus(-D(x))."""
-        fake = self._discriminator_fake(batch)
-        yield fake
-        logits = self._discriminate(batch.real_img, batch.real_c, once=True)
-        yield self._discriminator_real(logits, fake.detach())
+        """Tell generated from real: softplus(D(G(z))) + softplus(-D(x)), both in one pass through D."""
+        fake_img, real_img = self._fakes(batch), self._augmented(batch.real_img)
+        fake_logits, real_logits = pass_together(
+            self._network('D', once=True), (fake_img, batch.gen_c), (real_img, batch.real_c),
+            self.D.samples_seen_together)
+        fake = self._discriminator_fake(fake_logits)
+        yield fake + self._discriminator_real(real_logits, fake.detach())
 
     def r1(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
         """Penalise D's gradient at real pictures (Mescheder et al. 2018, R1), taken before augmentation."""
@@ -109,7 +111,7 @@ class StyleGAN2Loss:
         if self.r1_gamma == 0:
             yield from self.discriminator_main(batch)
             return
-        fake = self._discriminator_fake(batch)
+        fake = self._discriminator_fake(self._network('D', once=True)(self._fakes(batch), batch.gen_c))
         yield fake
         logits, penalty = self._gradient_penalty(batch)
         yield self._discriminator_real(logits, fake.detach()) + penalty
@@ -139,17 +141,22 @@ class StyleGAN2Loss:
         return torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
 
     def _discriminate(self, img: torch.Tensor, c: torch.Tensor, *, once: bool = False) -> torch.Tensor:
-        img = img if self.augment_pipe is None else self.augment_pipe(img)
-        return self._network('D', once)(img, c)
+        return self._network('D', once)(self._augmented(img), c)
+
+    def _augmented(self, img: torch.Tensor) -> torch.Tensor:
+        return img if self.augment_pipe is None else self.augment_pipe(img)
 
     def _network(self, name: str, once: bool) -> Callable[..., torch.Tensor]:
         network = self.differentiated_once()[name]
         return self.compiled.get(name, network) if once else network
 
-    def _discriminator_fake(self, batch: MicroBatch) -> torch.Tensor:
+    def _fakes(self, batch: MicroBatch) -> torch.Tensor:
+        """Generated pictures as D sees them, of which G learns nothing."""
         with torch.no_grad():
             img, _ = self._generate(batch.gen_z, batch.gen_c, once=True)
-        logits = self._discriminate(img, batch.gen_c, once=True)
+        return self._augmented(img)
+
+    def _discriminator_fake(self, logits: torch.Tensor) -> torch.Tensor:
         self._report_logits('fake', logits)
         return F.softplus(logits)
 
@@ -185,3 +192,22 @@ def draw_cut(chance: float, num_ws: int, is_static: bool) -> host_draws.Draw:
     if not is_static:
         return host_draws.Draw(cut)
     return host_draws.Draw((), ((torch.arange(num_ws) < cut)[None, :, None],))
+
+
+def pass_together(
+    D: Callable[..., torch.Tensor], fake: tuple[torch.Tensor, torch.Tensor],
+    real: tuple[torch.Tensor, torch.Tensor], group: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """D's logits of two batches of the same size, each a pair of pictures and labels, in one pass: half the
+    calls, each with twice the work, and the same numbers.
+
+    group: samples_seen_together of D. The rows alternate such that no group has samples of both batches; if
+    there is no such order, D sees one batch after the other.
+    """
+    if group is None or len(fake[0]) % group != 0:
+        return D(*fake), D(*real)
+    # Row k of each of the m groups of a batch, then row k of each group of the other: remainders by 2 * m.
+    rows = [torch.cat([t.unflatten(0, [group, -1]) for t in pair], dim=1).flatten(0, 1)
+            for pair in zip(fake, real, strict=True)]
+    fake_logits, real_logits = D(*rows).unflatten(0, [group, -1]).chunk(2, dim=1)
+    return fake_logits.flatten(0, 1), real_logits.flatten(0, 1)

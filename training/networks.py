@@ -531,6 +531,11 @@ class Discriminator(torch.nn.Module):
             channels[4], cmap_dim=cmap_dim, resolution=size_at(4, start), **(epilogue_kwargs or {}),
             **common)
 
+    @property
+    def samples_seen_together(self) -> int | None:
+        """Size of the groups within which samples affect each other's logits; None: all form one."""
+        return 1 if self.b4.mbstd is None else self.b4.mbstd.group_size
+
     def forward(self, img: torch.Tensor, c: torch.Tensor | None, **block_kwargs: Any) -> torch.Tensor:
         """img [N, img_channels, H, W], c [N, c_dim] (ignored if c_dim is 0) -> logits [N, 1] float32.
 

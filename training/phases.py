@@ -34,6 +34,11 @@ class FlatGradients:
         for p, view in zip(self.parameters, self.views, strict=True):
             p.grad = view
 
+    def require(self, *, wanted: bool) -> None:
+        """Have gradients of the parameters computed from here on, or no longer."""
+        for p in self.parameters:
+            p.requires_grad_(wanted)
+
     def reduce(self) -> torch.Tensor:
         """Average over processes; nan becomes 0, infinities the limit. Finite values stay as they are.
 
@@ -85,13 +90,13 @@ class Phase:
     def run(self, rounds: Sequence[MicroBatch]) -> None:
         """Accumulate the mean gradient over all rounds and processes, and take one optimizer step."""
         self.gradients.attach()
-        self.module.requires_grad_(requires_grad=True)
+        self.gradients.require(wanted=True)
         self.total_loss.zero_()
         is_examined = not isinstance(self.examination, contextlib.nullcontext)
         run_round = self.run_round if is_examined or self.graphs is None else self.graphs
         with self.examination:
             self.active = any([run_round(micro, len(rounds)) for micro in rounds])
-        self.module.requires_grad_(requires_grad=False)
+        self.gradients.require(wanted=False)
         if self.active:
             # Counted on the device: whoever wants to know reads it at the end of a tick.
             self.num_broken += (self.total_loss + self.gradients.reduce()).isfinite().logical_not()

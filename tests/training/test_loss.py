@@ -7,7 +7,7 @@ import torch
 from golden_cases import cases
 from loss_cases import build_networks, tensor, tiny_batch, tiny_pair
 
-from training.loss import MicroBatch, StyleGAN2Loss
+from training.loss import MicroBatch, StyleGAN2Loss, pass_together
 
 PHASES = {
     'Gmain': 'generator_main', 'Greg': 'path_length', 'Gboth': 'generator_both',
@@ -140,3 +140,23 @@ def test_r1_reaches_through_the_augmentation():
     half = MicroBatch(batch.real_img / 2, batch.real_c, batch.gen_z, batch.gen_c)
     (a,), (b,) = plain.r1(batch), doubled.r1(half)
     torch.testing.assert_close(b, a * 4)  # the chain rule squared
+
+
+@pytest.mark.parametrize('n, group, num_passes', [
+    (8, 4, 1), (8, 2, 1), (4, 4, 1), (3, 1, 1), (3, 4, 2), (6, None, 2)])
+def test_both_batches_have_the_logits_of_passes_of_their_own(n, group, num_passes):
+    D = tiny_pair().D
+    D.b4.mbstd.group_size = group
+    fake, real = [(torch.randn(n, 3, 8, 8), torch.zeros(n, 0)) for _ in range(2)]
+    passes = []
+    D.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    together = pass_together(D, fake, real, D.samples_seen_together)
+    assert len(passes) == num_passes and sum(passes) == 2 * n
+    for logits, batch in zip(together, (fake, real), strict=True):
+        torch.testing.assert_close(logits, D(*batch), rtol=1e-4, atol=1e-5)
+
+
+def test_without_minibatch_deviation_every_sample_is_seen_alone():
+    D = tiny_pair().D
+    D.b4.mbstd = None
+    assert D.samples_seen_together == 1

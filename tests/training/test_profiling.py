@@ -106,9 +106,16 @@ def test_each_layer_has_its_forward_and_both_gradients(report):
         assert found[f'Gmain:synthesis.b{level}.conv1'] == {'forward': 1, 'data': 1, 'weight': 1}
         # Generated without a graph, for D to look at.
         assert found[f'Dmain:G.synthesis.b{level}.conv1'] == {'forward': 1, 'data': 0, 'weight': 0}
-    for layer in ('conv0', 'conv1', 'skip'):
+    for layer in ('conv0', 'conv1'):
         assert found[f'Gmain:D.b16.{layer}'] == {'forward': 1, 'data': 1, 'weight': 0}
-        assert found[f'Dmain:b16.{layer}'] == {'forward': 2, 'data': 2, 'weight': 2}
+        assert found[f'Dmain:b16.{layer}'] == {'forward': 1, 'data': 1, 'weight': 1}
+
+
+def test_a_pointwise_layer_has_its_products_of_matrices(report):
+    for where, gradients in (('Gmain:D.b16.skip', 1), ('Dmain:b16.skip', 2)):
+        products = [row['direction'] for row in report.rows
+                    if row['where'] == where and row['group'] == 'matrix product']
+        assert sorted(products) == ['bprop'] * gradients + ['fprop']
 
 
 def test_gradients_of_gradients_find_their_layer(report):
@@ -121,10 +128,10 @@ def test_gradients_of_gradients_find_their_layer(report):
 def test_parameters_of_a_convolution_are_those_of_its_layer(run, report):
     conv = run.state.D.b16.conv0
     row = next(row for row in report.rows if row['where'] == 'Dmain:b16.conv0' and 'N' in row)
-    expected = {'N': 4, 'C': conv.weight.shape[1], 'H': 16, 'W': 16, 'K': conv.weight.shape[0], 'P': 16,
+    expected = {'N': 8, 'C': conv.weight.shape[1], 'H': 16, 'W': 16, 'K': conv.weight.shape[0], 'P': 16,
                 'Q': 16, 'R': 3, 'S': 3, 'padding': '1x1', 'stride': '1x1'}
     assert {name: row[name] for name in expected} == expected
-    assert row['flop'] == 2 * 4 * row['C'] * row['K'] * 9 * 16 * 16
+    assert row['flop'] == 2 * 8 * row['C'] * row['K'] * 9 * 16 * 16
     assert 0 < row['share_of_peak'] and row['direction'] == 'fprop'
 
 

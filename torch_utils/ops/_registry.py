@@ -56,7 +56,13 @@ class Op:
         """Compute with gradients of any order."""
         if torch.compiler.is_compiling() or type(args[0]) not in _PLAIN_TENSORS:
             return self.overload(*args)
+        if not torch.is_grad_enabled() or not any(_requires_grad(arg) for arg in args):
+            return self.run(*args)
         return _EagerOp.apply(*args, self)
+
+
+def _requires_grad(arg: Any) -> bool:
+    return isinstance(arg, torch.Tensor) and arg.requires_grad
 
 
 class _EagerOp(torch.autograd.Function):

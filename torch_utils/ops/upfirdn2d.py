@@ -158,7 +158,7 @@ def _reference(
 ) -> torch.Tensor:
     if x.numel() == 0:
         return _fake(x, f, up, down, padding, flip, gain)
-    taps, layout = (f * gain).to(x.dtype), memory_format_of(x)
+    taps, layout = (f if gain == 1 else f * gain).to(x.dtype), memory_format_of(x)
     if not flip:
         taps = taps.flip(list(range(f.ndim)))
     if f.ndim == 2:

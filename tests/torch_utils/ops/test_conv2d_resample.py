@@ -46,3 +46,13 @@ def test_a_convolution_that_changes_nothing_leaves_plain_resampling(kernel, taps
     torch.testing.assert_close(larger, upfirdn2d.upsample2d(x, f))
     smaller = conv2d_resample(x, w, f, down=2, padding=kernel // 2)
     torch.testing.assert_close(smaller, upfirdn2d.downsample2d(x, f))
+
+
+def test_a_pointwise_kernel_keeps_the_layout_and_has_gradients_of_second_order():
+    x = torch.randn(2, 4, 5, 3).double().contiguous(memory_format=torch.channels_last).requires_grad_()
+    w = torch.randn(6, 4, 1, 1).double().requires_grad_()
+    y = conv2d_resample(x, w)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, F.conv2d(x, w))
+    assert torch.autograd.gradcheck(conv2d_resample, (x, w))
+    assert torch.autograd.gradgradcheck(conv2d_resample, (x, w))
