@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """train.py under torchrun, with real processes: restarts, machines, failures."""
+import contextlib
 import functools
+import io
+import multiprocessing
 import os
 import signal
 import socket
@@ -8,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import launched_train
 import pytest
 import torch
 from resume_cases import equal, final_state, write_pictures
@@ -20,9 +24,13 @@ from training.run_folder import OPTIONS_FILE, read_json
 from training.run_lock import RunLock
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
+torchrun = pytest.importorskip('torch.distributed.run')
+elastic_launch = torchrun.elastic_launch
+FORK = multiprocessing.get_context('fork')
+SCRIPT = str(ROOT / 'tests/launched_train.py')
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run']
-# 21 steps in five ticks, with a snapshot at the end of each.
-OPTIONS = ['--cfg=demo', '--batch=48', '--batch-gpu=12', '--kimg=1', '--tick=0.2', '--snap=1', '--cbase=32',
+# Eleven steps in five ticks, with a snapshot at the end of each.
+OPTIONS = ['--cfg=demo', '--batch=96', '--batch-gpu=24', '--kimg=1', '--tick=0.2', '--snap=1', '--cbase=32',
            '--cmax=4', '--device=cpu', '--metrics=none', '--workers=0', '--cache=off', '--timeout=60']
 ALONE = ['--standalone', '--nproc-per-node=2']
 ELASTIC = ['--nnodes=1:2', '--nproc-per-node=1', '--max-restarts=3', '--rdzv-backend=c10d', '--rdzv-id=test']
@@ -35,29 +43,52 @@ def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp('pictures'))
 
 
+def train_in_place(*command):
+    """What a process of the launcher does: the program of `command`, without a Python of its own."""
+    sys.argv = list(command[command.index(SCRIPT):])
+    try:
+        launched_train.main()
+    except SystemExit as left:
+        if left.code:
+            raise
+
+
+def run_torchrun(arguments, log):
+    """torchrun in a session of its own, whose processes need not import PyTorch either."""
+    os.setsid()
+    for number in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(os.dup(1), 'wb', 0), write_through=True)
+
+    def launch_forked(config, entrypoint):
+        config.start_method = 'fork'
+        return elastic_launch(config, train_in_place)
+    torchrun.elastic_launch = launch_forked
+    torchrun.main(arguments)
+
+
 class Launch:
-    """torchrun with train.py, in a session of its own, with everything it prints in a file."""
+    """torchrun with train.py and everything they print in a file."""
 
     def __init__(self, folder, pictures, launcher, *options):
         self.folder, self.log = folder, folder.with_suffix('.txt')
-        command = [*TORCHRUN, *launcher, str(ROOT / 'tests/launched_train.py'), f'--outdir={folder}',
-                   f'--data={pictures}', *OPTIONS, *options]
-        with self.log.open('a') as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)})
+        arguments = [*launcher, SCRIPT, f'--outdir={folder}', f'--data={pictures}', *OPTIONS, *options]
+        self.process = FORK.Process(target=run_torchrun, args=(arguments, self.log))
+        self.process.start()
 
     def status(self, timeout_sec=120):
-        return self.process.wait(timeout_sec)
+        self.process.join(timeout_sec)
+        return self.process.exitcode
 
     def kill(self):
         """End it if it still runs, and its processes, which are in sessions of their own."""
-        if self.process.poll() is None:
+        if self.process.is_alive():
             workers = self.workers()
             self.process.kill()
             for pid in workers:
-                os.kill(pid, signal.SIGKILL)
-            self.process.wait()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.join()
 
     def output(self):
         return self.log.read_text()
@@ -68,7 +99,7 @@ class Launch:
 
     def wait_for(self, has_come):
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.process.poll() is None:
+        while time.monotonic() < deadline and self.process.is_alive():
             if has_come():
                 return
             time.sleep(0.01)
@@ -79,9 +110,9 @@ class Launch:
 
     def workers(self):
         """Process numbers of the training processes."""
-        found = subprocess.run(['ps', '-o', 'pid=,args=', '--ppid', str(self.process.pid)],
-                               capture_output=True, text=True, check=True).stdout.splitlines()
-        return [int(line.split()[0]) for line in found if 'launched_train' in line]
+        found = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(self.process.pid)],
+                               capture_output=True, text=True, check=True).stdout
+        return [int(pid) for pid in found.split()]
 
 
 def free_port():
@@ -165,9 +196,13 @@ def test_a_machine_that_is_gone_for_good_leaves_the_other_one_training(launch, t
     assert 'Stopping at' in stays.output() and len(list(stays.folder.iterdir())) == 1
 
 
-def test_what_is_wrong_is_said_once_and_nothing_is_created(launch, tmp_path):
-    run = launch(tmp_path / 'runs', ALONE, '--gpus=3')
-    assert run.status() == 1
-    lines = [line for line in run.output().splitlines() if line.startswith('Error')]
+def test_what_is_wrong_is_said_once_and_nothing_is_created(pictures, tmp_path):
+    done = subprocess.run(
+        [*TORCHRUN, *ALONE, str(ROOT / 'train.py'), f'--outdir={tmp_path}/runs', f'--data={pictures}',
+         *OPTIONS, '--gpus=3'],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith('Error')]
     assert lines == ['Error: --gpus=3, but the launcher started 2 processes; leave --gpus out']
     assert not (tmp_path / 'runs').exists()

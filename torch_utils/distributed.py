@@ -30,6 +30,7 @@ from torch_utils.watch import GRACE_SEC, HERE, Watch
 
 TIMEOUT_SEC = 600  # a process that does not answer for so long ends the run
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # that end a program or, the last, a run
+START_METHOD = 'spawn'  # of launch(): a process that has looked for a GPU cannot be forked
 
 
 class LostContactError(Exception):
@@ -262,7 +263,7 @@ def launch(
     with tempfile.TemporaryDirectory() as folder, _usr1_as_term(), _interrupts_held_back():
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend='c10d',
-            rdzv_endpoint='localhost:0', run_id='train', max_restarts=0, start_method='spawn',
+            rdzv_endpoint='localhost:0', run_id='train', max_restarts=0, start_method=START_METHOD,
             logs_specs=DefaultLogsSpecs(log_dir=folder))
         try:
             elastic_launch(config, function)(*args)

@@ -11,6 +11,7 @@ from golden_cases import ROOT
 from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
+from torch_utils import distributed
 
 DOCS = ROOT / 'docs' / 'distributed.md'
 TABLES = re.findall(r'<!-- (model .*?) -->\n(.*?)<!-- end -->', DOCS.read_text(), re.DOTALL)
@@ -97,7 +98,9 @@ def test_numbers_of_processes_must_be_numbers(scaling):
     assert isinstance(done.exception, UserError) and '--gpus=1,two' in str(done.exception)
 
 
-def test_processes_train_together_and_count_their_sums(scaling):
+def test_processes_train_together_and_count_their_sums(scaling, monkeypatch):
+    # Started afresh, each process would import PyTorch for seconds.
+    monkeypatch.setattr(distributed, 'START_METHOD', 'fork')
     config = scaling.config_of('demo', 8, batch=4, gpus=2, cbase=32, cmax=4)
     result = scaling.Variant('2 together', 2, config).run(1)
     # Of 16 iterations: Gmain, Dmain and the means in each, Dreg in one, and p every fourth.

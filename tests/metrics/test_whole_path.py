@@ -68,6 +68,8 @@ def test_two_processes_find_what_one_finds_and_so_does_the_next_time(options, tm
     assert first['fid_small'] > 0 and first['ppl_w'] > 0 and first['ppl_z'] > 0
     assert all_results(options) == first, 'from cached features'
     monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'empty'))
+    # Started afresh, each process would import PyTorch for seconds.
+    monkeypatch.setattr(distributed, 'START_METHOD', 'fork')
     distributed.launch(measure, (str(tmp_path), str(tmp_path / 'data'), options['detector_dir']), 2)
     both = json.loads((tmp_path / 'results.json').read_text())
     assert both == pytest.approx(first, rel=1e-6)

@@ -43,6 +43,12 @@ def fail(how):
 
 
 @pytest.fixture
+def forked(monkeypatch):
+    """Processes that need not import PyTorch; those of the other tests start as they do for users."""
+    monkeypatch.setattr(distributed, 'START_METHOD', 'fork')
+
+
+@pytest.fixture
 def heeds_ctrl_c():
     """What runs in the background of a shell is born deaf to it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -74,7 +80,7 @@ def test_a_user_error_of_a_process_is_the_error_of_the_launch(tmp_path):
     ('bug', 1, ['Process 1', "KeyError: 'lost'"]), ('killed', 1, ['Error: process 1 was killed by SIGKILL']),
     ('status', 75, []),
 ])
-def test_a_failing_process_ends_the_launch_and_says_why(how, status, words, capfd):
+def test_a_failing_process_ends_the_launch_and_says_why(how, status, words, capfd, forked):
     with pytest.raises(SystemExit) as caught:
         distributed.launch(fail, (how,), 2)
     assert caught.value.code == status
@@ -113,7 +119,7 @@ def hang():
 
 
 @needs_processes
-def test_a_process_that_hangs_ends_the_launch_in_time_with_its_name_and_phase(capfd):
+def test_a_process_that_hangs_ends_the_launch_in_time_with_its_name_and_phase(capfd, forked):
     start = time.monotonic()
     with pytest.raises(SystemExit) as caught:
         distributed.launch(hang, (), 2)
@@ -135,6 +141,6 @@ def agree():
 
 
 @needs_processes
-def test_three_processes_find_out_which_of_them_is_different():
+def test_three_processes_find_out_which_of_them_is_different(forked):
     with pytest.raises(UserError, match='process 2 has another w than the others'):
         distributed.launch(agree, (), 3)

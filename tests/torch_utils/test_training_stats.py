@@ -182,7 +182,7 @@ def _run_rank(rank, folder):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
 def test_updates_sum_over_processes(tmp_path):
-    mp.start_processes(_run_rank, args=(str(tmp_path),), nprocs=2, start_method='spawn')
+    mp.start_processes(_run_rank, args=(str(tmp_path),), nprocs=2, start_method='fork')
     for rank in range(2):
         result = torch.load(tmp_path / f'{rank}.pt')
         assert (result['rank'], result['size']) == (rank, 2)

@@ -14,6 +14,12 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason='to
 ROUND = 2  # pictures
 
 
+@pytest.fixture(autouse=True)
+def forked(monkeypatch):
+    # Started afresh, each process would import PyTorch for seconds.
+    monkeypatch.setattr(distributed, 'START_METHOD', 'fork')
+
+
 def gradients(num_rounds, rank=0):
     """Flat gradients by phase for rounds rank * num_rounds ..., without randomness in the networks."""
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ from training.manifest import read_manifest
 from training.run_state_file import read_state
 
 KILLS = 4
-KILLS_OF_TWO = 2  # each start of two processes takes seconds
+KILLS_OF_TWO = 2
 
 
 @pytest.fixture(scope='module')
@@ -67,10 +67,9 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(pictures, who
     assert_same_run(tmp_path / 'run', whole)
 
 
-@pytest.mark.slow
 def test_two_processes_killed_together_end_like_two_that_were_not(pictures, tmp_path):
     folders = tmp_path / 'whole', tmp_path / 'killed'
-    first, second = (configure(pictures, f, batch=8, gpus=2) for f in folders)
+    first, second = (configure(pictures, f, gpus=2, steps=20, steps_per_tick=4) for f in folders)
     assert finish(start(first)) == 0, output(first)
     rng = random.Random(2)
     for _ in range(KILLS_OF_TWO):

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from resume_cases import leave_out_pictures
 from small_networks import last_snapshot
 
 from dnnlib.util import UserError
@@ -26,6 +27,12 @@ def pictures(tmp_path_factory):
         labels.append([f'{i:02d}.png', i % 3])
     (folder / 'dataset.json').write_text(json.dumps({'labels': labels}))
     return folder
+
+
+@pytest.fixture
+def no_sheets(monkeypatch):
+    """For runs whose networks or words count, not their pictures and curves."""
+    leave_out_pictures(monkeypatch.setattr)
 
 
 def configure(pictures, run_dir, total_kimg=0.04, **flags):
@@ -73,18 +80,18 @@ def test_a_run_writes_the_published_files(pictures, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('flags', [{}, {'cond': True, 'aug': 'fixed', 'p': 0.5}, {'batch_gpu': 2}])
-def test_two_runs_of_one_configuration_are_the_same_to_the_bit(pictures, tmp_path, flags):
+def test_two_runs_of_one_configuration_are_the_same_to_the_bit(pictures, tmp_path, flags, no_sheets):
     first, second = (snapshot_of(configure(pictures, tmp_path / name, **flags)) for name in 'ab')
     assert first.keys() == second.keys()
     assert all(torch.equal(v, second[k]) for k, v in first.items())
 
 
-def test_another_seed_is_another_run(pictures, tmp_path):
+def test_another_seed_is_another_run(pictures, tmp_path, no_sheets):
     first, second = (snapshot_of(configure(pictures, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert any(not torch.equal(v, second[k]) for k, v in first.items())
 
 
-def test_reading_through_workers_or_out_of_memory_makes_no_difference(pictures, tmp_path):
+def test_reading_through_workers_or_out_of_memory_makes_no_difference(pictures, tmp_path, no_sheets):
     results = []
     ways = {'ram': {'cache': 'ram'}, 'files': {'cache': 'off'}, 'worker': {'cache': 'off', 'workers': 1}}
     for name, flags in ways.items():
@@ -93,13 +100,13 @@ def test_reading_through_workers_or_out_of_memory_makes_no_difference(pictures, 
         assert all(torch.equal(v, other[k]) for k, v in results[0].items())
 
 
-def test_labels_reach_both_networks(pictures, tmp_path):
+def test_labels_reach_both_networks(pictures, tmp_path, no_sheets):
     run(configure(pictures, tmp_path / 'run', 0.004, cond=True))
     snapshot = load_network(str(tmp_path / 'run' / 'network-snapshot-000000.pkl'))
     assert snapshot.G.c_dim == snapshot.D.c_dim == 3
 
 
-def test_transfer_takes_what_fits_and_says_how_much(pictures, tmp_path, capsys):
+def test_transfer_takes_what_fits_and_says_how_much(pictures, tmp_path, capsys, no_sheets):
     run(configure(pictures, tmp_path / 'first', 0.008))
     source = str(tmp_path / 'first' / 'network-snapshot-000000.pkl')
     capsys.readouterr()
@@ -113,13 +120,13 @@ def test_transfer_takes_what_fits_and_says_how_much(pictures, tmp_path, capsys):
     assert f'G: {total} of {total} tensors' in capsys.readouterr().out
 
 
-def test_a_failing_metric_is_named_once_and_training_goes_on(pictures, tmp_path, capsys):
+def test_a_failing_metric_is_named_once_and_training_goes_on(pictures, tmp_path, capsys, no_sheets):
     run(configure(pictures, tmp_path / 'run', metrics='fid50k_full', snap='1'))
     output = capsys.readouterr().out
     assert output.count('Metric fid50k_full is left out') == 1 and 'tick 3' in output
 
 
-def test_a_picture_that_cannot_be_read_ends_the_run_with_its_name(pictures, tmp_path):
+def test_a_picture_that_cannot_be_read_ends_the_run_with_its_name(pictures, tmp_path, no_sheets):
     config = configure(pictures, tmp_path / 'run')
     broken = tmp_path / 'broken'
     broken.mkdir()
@@ -140,12 +147,12 @@ def test_cuda_is_refused_where_there_is_none(pictures, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize('flags', [
     {}, {'precision': 'fp16'}, {'precision': 'bf16', 'nhwc': True}, {'cond': True}])
-def test_a_run_on_a_gpu_writes_finite_networks(pictures, tmp_path, flags):
+def test_a_run_on_a_gpu_writes_finite_networks(pictures, tmp_path, flags, no_sheets):
     folder = run(configure(pictures, tmp_path / 'run', device='cuda', **flags))
     assert all(v.isfinite().all() for v in tensors(last_snapshot(folder)).values())
 
 
-def test_snapshots_within_a_thousand_pictures_keep_apart(pictures, tmp_path):
+def test_snapshots_within_a_thousand_pictures_keep_apart(pictures, tmp_path, no_sheets):
     run(configure(pictures, tmp_path / 'run', snap='1'))
     for kind in ('fakes', 'network-snapshot-'):
         names = sorted(path.name for path in (tmp_path / 'run').glob(f'{kind}0*'))

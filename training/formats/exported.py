@@ -77,7 +77,9 @@ def write_torch_export(path: str | os.PathLike, pictures: Pictures) -> float:
 
     It opens with torch.export.load() where this project is not installed. Raises UserError as write_onnx().
     """
-    program = _program(pictures)
+    with torch.no_grad(), _quiet():
+        # To the functional form: no operator that changes its input.
+        program = _program(pictures).run_decompositions({})
     with replace_file(path) as temporary, _quiet():
         # Into memory first: torch judges the file by its suffix, and older releases by its name.
         content = io.BytesIO()
@@ -103,10 +105,8 @@ def _program(pictures: Pictures) -> torch.export.ExportedProgram:
                         f'{type(pictures.G).__name__}')
     inputs, batch = pictures.examples(2), torch.export.Dim('batch')
     with _plain_operators(), _quiet():
-        program = torch.export.export(
+        return torch.export.export(
             pictures.eval(), tuple(inputs.values()), dynamic_shapes=_per_argument(inputs, batch))
-        # To the functional form: no operator that changes its input.
-        return program.run_decompositions({})
 
 
 def _per_argument(inputs: dict[str, Any], batch: Any) -> dict[str, Any]:
