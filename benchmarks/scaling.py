@@ -4,8 +4,11 @@
 python benchmarks/scaling.py model --cfg=stylegan2 --resolution=1024     # the tables of docs/distributed.md
 python benchmarks/scaling.py measure --gpus=1,2                          # processes of one CPU thread each
 """
+import contextlib
+import itertools
 import json
 import math
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -29,6 +32,9 @@ MS, MIB, GB = 1e-3, 2 ** 20, 1e9
 STEP_MS = '50,100,200'  # assumed where nothing was measured
 GPUS = (8, 64, 512)
 PER_MACHINE = 8
+POLL_SEC = 0.005  # between looks at whose turn it is
+END = 'end'
+END_SEC = 20  # for processes to leave
 GOAL = 1.7  # times the throughput of one process, for two
 
 
@@ -169,20 +175,36 @@ class Timed:
         return result
 
 
-def train_cycles(config, cycles, path):
-    """As one of several processes of one thread: train, and let the first write what it took.
+def take_turns(name, config, folder):
+    """As one of several processes of one thread: train a cycle at each turn of the variant `name`, until the
+    word is END; the first process writes what each took.
 
     With config.num_gpus = 1 they know nothing of each other.
     """
     device = distributed.join('cpu') if config.num_gpus > 1 else torch.device('cpu')
     torch.set_num_threads(1)
     trainer = Trainer(config, device, plain=False)
-    trainer.cycle()  # warms up
-    with Timed() as sums:
-        seconds = [trainer.cycle() for _ in range(cycles)]
-    if os.environ.get('RANK', '0') == '0':
-        Path(path).write_text(json.dumps({'seconds': seconds, 'in_sums': sums.seconds, 'sums': sums.calls}))
+    for turn in itertools.count():
+        word = Path(folder, f'{name} {turn}')
+        while not word.exists():
+            time.sleep(POLL_SEC)
+        if word.read_text() == END:
+            break
+        if config.num_gpus > 1:
+            distributed.all_reduce_sum(torch.zeros([1]))  # all start together
+        with Timed() as sums:
+            seconds = trainer.cycle()
+        if os.environ.get('RANK', '0') == '0':
+            result = {'seconds': seconds, 'in_sums': sums.seconds, 'sums': sums.calls}
+            write_whole(Path(folder, f'{name} {turn}.json'), json.dumps(result))
     distributed.leave()
+
+
+def write_whole(path, text):
+    """A file that is seen complete or not at all."""
+    temporary = path.with_suffix('.new')
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -193,12 +215,50 @@ class Variant:
     processes: int
     config: object
 
-    def run(self, cycles):
-        """What the first process has written, from a start of its own."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, 'result.json')
-            distributed.launch(train_cycles, (self.config, cycles, str(path)), self.processes)
-            return json.loads(path.read_text())
+
+class Crew:
+    """The processes of a variant; they wait, idle, for their turns."""
+
+    def __init__(self, variant, folder):
+        self._name, self._folder, self._turn = variant.name, folder, 0
+        context = multiprocessing.get_context(distributed.START_METHOD)
+        self._process = context.Process(
+            target=distributed.launch, args=(take_turns, (variant.name, variant.config, folder),
+                                             variant.processes))
+        self._process.start()
+
+    def run(self):
+        """Let them train a cycle; returns what the first of them has written."""
+        path = Path(self._folder, f'{self._name} {self._turn}.json')
+        self._say('go')
+        while not path.exists():
+            if not self._process.is_alive():
+                raise UserError(f'the processes of "{self._name}" have ended; see above')
+            time.sleep(POLL_SEC)
+        return json.loads(path.read_text())
+
+    def end(self):
+        """Send them home."""
+        self._say(END)
+        self._process.join(END_SEC)
+        self._process.terminate()
+        self._process.join()
+
+    def _say(self, word):
+        write_whole(Path(self._folder, f'{self._name} {self._turn}'), word)
+        self._turn += word != END
+
+
+@contextlib.contextmanager
+def crews_of(variants):
+    """A crew for each, sent home at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        crews = [Crew(variant, folder) for variant in variants]
+        try:
+            yield crews
+        finally:
+            for crew in crews:
+                crew.end()
 
 
 def variants_of(gpus, unconnected, cfg, resolution, batch, **flags):
@@ -213,26 +273,30 @@ def variants_of(gpus, unconnected, cfg, resolution, batch, **flags):
     return found
 
 
-def strong_scaling(variants, turns, cycles):
-    """A row for each variant. They take turns; `speedup` is the median ratio to the first in the same
-    turn.
+def strong_scaling(variants, turns):
+    """A row for each variant. They take turns, a cycle each, so that the machine's moods strike all alike."""
+    with crews_of(variants) as crews:
+        rounds = [[crew.run() for crew in crews] for _ in range(turns + 1)]
+    return rows_of(variants, rounds[1:])  # the first one warms up
+
+
+def rows_of(variants, rounds):
+    """Lines of the table; `speedup` is the median ratio to the first variant in the same round.
+
+    rounds: each a result of every variant.
     """
-    results = {v.name: [] for v in variants}
-    for _ in range(turns):
-        for variant in variants:
-            results[variant.name].append(variant.run(cycles))
-    seconds = {name: [statistics.median(r['seconds']) for r in runs] for name, runs in results.items()}
-    first, rows = seconds[variants[0].name], []
-    for v in variants:
+    rows = []
+    for v, results in zip(variants, zip(*rounds, strict=True), strict=True):
         pictures = CYCLE * v.config.batch_size * v.processes // v.config.num_gpus
-        runs = results[v.name]
-        speedup = statistics.median(a / b for a, b in zip(first, seconds[v.name], strict=True))
+        seconds = [result['seconds'] for result in results]
+        speedup = statistics.median(
+            first['seconds'] / own for (first, *_), own in zip(rounds, seconds, strict=True))
         rows.append({
             'processes': v.name, 'batch': pictures // CYCLE,
-            'img_per_sec': pictures / statistics.median(seconds[v.name]), 'speedup': speedup,
+            'img_per_sec': pictures / statistics.median(seconds), 'speedup': speedup,
             'efficiency': speedup / v.processes,
-            'sums_percent': 100 * sum(r['in_sums'] for r in runs) / sum(sum(r['seconds']) for r in runs),
-            'sums_per_step': sum(r['sums'] for r in runs) / (turns * cycles * CYCLE)})
+            'sums_percent': 100 * sum(r['in_sums'] for r in results) / sum(seconds),
+            'sums_per_step': sum(r['sums'] for r in results) / (len(rounds) * CYCLE)})
     return rows
 
 
@@ -262,22 +326,22 @@ def model(cfg, resolution, step_ms, measured, inside):
 @click.option('--gpus', default='1,2', show_default=True, metavar='N,...', help='Processes; the first is 1.')
 @click.option('--cfg', default='demo', show_default=True, help='Preset of train.py.')
 @click.option('--resolution', default=16, show_default=True, help='Side of the pictures.')
-@click.option('--batch', default=32, show_default=True, help='Pictures a step, over all processes.')
-@click.option('--cbase', default=2048, show_default=True, help='Channel base, as in train.py.')
-@click.option('--cmax', default=128, show_default=True, help='Channel maximum, as in train.py.')
-@click.option('--turns', default=3, show_default=True, help='Starts of each variant.')
-@click.option('--cycles', default=1, show_default=True, help=f'Measured cycles of {CYCLE} steps a start.')
+@click.option('--batch', default=64, show_default=True, help='Pictures a step, over all processes.')
+@click.option('--cbase', default=1024, show_default=True, help='Channel base, as in train.py.')
+@click.option('--cmax', default=64, show_default=True, help='Channel maximum, as in train.py.')
+@click.option('--turns', default=8, show_default=True,
+              help=f'Measured turns of each variant, {CYCLE} steps each, after one to warm up.')
 @click.option('--unconnected', is_flag=True,
               help='Also processes that train each for itself: what the machine, not the sums, costs.')
 @click.option('--check', is_flag=True, help=f'Leave with 1 if the last variant together is below {GOAL}.')
 @click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')
-def measure(gpus, turns, cycles, json_path, unconnected, check, **flags):
+def measure(gpus, turns, json_path, unconnected, check, **flags):
     """Train on the CPU with processes of one thread, the same batch in all (strong scaling)."""
     try:
         counts = [int(part) for part in gpus.split(',')]
     except ValueError as error:
         raise UserError(f'--gpus={gpus} must be whole numbers, separated by commas') from error
-    rows = strong_scaling(variants_of(counts, unconnected, **flags), turns, cycles)
+    rows = strong_scaling(variants_of(counts, unconnected, **flags), turns)
     rows = [{**{name: flags[name] for name in ('cfg', 'resolution')}, **row} for row in rows]
     common.write_json(json_path, 'cpu', rows)
     common.print_table(rows)

@@ -79,14 +79,13 @@ def test_the_step_can_be_a_measured_one(scaling, tmp_path):
     assert done.exit_code == 0 and done.output.count('| 400 ms |') == len(scaling.BETWEEN)
 
 
-def test_variants_share_the_batch_and_rows_compare_them_within_a_turn(scaling, monkeypatch):
+def test_variants_share_the_batch_and_rows_compare_them_within_a_round(scaling):
     variants = scaling.variants_of([1, 2], True, 'demo', 32, 16)
     assert [(v.name, v.processes, v.config.num_gpus, v.config.batch_size) for v in variants] == [
         ('1', 1, 1, 16), ('2 together', 2, 2, 16), ('2 unconnected', 2, 1, 8)]
-    seconds = iter([4.0, 2.0, 2.5, 8.0, 5.0, 4.0])
-    monkeypatch.setattr(scaling.Variant, 'run', lambda self, cycles: {
-        'seconds': [next(seconds)], 'in_sums': 0.5, 'sums': 16})
-    rows = {row['processes']: row for row in scaling.strong_scaling(variants, 2, 1)}
+    rounds = [[{'seconds': seconds, 'in_sums': 0.5, 'sums': 16} for seconds in each]
+              for each in ((4.0, 2.0, 2.5), (8.0, 5.0, 4.0))]
+    rows = {row['processes']: row for row in scaling.rows_of(variants, rounds)}
     assert rows['2 together']['speedup'] == pytest.approx((2 + 1.6) / 2)
     assert rows['2 unconnected']['img_per_sec'] == pytest.approx(16 * 16 / 3.25)
     assert rows['2 together']['sums_percent'] == pytest.approx(100 / 7)
@@ -102,7 +101,17 @@ def test_processes_train_together_and_count_their_sums(scaling, monkeypatch):
     # Started afresh, each process would import PyTorch for seconds.
     monkeypatch.setattr(distributed, 'START_METHOD', 'fork')
     config = scaling.config_of('demo', 8, batch=4, gpus=2, cbase=32, cmax=4)
-    result = scaling.Variant('2 together', 2, config).run(1)
-    # Of 16 iterations: Gmain, Dmain and the means in each, Dreg in one, and p every fourth.
-    assert result['sums'] == 3 * 16 + 1 + 4 and len(result['seconds']) == 1
-    assert 0 < result['in_sums'] < sum(result['seconds'])
+    with scaling.crews_of([scaling.Variant('2 together', 2, config)]) as (crew,):
+        for result in (crew.run(), crew.run()):
+            # Of 16 iterations: Gmain, Dmain and the means in each, Dreg in one, and p every fourth.
+            assert result['sums'] == 3 * 16 + 1 + 4 and 0 < result['in_sums'] < result['seconds']
+
+
+def test_processes_that_end_before_their_turn_are_missed(scaling, monkeypatch, capfd):
+    monkeypatch.setattr(distributed, 'START_METHOD', 'fork')
+    config = scaling.config_of('demo', 8, batch=4, cbase=32, cmax=4)
+    monkeypatch.setattr(scaling, 'Trainer', None)
+    with scaling.crews_of([scaling.Variant('1', 1, config)]) as (crew,), \
+            pytest.raises(UserError, match='the processes of "1" have ended'):
+        crew.run()
+    assert 'TypeError' in capfd.readouterr().err
