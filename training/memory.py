@@ -109,7 +109,7 @@ def _unchanged(state: TrainingState, phases: Sequence[Phase]) -> Iterator[None]:
                 _put_back(opt, values)
         for phase in phases:
             phase.gradients.is_local = False
-            phase.module.requires_grad_(requires_grad=False)
+            phase.gradients.require(wanted=False)
 
 
 def _tensors_of(module: torch.nn.Module) -> list[torch.Tensor]:

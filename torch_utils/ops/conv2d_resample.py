@@ -68,9 +68,9 @@ def _convolve(
 ) -> torch.Tensor:
     """Strided convolution with any padding, negative (crop) included."""
     x0, x1, y0, y1 = padding
-    if x.device.type == 'cpu' and w.shape[2:].numel() == stride == groups == 1 and not any(padding) \
-            and x.is_contiguous(memory_format=torch.channels_last):
-        # The product of matrices that it is: less to set up for each call than a convolution.
+    is_product = w.shape[2:].numel() == stride == groups == 1 and not any(padding)
+    if is_product and x.device.type == 'cpu' and x.is_contiguous(memory_format=torch.channels_last):
+        # As a product of matrices, which is less to set up for each call than a convolution.
         return F.linear(x.permute(0, 2, 3, 1), w.flatten(1)).permute(0, 3, 1, 2)
     symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
     if not symmetric:
