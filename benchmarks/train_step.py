@@ -14,6 +14,7 @@ from baseline import plain_adam, straightforward
 
 from dnnlib.cli import run_command
 from torch_utils import custom_ops, distributed, training_stats
+from torch_utils.host_memory import keep_freed_memory
 from training import state as state_module
 from training.compiled import compile_networks
 from training.config import DatasetInfo, resolve
@@ -30,6 +31,8 @@ class Trainer:
 
     def __init__(self, config, device, plain):
         self.config, self.device = config.for_device(device.type), device
+        if device.type == 'cpu':
+            keep_freed_memory()  # as train.py does
         store = training_stats.Store()
         with _optimizer(plain):
             self.state = build_state(

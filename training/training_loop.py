@@ -16,6 +16,7 @@ from metrics.metric_utils import all_processes
 from metrics.training_metrics import TrainingMetrics
 from torch_utils import custom_ops, distributed, misc, watch
 from torch_utils.agreement import check_agreement
+from torch_utils.host_memory import keep_freed_memory
 from torch_utils.training_stats import Store
 from training.background import Snapshot, SnapshotWriter
 from training.batches import Batches, draw_labels
@@ -63,6 +64,8 @@ def train(config: TrainConfig, wish: Continuation | None = None) -> None:
     device = pick_device(config.device)
     custom_ops.set_mode(config.ops)
     with distributed.Group(device, config.num_gpus, config.timeout_sec, ADVICE) as group:
+        if group.device.type == 'cpu':
+            keep_freed_memory()
         is_first = distributed.rank() == 0
         # Locked before anything of the folder is changed.
         with RunLock(config.run_dir) if is_first else contextlib.nullcontext() as lock:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that is used again costs no page faults."""
+import os
+import resource
+
+import pytest
+import torch
+
+from torch_utils.host_memory import keep_freed_memory
+
+BYTES = 2 ** 26  # more than glibc ever keeps by itself
+TIMES = 4
+SKIPPED = 77
+
+
+def faults():
+    """Of the system, while a large tensor is made and dropped again and again."""
+    torch.zeros(BYTES // 4).add_(1)  # the first time has to fetch the memory
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(TIMES):
+        torch.zeros(BYTES // 4).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def compare():
+    """Status of a process that does so without and with what it freed."""
+    each_page = TIMES * BYTES // os.sysconf('SC_PAGE_SIZE')
+    if faults() < each_page or not keep_freed_memory():
+        return SKIPPED
+    return 0 if faults() < each_page / 100 else 1
+
+
+def test_freed_memory_is_used_again_without_a_page_fault():
+    # In a process of its own, for it cannot be undone.
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            torch.set_num_threads(1)
+            status = compare()
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == SKIPPED:
+        pytest.skip('a system with large pages, or a C library without mallopt')
+    assert status == 0
