@@ -325,11 +325,11 @@ def model(cfg, resolution, step_ms, measured, inside):
 @main.command()
 @click.option('--gpus', default='1,2', show_default=True, metavar='N,...', help='Processes; the first is 1.')
 @click.option('--cfg', default='demo', show_default=True, help='Preset of train.py.')
-@click.option('--resolution', default=16, show_default=True, help='Side of the pictures.')
+@click.option('--resolution', default=32, show_default=True, help='Side of the pictures.')
 @click.option('--batch', default=64, show_default=True, help='Pictures a step, over all processes.')
-@click.option('--cbase', default=1024, show_default=True, help='Channel base, as in train.py.')
+@click.option('--cbase', default=2048, show_default=True, help='Channel base, as in train.py.')
 @click.option('--cmax', default=64, show_default=True, help='Channel maximum, as in train.py.')
-@click.option('--turns', default=8, show_default=True,
+@click.option('--turns', default=4, show_default=True,
               help=f'Measured turns of each variant, {CYCLE} steps each, after one to warm up.')
 @click.option('--unconnected', is_flag=True,
               help='Also processes that train each for itself: what the machine, not the sums, costs.')
