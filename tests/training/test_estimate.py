@@ -147,7 +147,7 @@ def test_a_device_is_measured_in_sensible_units():
 def test_the_lines_tell_memory_speed_and_duration():
     memory, speed = describe(small_config(), 0, 3)
     assert re.search(r'memory: +about 0\.\d GB of \d+\.\d GB$', memory)
-    assert re.search(r'speed: +about [\d.]+ s/kimg \([\d.e-]+ TFLOP/kimg\), \w.* for 19 kimg$', speed)
+    assert re.search(r'speed: +about [\d.]+ s/kimg \([\d.e-]+ TFLOP/kimg\), \w.* for 32 kimg$', speed)
 
 
 def test_several_devices_are_said_to_need_memory_each():

@@ -14,7 +14,7 @@ from training.run_state_file import make_payload, write_state
 
 def config(**flags):
     """With everything that has a memory: ADA, style mixing, path lengths, gradient accumulation."""
-    plain = small_config(batch_gpu=2, **flags)
+    plain = small_config(batch_gpu=2, gamma=0.1, dlr=0.006, **flags)
     loss = dataclasses.replace(plain.loss, pl_weight=2, style_mixing_prob=0.9)
     return dataclasses.replace(plain, loss=loss, ada_kimg=0.5)
 
