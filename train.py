@@ -155,7 +155,7 @@ def plan_training(
         click.echo(preview.summarise_needs(config, dataset))
     if label_text is not None:
         click.echo(f'\n{label_text}\n')
-    for note in cfg.notes(flags, dataset, config) if state is None else ():
+    for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *preview.notes(config)]:
         click.echo(f'Note: {note}')
     if state is not None:
         click.echo(f'Note: Going on from {state}: the same run, with everything that it had learnt.')

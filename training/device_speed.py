@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from training.work import Kind, Work
 
 PROBE_SEC, MIN_CALLS = 0.03, 3  # of each measurement
+ENOUGH_SEC = 1.0  # then fewer calls will do: some datatypes are very slow on some processors
 PROBE_FLOP = {'cpu': 4e8, 'cuda': 1e11}
 PROBE_NUMEL = {'cpu': 2 ** 20, 'cuda': 2 ** 26}  # about an activation of a small and of a large network
 PROBE_SIDES = (64, 32, 16)  # pixels, the first that is affordable; more are no faster
@@ -57,6 +58,14 @@ def measure_speed(
         return Speed(flop_per_sec, _movement(device), _call(device))
 
 
+def relative_speed(dtype: torch.dtype, width: int, device: torch.device, batch: int) -> float:
+    """How many times as fast as in float32 the device convolves `width` feature maps in another datatype.
+
+    batch: pictures at a time.  Takes some tenths of a second.
+    """
+    return _arithmetic((dtype, width), device, batch) / _arithmetic((torch.float32, width), device, batch)
+
+
 def _arithmetic(kind: Kind, device: torch.device, batch: int) -> float:
     """Floating-point operations per second of a 3x3 convolution and its gradients, or of a matrix product."""
     dtype, width = kind
@@ -99,7 +108,7 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
     """Time of a call, after one to warm up: the shortest, since all disturbances make it longer."""
     step()
     times: list[float] = []
-    while sum(times) < PROBE_SEC or len(times) < MIN_CALLS:
+    while sum(times) < PROBE_SEC or (len(times) < MIN_CALLS and sum(times) < ENOUGH_SEC):
         _wait(device)
         start = time.perf_counter()
         step()

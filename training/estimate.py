@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from dnnlib.util import format_time
+from torch_utils.resolution import levels_of
 from training import augment
 from training.config import TrainConfig
-from training.device_speed import measure_speed
+from training.device_speed import measure_speed, relative_speed
 from training.loss import MicroBatch
 from training.memory import smaller_batches
 from training.phases import Phase, PhaseSource
@@ -27,6 +28,8 @@ PROCESS_BYTES = {'cpu': 0.4 * GB, 'cuda': 1.0 * GB}
 SLACK = 1.1  # allocators round up and keep holes
 ADAM_ACCESSES, EMA_ACCESSES = 7, 3  # of each parameter: itself, gradient and moments; itself and its average
 AUGMENT_SIDE = 128  # pixels of the picture that the augmentation is counted on, at most
+HALF_DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # by --precision
+SLOW_HALF = 0.9  # of the speed of float32: 16 bits that are slower than this are worth a word
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,23 @@ def local_device(config: TrainConfig) -> torch.device | None:
     if config.device == 'cuda' and not has_gpu:
         return None
     return torch.device('cuda' if has_gpu and config.device != 'cpu' else 'cpu')
+
+
+def slow_precision(config: TrainConfig) -> str | None:
+    """A sentence, if the 16 bits of --precision are slower than float32 on the CPU that will train.
+
+    That a processor has instructions for them does not say that these are fast, so it is measured.
+    """
+    device = local_device(config)
+    if device is None or device.type != 'cpu' or config.precision not in HALF_DTYPES:
+        return None
+    level = levels_of(config.data.resolution)[1][-1]
+    width = min(config.G.channel_base // level, config.G.channel_max)
+    speed = relative_speed(HALF_DTYPES[config.precision], width, device, config.batch_gpu)
+    if speed > SLOW_HALF:
+        return None
+    return (f'--precision={config.precision}: this CPU convolves in 16 bits at {speed:.2g} times its speed '
+            'in float32; --precision=fp32 trains faster.')
 
 
 def _memory_line(config: TrainConfig, result: Estimate, available: float | None) -> str:

@@ -9,7 +9,7 @@ from dnnlib.util import UserError
 from training.config import DatasetInfo, TrainConfig
 from training.dataset import ImageFolderDataset, find_dataset
 from training.dataset_labels import LabelError
-from training.estimate import describe
+from training.estimate import describe, slow_precision
 from training.label_report import describe_labels, ignored_labels_notice
 from training.systems import make_networks
 
@@ -61,3 +61,9 @@ def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
     counts = [f'{name + ":":<20}{sum(p.numel() for p in network.parameters()):,} parameters'
               for name, network in zip(('Generator', 'Discriminator'), networks, strict=True)]
     return '\n'.join([*counts, *describe(config, label_dim, dataset.channels)])
+
+
+def notes(config: TrainConfig) -> list[str]:
+    """Sentences on what this machine does not do well."""
+    note = slow_precision(config)
+    return [] if note is None else [note]

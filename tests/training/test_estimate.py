@@ -8,10 +8,19 @@ import torch
 import torch.nn.functional as F
 from small_run import CPU, SmallRun, small_config
 
+from training import device_speed
 from training import estimate as estimate_module
 from training.config import DatasetInfo, resolve
 from training.device_speed import OVERHEAD, Speed, measure_speed
-from training.estimate import GB, Rehearsal, describe, device_memory, estimate, local_device
+from training.estimate import (
+    GB,
+    Rehearsal,
+    describe,
+    device_memory,
+    estimate,
+    local_device,
+    slow_precision,
+)
 from training.work import Counter, Work
 
 F32 = torch.float32
@@ -148,6 +157,45 @@ def test_the_lines_tell_memory_speed_and_duration():
     memory, speed = describe(small_config(), 0, 3)
     assert re.search(r'memory: +about 0\.\d GB of \d+\.\d GB$', memory)
     assert re.search(r'speed: +about [\d.]+ s/kimg \([\d.e-]+ TFLOP/kimg\), \w.* for 32 kimg$', speed)
+
+
+@pytest.mark.parametrize(('precision', 'half_speed', 'said'), [
+    ('bf16', 0.5, '--precision=bf16: this CPU convolves in 16 bits at 0.5 times'), ('bf16', 2.0, None),
+    ('fp16', 0.01, '--precision=fp16: this CPU convolves in 16 bits at 0.01 times'), ('fp32', 0.5, None),
+    ('auto', 0.5, None)])
+def test_16_bits_that_are_slower_than_32_on_a_cpu_are_worth_a_word(monkeypatch, precision, half_speed, said):
+    asked = []
+
+    def arithmetic(kind, device, batch):
+        asked.append((kind, device, batch))
+        return 1e9 * (1.0 if kind[0] == F32 else half_speed)
+
+    monkeypatch.setattr(device_speed, '_arithmetic', arithmetic)
+    note = slow_precision(preset('auto', 32, precision=precision, device='cpu', cbase=2048, batch=8))
+    assert note is None if said is None else note.startswith(said) and note.endswith('trains faster.')
+    assert all(entry[0][1] == 64 and entry[1:] == (CPU, 8) for entry in asked)
+    assert bool(asked) == (precision in ('bf16', 'fp16'))
+
+
+def test_16_bits_on_a_gpu_are_not_doubted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(device_speed, '_arithmetic', lambda *_: pytest.fail('measured'))
+    assert slow_precision(preset('auto', 32, precision='bf16')) is None
+
+
+def test_datatypes_are_compared_by_real_convolutions():
+    assert 1e-4 < device_speed.relative_speed(torch.bfloat16, 8, CPU, 4) < 1e2
+
+
+def test_a_very_slow_operation_is_not_repeated(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(device_speed.time, 'perf_counter', lambda: now[0])
+
+    def step():
+        calls.append(now[0])
+        now[0] += 2.0
+
+    assert device_speed._seconds(step, CPU) == 2.0 and len(calls) == 2
 
 
 def test_several_devices_are_said_to_need_memory_each():

@@ -102,7 +102,8 @@ def _grad_reference(
         dx = torch.ops.aten.leaky_relu_backward(dy, saved, slope, from_output).mul_(gain)
     if clamp >= 0:
         y = saved if from_output else activation_funcs[act].func(saved, alpha) * gain
-        dx.masked_fill_(y.abs() >= clamp, 0)
+        limit = torch.tensor(clamp, dtype=y.dtype).item()  # as y was clamped
+        dx = torch.ops.aten.hardtanh_backward(dx, y, -limit, limit)
     # As the activation was laid out: what is sent back may be a number spread over a picture.
     return laid_out_as(dx, saved, dy)
 

@@ -37,6 +37,19 @@ def test_a_piecewise_linear_activation_keeps_only_its_output_for_the_backward_pa
     assert [t.data_ptr() for t in saved] == [y.data_ptr()]
 
 
+@pytest.mark.parametrize('act', ['linear', 'relu', 'lrelu', 'swish'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+def test_a_clamped_value_passes_no_gradient_even_if_the_datatype_rounds_the_clamp(dtype, act, device):
+    clamp = 256 * math.sqrt(0.5)  # 181.02, in bfloat16 181
+    x = torch.tensor([-1e4, -3.0, 3.0, 1e4] * 16, dtype=dtype, device=device, requires_grad=True)
+    y = bias_act.bias_act(x, act=act, clamp=clamp)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    is_clamped = y.detach().abs() == torch.tensor(clamp, dtype=dtype)
+    assert int(is_clamped.sum()) == (32 if act in ('linear', 'lrelu') else 16)
+    unclamped = torch.autograd.grad(bias_act.bias_act(x, act=act).sum(), x)[0]
+    torch.testing.assert_close(dx, torch.where(is_clamped, 0.0, unclamped))
+
+
 @pytest.mark.parametrize('kwargs, text', [
     ({'act': 'mish'}, "act='mish' is not one of linear"),
     ({'b': torch.zeros(5)}, 'bias must be'),

@@ -59,6 +59,14 @@ def test_layout_of_the_input_is_kept_and_does_not_change_the_numbers(device):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_a_cpu_enlarges_pictures_of_16_bits_in_32_bits_and_rounds_once(dtype):
+    x = torch.randn(2, 3, 6, 5).to(dtype)
+    f = upfirdn2d.setup_filter([1, 3, 3, 1])  # whose taps 16 bits represent exactly
+    expected = upfirdn2d.upsample2d(x.float(), f).to(dtype)
+    assert torch.equal(upfirdn2d.upsample2d(x, f), expected)
+
+
 def test_a_constant_picture_stays_constant_inside_through_up_and_down_sampling():
     x, f = torch.ones(1, 1, 16, 16), upfirdn2d.setup_filter([1, 3, 3, 1])
     y = upfirdn2d.downsample2d(upfirdn2d.upsample2d(x, f), f)
