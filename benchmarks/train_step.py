@@ -4,6 +4,7 @@
 python benchmarks/train_step.py --cfg=demo --resolution=32 --device=cpu --baseline
 """
 import contextlib
+import multiprocessing
 import statistics
 import time
 
@@ -13,6 +14,7 @@ import torch
 from baseline import plain_adam, straightforward
 
 from dnnlib.cli import run_command
+from dnnlib.util import UserError
 from torch_utils import custom_ops, distributed, training_stats
 from torch_utils.host_memory import keep_freed_memory
 from training import state as state_module
@@ -27,11 +29,15 @@ CYCLE = 16  # iterations in which every phase runs as often as it should
 
 
 class Trainer:
-    """A run on random pictures that can be advanced cycle by cycle."""
+    """A run on random pictures that can be advanced cycle by cycle.
+
+    plain: the straightforward way, which leaves memory to the C library, too.
+    """
 
     def __init__(self, config, device, plain):
         self.config, self.device = config.for_device(device.type), device
-        if device.type == 'cpu':
+        custom_ops.set_mode(config.ops)
+        if device.type == 'cpu' and not plain:
             keep_freed_memory()  # as train.py does
         store = training_stats.Store()
         with _optimizer(plain):
@@ -43,6 +49,15 @@ class Trainer:
         if self.config.compile:
             compile_networks(self.state.loss)
         self.plain, self.phase_ms = plain, {p.name: 0.0 for p in self.phases}
+
+    @property
+    def capture_sec(self):
+        """What capturing and trying CUDA graphs has taken so far."""
+        return 0.0 if self.captures is None else self.captures.seconds
+
+    def forget_phases(self):
+        """Count the times of the phases from here on."""
+        self.phase_ms = dict.fromkeys(self.phase_ms, 0.0)
 
     def cycle(self):
         """Train for CYCLE iterations; returns seconds."""
@@ -68,6 +83,45 @@ class Trainer:
                 self.phase_ms[name] += ms if name in due else 0
 
 
+class PlainTrainer:
+    """The straightforward Trainer in a process of its own: how ours treats memory is for a whole process."""
+
+    capture_sec = 0.0
+
+    def __init__(self, config, device):
+        self.config, self.phase_ms = config, {}
+        context = multiprocessing.get_context('spawn')
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, config, device), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def forget_phases(self):
+        """As Trainer."""
+        self._ask('forget')
+
+    def cycle(self):
+        """As Trainer."""
+        return self._ask('cycle')
+
+    def _ask(self, what):
+        try:
+            self._pipe.send(what)
+            seconds, self.phase_ms = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise UserError(f'the process of the {PLAIN} implementation has ended; see above') from error
+        return seconds
+
+
+def _serve(pipe, config, device):
+    """Answer PlainTrainer: after each word, seconds of a cycle (None if there was none), times of phases."""
+    trainer = Trainer(config, device, plain=True)
+    with contextlib.suppress(EOFError):
+        while True:
+            wanted = trainer.cycle if pipe.recv() == 'cycle' else trainer.forget_phases
+            pipe.send((wanted(), trainer.phase_ms))
+
+
 @contextlib.contextmanager
 def _optimizer(plain):
     original = state_module.lazy_adam
@@ -78,12 +132,14 @@ def _optimizer(plain):
 
 def measure(configs, device, cycles):
     """Rows with the median time of each variant; their cycles alternate, so that noise slows all alike."""
-    trainers = {name: Trainer(config, device, name == PLAIN) for name, config in configs.items()}
+    trainers = {
+        name: PlainTrainer(config, device) if name == PLAIN else Trainer(config, device, plain=False)
+        for name, config in configs.items()}
     seconds = {name: [] for name in trainers}
     for i in range(cycles + 1):
         for name, trainer in trainers.items():
             if i == 1:  # the first cycle warms up
-                trainer.phase_ms = dict.fromkeys(trainer.phase_ms, 0.0)
+                trainer.forget_phases()
             seconds[name].append(trainer.cycle())
     first = next(iter(trainers))
     return [{**row(name, trainers[name], seconds[name][1:], seconds[first][1:]),
@@ -96,12 +152,11 @@ def row(name, trainer, seconds, reference):
     `capture_sec`: what capturing and trying CUDA graphs has taken, of all cycles; the first cycle compiles.
     """
     images, total = CYCLE * trainer.config.batch_size, sum(trainer.phase_ms.values()) or 1.0
-    capture_sec = 0.0 if trainer.captures is None else trainer.captures.seconds
     per_kimg = statistics.median(seconds) / images * 1000
     return {
         'variant': name, 'sec_per_kimg': per_kimg, 'img_per_sec': 1000 / per_kimg,
         'speedup': statistics.median(r / s for r, s in zip(reference, seconds, strict=True)),
-        'capture_sec': capture_sec,
+        'capture_sec': trainer.capture_sec,
         **{f'{phase}_percent': round(100 * ms / total, 1) for phase, ms in trainer.phase_ms.items()},
     }
 
@@ -124,7 +179,6 @@ def row(name, trainer, seconds, reference):
 def main(cfg, resolution, precision, cycles, compiles, graphs, json_path, **flags):
     """Print seconds per kimg and the share of each phase."""
     device, baseline = pick_device(flags.pop('device')), flags.pop('baseline')
-    custom_ops.set_mode(flags['ops'])
     info = DatasetInfo('random', 10000, resolution, resolution, 3)
     flags = {k: v for k, v in flags.items() if v is not None}
     flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, 'cuda_graphs': 'off', **flags}

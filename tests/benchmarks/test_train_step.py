@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks of steps and of the first tick, as programs on tiny networks."""
+import contextlib
+import importlib
 import json
+import multiprocessing
 import subprocess
 import sys
 
+import pytest
+import torch
 from golden_cases import ROOT
+
+from dnnlib.util import UserError
+from training.config import DatasetInfo, resolve
 
 
 def benchmark(name, *args):
@@ -20,6 +28,56 @@ def test_steps_are_timed_for_each_variant(tmp_path):
     rows = json.loads(path.read_text())['rows']
     assert [row['variant'] for row in rows] == ['fp32', 'bf16']
     assert all(row['first_cycle_sec'] > 0 and row['capture_sec'] == 0 for row in rows)
+
+
+def test_the_straightforward_implementation_is_timed_beside_ours(tmp_path):
+    path = tmp_path / 's.json'
+    done = benchmark('train_step', '--resolution=8', '--cbase=32', '--cmax=4', '--batch=4', '--cycles=2',
+                     '--baseline', f'--json={path}')
+    assert done.returncode == 0, done.stderr
+    plain, ours = json.loads(path.read_text())['rows']
+    assert (plain['variant'], plain['speedup'], ours['variant']) == ('straightforward', 1.0, 'auto')
+    for row in (plain, ours):
+        shares = [value for key, value in row.items() if key.endswith('_percent')]
+        assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+@pytest.fixture(scope='module')
+def train_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / 'benchmarks')
+        yield importlib.import_module('train_step')
+
+
+@pytest.fixture
+def tiny():
+    flags = {'outdir': 'unused', 'data': 'random', 'cfg': 'demo', 'cbase': 32, 'cmax': 4, 'batch': 4}
+    return resolve(flags, DatasetInfo('random', 100, 8, 8, 3))
+
+
+def test_only_ours_keeps_freed_memory(train_step, tiny, monkeypatch):
+    kept = []
+    monkeypatch.setattr(train_step, 'keep_freed_memory', lambda: kept.append('ours'))
+    here, there = multiprocessing.Pipe()
+    for word in ('cycle', 'forget'):
+        here.send(word)
+    here.close()
+    with contextlib.suppress(BrokenPipeError):  # nobody takes the answers
+        train_step._serve(there, tiny, torch.device('cpu'))
+    assert kept == []
+    train_step.Trainer(tiny, torch.device('cpu'), plain=False)
+    assert kept == ['ours']
+
+
+def test_the_straightforward_implementation_answers_from_a_process_of_its_own(train_step, tiny):
+    plain = train_step.PlainTrainer(tiny, torch.device('cpu'))
+    assert plain.cycle() > 0 and plain.phase_ms['Gmain'] > 0
+    plain.forget_phases()
+    assert set(plain.phase_ms.values()) == {0.0}
+    plain._process.kill()
+    plain._process.join()
+    with pytest.raises(UserError, match='the process of the straightforward implementation has ended'):
+        plain.cycle()
 
 
 def test_graphs_without_a_gpu_are_one_line():
