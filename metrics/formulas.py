@@ -7,8 +7,7 @@ import torch
 from dnnlib.util import UserError
 
 RANK_TOLERANCE = 1e-14  # variances below this share of the largest are rounding errors of zero
-PROBE_ROWS = 2048  # bounds the memory of a block of pairwise distances
-MANIFOLD_ROWS = 8192
+BLOCK_ROWS, BLOCK_COLUMNS = 2048, 8192  # bound the memory of a block of pairwise distances
 
 
 def frechet_distance(
@@ -92,9 +91,9 @@ def _radii(features: torch.Tensor, num_neighbours: int) -> torch.Tensor:
         raise UserError(f'{num_neighbours} neighbours need more than {num_neighbours} samples, not '
                         f'{len(features)}; add pictures')
     radii = []
-    for probes in features.split(PROBE_ROWS):
+    for probes in features.split(BLOCK_ROWS):
         nearest = None
-        for rows in features.split(MANIFOLD_ROWS):
+        for rows in features.split(BLOCK_COLUMNS):
             block = _distances(probes, rows)
             block = block if nearest is None else torch.cat([nearest, block], dim=1)
             # The row itself, at distance 0, is one of them.
@@ -105,18 +104,19 @@ def _radii(features: torch.Tensor, num_neighbours: int) -> torch.Tensor:
 
 def _coverage_by(manifold: torch.Tensor, radii: torch.Tensor, probes: torch.Tensor) -> tuple[float, int, int]:
     """(share of probes within a radius, pairs within, members of the manifold with a probe within)."""
-    num_inside, num_pairs = 0, 0
-    has_probe = torch.zeros(len(manifold), dtype=torch.bool, device=manifold.device)
-    for some in probes.split(PROBE_ROWS):
-        is_inside = torch.zeros(len(some), dtype=torch.bool, device=some.device)
-        for start in range(0, len(manifold), MANIFOLD_ROWS):
-            part = slice(start, start + MANIFOLD_ROWS)
-            within = _distances(some, manifold[part]) <= radii[part]
-            is_inside |= within.any(dim=1)
-            has_probe[part] |= within.any(dim=0)
+    is_inside = torch.zeros(len(probes), dtype=torch.bool, device=probes.device)
+    num_pairs = num_reached = 0
+    # In the order and the blocks of _radii(), so that between equal sets equal pairs are equally far apart.
+    for members, reach in zip(manifold.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
+        has_probe = torch.zeros(len(members), dtype=torch.bool, device=members.device)
+        for start in range(0, len(probes), BLOCK_COLUMNS):
+            part = slice(start, start + BLOCK_COLUMNS)
+            within = _distances(members, probes[part]) <= reach[:, None]
+            is_inside[part] |= within.any(dim=0)
+            has_probe |= within.any(dim=1)
             num_pairs += int(within.sum())
-        num_inside += int(is_inside.sum())
-    return num_inside / len(probes), num_pairs, int(has_probe.sum())
+        num_reached += int(has_probe.sum())
+    return int(is_inside.sum()) / len(probes), num_pairs, num_reached
 
 
 def _distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -126,8 +126,8 @@ def test_a_set_covers_itself_and_a_distant_one_not_at_all(monkeypatch):
     assert formulas.precision_recall(x, x + 100) == (0, 0) == formulas.density_coverage(x, x + 100)
     y = torch.from_numpy(gaussian(150, seed=3)) * 0.8
     whole = formulas.precision_recall(x, y), formulas.density_coverage(x, y)
-    monkeypatch.setattr(formulas, 'PROBE_ROWS', 7)
-    monkeypatch.setattr(formulas, 'MANIFOLD_ROWS', 11)
+    monkeypatch.setattr(formulas, 'BLOCK_ROWS', 7)
+    monkeypatch.setattr(formulas, 'BLOCK_COLUMNS', 11)
     assert whole == (formulas.precision_recall(x, y), formulas.density_coverage(x, y)), 'whatever the batches'
     with pytest.raises(ValueError, match='more than 3 samples'):
         formulas.precision_recall(x[:3], x)

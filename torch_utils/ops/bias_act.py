@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """y = clamp(act(x + b) * gain): bias, activation, gain, clamp in one, with gradients of any order."""
+import functools
 from typing import Any
 
 import torch
@@ -102,10 +103,16 @@ def _grad_reference(
         dx = torch.ops.aten.leaky_relu_backward(dy, saved, slope, from_output).mul_(gain)
     if clamp >= 0:
         y = saved if from_output else activation_funcs[act].func(saved, alpha) * gain
-        limit = torch.tensor(clamp, dtype=y.dtype).item()  # as y was clamped
+        limit = _rounded(clamp, y.dtype)
         dx = torch.ops.aten.hardtanh_backward(dx, y, -limit, limit)
     # As the activation was laid out: what is sent back may be a number spread over a picture.
     return laid_out_as(dx, saved, dy)
+
+
+@functools.cache
+def _rounded(clamp: float, dtype: torch.dtype) -> float:
+    """What clamping to a number gives in a datatype."""
+    return float(torch.tensor(clamp, dtype=dtype, device='cpu'))
 
 
 def _grad_fake(
