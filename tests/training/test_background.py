@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -94,18 +95,22 @@ def test_a_limit_deletes_what_is_older_and_keeps_the_best(tmp_path):
 
 
 def test_the_loop_goes_on_while_a_snapshot_is_written(tmp_path, monkeypatch):
-    original = background.write_state
+    original, may_write = background.write_state, threading.Event()
 
     def slow(*args):
-        time.sleep(0.3)
+        may_write.wait(60)
         original(*args)
     monkeypatch.setattr(background, 'write_state', slow)
-    writer, start_sec = SnapshotWriter(tmp_path), time.monotonic()
+    writer = SnapshotWriter(tmp_path)
     writer.save(snapshot(1000, networks=False))
     writer.add_results(1000, {'swd': 1.0})
-    assert time.monotonic() - start_sec < 0.2
-    writer.save(snapshot(2000, networks=False))
-    assert time.monotonic() - start_sec >= 0.3, 'two at a time would need the memory twice'
+    assert not list(tmp_path.glob('training-state-*.pt'))
+    second = threading.Thread(target=writer.save, args=(snapshot(2000, networks=False),))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive(), 'two at a time would need the memory twice'
+    may_write.set()
+    second.join()
     writer.wait()
     assert assert_sound(tmp_path) == 2000 and read_manifest(tmp_path)[0].metrics == {'swd': 1.0}
 
