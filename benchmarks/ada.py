@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What adaptive augmentation does for 200 pictures: two runs that differ in --aug only, a table and a figure.
 
-python benchmarks/ada.py --outdir=ada-runs --docs=docs/images       # about half an hour on two CPU cores
+python benchmarks/ada.py --outdir=ada-runs --docs=docs/images       # about twelve minutes on two CPU cores
 """
 import json
 import subprocess
