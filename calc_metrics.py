@@ -17,6 +17,7 @@ from metrics import metric_main
 from metrics.detectors import write_bundle
 from metrics.metric_utils import all_processes
 from torch_utils import distributed, misc
+from torch_utils.host_memory import keep_freed_memory
 from training.config_values import parse_metrics
 from training.dataset import ImageFolderDataset, find_dataset
 from training.state import pick_device
@@ -118,6 +119,7 @@ def check_gpus(gpus: int, started: int, device_type: str) -> None:
 def run_job(job: Job) -> None:
     """Compute and report the metrics, as one of job.num_gpus processes."""
     with distributed.Group(pick_device(job.device), job.num_gpus, job.timeout) as group:
+        keep_freed_memory(group.device)
         compute_metrics(job, group.device)
 
 

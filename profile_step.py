@@ -12,6 +12,7 @@ from dnnlib.cli import run_command
 from dnnlib.progress import write
 from dnnlib.util import UserError, replace_file
 from torch_utils import custom_ops
+from torch_utils.host_memory import keep_freed_memory
 from training import config as cfg
 from training import preview
 from training.dataset import ImageFolderDataset
@@ -97,6 +98,7 @@ def build_run(name: str, flags: dict[str, Any]) -> ProfiledRun:
     flags = {option: value for option, value in flags.items() if value is not None}
     # Only what the command line says can be refused in its own words, so that comes first.
     device = pick_device(flags.get('device', 'auto'))
+    keep_freed_memory(device)  # as train.py does
     side, channels = flags.pop('resolution', None), flags.pop('channels', None)
     if 'data' in flags:
         return _run_on_pictures(name, flags, device, {'resolution': side, 'channels': channels})

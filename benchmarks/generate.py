@@ -11,6 +11,7 @@ import common
 import torch
 
 from dnnlib.cli import run_command
+from torch_utils.host_memory import keep_freed_memory
 from training.config import DatasetInfo, resolve
 from training.networks import Generator
 from training.sampling_graphs import by_graphs
@@ -43,6 +44,7 @@ def images_per_second(G, z, device, fused):
 def main(cfg, resolution, device, precision, batch, json_path):
     """Print pictures a second."""
     device = pick_device(device)
+    keep_freed_memory(device)  # as generate.py does
     flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, 'precision': precision}
     config = resolve(flags, DatasetInfo('random', 10000, resolution, resolution, 3)).for_device(device.type)
     torch.manual_seed(0)

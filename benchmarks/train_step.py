@@ -37,8 +37,8 @@ class Trainer:
     def __init__(self, config, device, plain):
         self.config, self.device = config.for_device(device.type), device
         custom_ops.set_mode(config.ops)
-        if device.type == 'cpu' and not plain:
-            keep_freed_memory()  # as train.py does
+        if not plain:
+            keep_freed_memory(device)  # as train.py does
         store = training_stats.Store()
         with _optimizer(plain):
             self.state = build_state(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from launched_calc_metrics import FEW
 from metrics_stand_in import write_detectors, write_pictures
 from small_networks import small_generator
@@ -54,6 +55,13 @@ def test_the_same_seed_prints_the_same_digits_and_the_run_keeps_them(run_dir, mo
     assert lines[0]['results'] == lines[1]['results'] != lines[2]['results']
     kept = [json.loads(line) for line in (run_dir / 'metric-swd.jsonl').read_text().splitlines()]
     assert kept == lines and lines[0]['snapshot_pkl'] == 'net.pkl' and lines[2]['seed'] == 1
+
+
+def test_a_cpu_keeps_the_memory_of_its_tensors(run_dir, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(calc_metrics, 'keep_freed_memory', asked.append)
+    assert run(f'--network={run_dir / "net.pkl"}', '--metrics=swd', capsys=capsys)[0] == 0
+    assert asked == [torch.device('cpu')]
 
 
 def test_twice_the_same_seed_is_the_same_digits_with_a_feature_network_too(

@@ -9,7 +9,7 @@ from small_networks import save_small_network, small_generator
 
 import generate
 import legacy
-from training import checkpoint
+from training import checkpoint, sampling
 
 
 def run(*args):
@@ -26,6 +26,14 @@ def read(path):
 
 def is_generate(case):
     return case['tool'] == 'generate'
+
+
+def test_a_cpu_keeps_the_memory_of_its_tensors(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sampling, 'keep_freed_memory', asked.append)
+    network = save_small_network(tmp_path / 'net.pkl')
+    assert run('--network', network, '--outdir', tmp_path / 'out', '--device=cpu', '--seeds=0') == 0
+    assert asked == [torch.device('cpu')]
 
 
 @pytest.mark.parametrize('case', cases('cli_generate', where=is_generate))

@@ -11,6 +11,7 @@ import torch
 import legacy
 from dnnlib import image_io
 from dnnlib.util import UserError
+from torch_utils.host_memory import keep_freed_memory
 from training.formats.convert import check_truncation
 from training.sampling_graphs import by_graphs
 from training.state import pick_device
@@ -126,6 +127,7 @@ def open_sampler(
     PNG file can hold.
     """
     target = pick_device(device)
+    keep_freed_memory(target)
     G = legacy.load_network(network, trust_pickle=trust_pickle, only=['G_ema']).G_ema
     if G is None:
         raise UserError(f'{network}: holds no G_ema; give a snapshot with an averaged generator')

@@ -64,8 +64,7 @@ def train(config: TrainConfig, wish: Continuation | None = None) -> None:
     device = pick_device(config.device)
     custom_ops.set_mode(config.ops)
     with distributed.Group(device, config.num_gpus, config.timeout_sec, ADVICE) as group:
-        if group.device.type == 'cpu':
-            keep_freed_memory()
+        keep_freed_memory(group.device)
         is_first = distributed.rank() == 0
         # Locked before anything of the folder is changed.
         with RunLock(config.run_dir) if is_first else contextlib.nullcontext() as lock:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from torch_utils import host_memory
 from torch_utils.host_memory import keep_freed_memory
 
 BYTES = 2 ** 26  # more than glibc ever keeps by itself
@@ -28,7 +29,7 @@ def faults():
 def compare():
     """Status of a process that does so without and with what it freed."""
     each_page = BYTES // os.sysconf('SC_PAGE_SIZE')
-    if faults() < each_page or not keep_freed_memory():
+    if faults() < each_page or not keep_freed_memory(torch.device('cpu')):
         return SKIPPED
     return 0 if faults() < each_page / 100 else 1
 
@@ -39,6 +40,11 @@ def test_freed_memory_is_used_again_without_a_page_fault():
     if status == SKIPPED:
         pytest.skip('a system with large pages, or a C library without mallopt')
     assert status == 0
+
+
+def test_a_gpu_is_no_reason_to_keep_memory(monkeypatch):
+    monkeypatch.setattr(host_memory.ctypes, 'CDLL', lambda name: pytest.fail('asked the C library'))
+    assert not keep_freed_memory(torch.device('cuda'))
 
 
 if __name__ == '__main__':
