@@ -63,7 +63,8 @@ def relative_speed(dtype: torch.dtype, width: int, device: torch.device, batch: 
 
     batch: pictures at a time.  Takes some tenths of a second.
     """
-    return _arithmetic((dtype, width), device, batch) / _arithmetic((torch.float32, width), device, batch)
+    with torch.random.fork_rng([]):
+        return _arithmetic((dtype, width), device, batch) / _arithmetic((torch.float32, width), device, batch)
 
 
 def _arithmetic(kind: Kind, device: torch.device, batch: int) -> float:

@@ -184,7 +184,9 @@ def test_16_bits_on_a_gpu_are_not_doubted(monkeypatch):
 
 
 def test_datatypes_are_compared_by_real_convolutions():
+    before = torch.get_rng_state()
     assert 1e-4 < device_speed.relative_speed(torch.bfloat16, 8, CPU, 4) < 1e2
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_very_slow_operation_is_not_repeated(monkeypatch):
