@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of generating pictures, as a program."""
 import json
-import subprocess
-import sys
 
 import torch
-from golden_cases import ROOT
-
-
-def benchmark(*args):
-    command = [sys.executable, 'benchmarks/generate.py', *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+from benchmark_programs import run_benchmark
 
 
 def test_it_prints_a_row_for_each_variant_and_writes_them_with_the_environment(tmp_path):
     path = tmp_path / 'new' / 'g.json'
-    done = benchmark('--cfg=demo', '--resolution=16', '--device=cpu', '--batch=2', f'--json={path}')
+    done = run_benchmark('generate', '--cfg=demo', '--resolution=16', '--device=cpu', '--batch=2',
+                         f'--json={path}')
     assert done.returncode == 0, done.stderr
     written = json.loads(path.read_text())
     assert written['environment']['torch'] == torch.__version__
@@ -25,5 +19,5 @@ def test_it_prints_a_row_for_each_variant_and_writes_them_with_the_environment(t
 
 
 def test_a_preset_that_does_not_exist_is_one_line():
-    done = benchmark('--cfg=huge')
+    done = run_benchmark('generate', '--cfg=huge')
     assert done.returncode == 2 and done.stderr.startswith('Error: ') and 'Traceback' not in done.stderr

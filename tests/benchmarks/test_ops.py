@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of the operators: as a program, and with small stand-ins for kernels."""
-import importlib
 import json
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from golden_cases import ROOT
+from benchmark_programs import benchmark_module, run_benchmark
 
 from dnnlib.util import UserError
 from torch_utils import custom_ops
@@ -20,16 +17,10 @@ SIZE = (2, 8, 16, 32)
 CPU = torch.device('cpu')
 
 
-def benchmark(*args):
-    command = [sys.executable, 'benchmarks/ops.py', *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope='module')
 def ops():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'benchmarks')
-        yield importlib.import_module('ops')
+    with benchmark_module('ops') as module:
+        yield module
 
 
 @pytest.fixture
@@ -45,7 +36,8 @@ def maker(ops, layout='nchw', dtype=torch.float32):
 
 def test_it_times_references_on_a_cpu_and_writes_what_it_prints(tmp_path):
     path = tmp_path / 'o.json'
-    done = benchmark('--device=cpu', '--size=2x8x16x32', '--only=scale_channels,down2 4x4', f'--json={path}')
+    done = run_benchmark('ops', '--device=cpu', '--size=2x8x16x32', '--only=scale_channels,down2 4x4',
+                         f'--json={path}')
     assert done.returncode == 0, done.stderr
     written = json.loads(path.read_text())
     assert written['environment']['torch'] == torch.__version__
@@ -77,7 +69,7 @@ def test_a_file_of_something_else_cannot_be_compared(ops, tmp_path):
 
 
 def test_a_wrong_value_of_an_option_is_one_line():
-    done = benchmark('--device=cpu', '--only=sort')
+    done = run_benchmark('ops', '--device=cpu', '--only=sort')
     assert done.returncode == 2 and done.stderr.startswith('Error: --only=sort') and not done.stdout
     assert len(done.stderr.splitlines()) == 1 and 'filtered_epilogue' in done.stderr
 
@@ -174,7 +166,7 @@ def test_first_calls_of_kernels_are_timed_with_an_empty_cache(ops, monkeypatch, 
 def test_it_times_kernels_on_a_gpu(tmp_path):
     path = tmp_path / 'o.json'
     options = ('--size=2x16x32x32', '--dtype=fp16', '--only=filter 4x4,epilogue_grad', f'--json={path}')
-    done = benchmark('--device=cuda', *options)
+    done = run_benchmark('ops', '--device=cuda', *options)
     assert done.returncode == 0, done.stderr
     rows = [row for row in json.loads(path.read_text())['rows'] if 'bytes' in row]
     assert len(rows) == 4 and all(row['us'] > 0 and row['copy_us'] > 0 for row in rows)

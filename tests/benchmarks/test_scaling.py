@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of several GPUs: its arithmetic, its tables in the docs, and a tiny measurement."""
-import importlib
 import json
 import re
 import shlex
 
 import pytest
+from benchmark_programs import benchmark_module
 from click.testing import CliRunner
 from golden_cases import ROOT
 from small_run import SmallRun, small_config
@@ -19,9 +19,8 @@ TABLES = re.findall(r'<!-- (model .*?) -->\n(.*?)<!-- end -->', DOCS.read_text()
 
 @pytest.fixture(scope='module')
 def scaling():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'benchmarks')
-        yield importlib.import_module('scaling')
+    with benchmark_module('scaling') as module:
+        yield module
 
 
 @pytest.fixture

@@ -1,29 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks of steps and of the first tick, as programs on tiny networks."""
 import contextlib
-import importlib
 import json
 import multiprocessing
-import subprocess
-import sys
 
 import pytest
 import torch
-from golden_cases import ROOT
+from benchmark_programs import benchmark_module, run_benchmark
 
 from dnnlib.util import UserError
 from training.config import DatasetInfo, resolve
 
-
-def benchmark(name, *args):
-    command = [sys.executable, f'benchmarks/{name}.py', '--device=cpu', *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+SMALL = ('--device=cpu', '--resolution=8', '--cbase=32', '--cmax=4', '--batch=4')
 
 
 def test_steps_are_timed_for_each_variant(tmp_path):
     path = tmp_path / 's.json'
-    done = benchmark('train_step', '--resolution=8', '--cbase=32', '--cmax=4', '--batch=4', '--cycles=1',
-                     '--precision=fp32,bf16', f'--json={path}')
+    done = run_benchmark('train_step', *SMALL, '--cycles=1', '--precision=fp32,bf16', f'--json={path}')
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())['rows']
     assert [row['variant'] for row in rows] == ['fp32', 'bf16']
@@ -32,8 +25,7 @@ def test_steps_are_timed_for_each_variant(tmp_path):
 
 def test_the_straightforward_implementation_is_timed_beside_ours(tmp_path):
     path = tmp_path / 's.json'
-    done = benchmark('train_step', '--resolution=8', '--cbase=32', '--cmax=4', '--batch=4', '--cycles=2',
-                     '--baseline', f'--json={path}')
+    done = run_benchmark('train_step', *SMALL, '--cycles=2', '--baseline', f'--json={path}')
     assert done.returncode == 0, done.stderr
     plain, ours = json.loads(path.read_text())['rows']
     assert (plain['variant'], plain['speedup'], ours['variant']) == ('straightforward', 1.0, 'auto')
@@ -44,9 +36,8 @@ def test_the_straightforward_implementation_is_timed_beside_ours(tmp_path):
 
 @pytest.fixture(scope='module')
 def train_step():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'benchmarks')
-        yield importlib.import_module('train_step')
+    with benchmark_module('train_step') as module:
+        yield module
 
 
 @pytest.fixture
@@ -59,10 +50,9 @@ def test_only_ours_keeps_freed_memory(train_step, tiny, monkeypatch):
     kept = []
     monkeypatch.setattr(train_step, 'keep_freed_memory', kept.append)
     here, there = multiprocessing.Pipe()
-    for word in ('cycle', 'forget'):
-        here.send(word)
+    here.send('cycle')
     here.close()
-    with contextlib.suppress(BrokenPipeError):  # nobody takes the answers
+    with contextlib.suppress(BrokenPipeError):  # nobody takes the answer
         train_step._serve(there, tiny, torch.device('cpu'))
     assert kept == []
     train_step.Trainer(tiny, torch.device('cpu'), plain=False)
@@ -81,10 +71,11 @@ def test_the_straightforward_implementation_answers_from_a_process_of_its_own(tr
 
 
 def test_graphs_without_a_gpu_are_one_line():
-    done = benchmark('train_step', '--resolution=8', '--cbase=32', '--cmax=4', '--graphs')
+    done = run_benchmark('train_step', *SMALL, '--graphs')
     assert done.returncode == 2 and '--cuda-graphs=on' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_a_run_that_ends_before_its_first_tick_is_told_by_its_last_line():
-    done = benchmark('first_tick', '--resolution=8', '--cfg=demo', '--', '--batch=3', '--batch-gpu=2')
+    done = run_benchmark(
+        'first_tick', '--device=cpu', '--resolution=8', '--cfg=demo', '--', '--batch=3', '--batch-gpu=2')
     assert done.returncode == 2 and 'before its first tick: Error: --batch=3' in done.stderr
