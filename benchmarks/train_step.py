@@ -98,28 +98,28 @@ class PlainTrainer:
 
     def forget_phases(self):
         """As Trainer."""
-        self._ask('forget')
+        self._ask('forget_phases')
 
     def cycle(self):
         """As Trainer."""
         return self._ask('cycle')
 
-    def _ask(self, what):
+    def _ask(self, method):
         try:
-            self._pipe.send(what)
-            seconds, self.phase_ms = self._pipe.recv()
+            self._pipe.send(method)
+            result, self.phase_ms = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise UserError(f'the process of the {PLAIN} implementation has ended; see above') from error
-        return seconds
+        return result
 
 
 def _serve(pipe, config, device):
-    """Answer PlainTrainer: after each word, seconds of a cycle (None if there was none), times of phases."""
+    """Call the methods that PlainTrainer names: answers with what they return, and the times of phases."""
     trainer = Trainer(config, device, plain=True)
     with contextlib.suppress(EOFError):
         while True:
-            wanted = trainer.cycle if pipe.recv() == 'cycle' else trainer.forget_phases
-            pipe.send((wanted(), trainer.phase_ms))
+            result = getattr(trainer, pipe.recv())()
+            pipe.send((result, trainer.phase_ms))
 
 
 @contextlib.contextmanager

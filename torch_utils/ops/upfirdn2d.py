@@ -16,7 +16,7 @@ from torch_utils.ops import upfirdn2d_cuda
 from torch_utils.ops._registry import define_op, memory_format_of
 
 SEPARABLE_TAPS = 8  # 1-D filters of this many taps stay 1-D; shorter ones are cheaper as one 2-D pass.
-FLOAT32_BYTES = 4
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def setup_filter(
@@ -185,7 +185,7 @@ def _correlate(
     cut = [max(min(pair), 0) for pair in zip(lo, hi, strict=True)]
     weight = taps.flip([0, 1]).expand(channels, 1, fh, fw)
     # A CPU has no fast depthwise transposed convolution of 16 bits; by way of float32 it is 50 times faster.
-    compute = torch.float32 if x.device.type == 'cpu' and x.element_size() < FLOAT32_BYTES else x.dtype
+    compute = torch.float32 if x.device.type == 'cpu' and x.dtype in HALF_DTYPES else x.dtype
     y = F.conv_transpose2d(
         x.to(compute), weight.to(compute), stride=up[::-1], padding=cut, groups=channels).to(x.dtype)
     rest = [cut[1] - lo[1], cut[1] - hi[1], cut[0] - lo[0], cut[0] - hi[0]]
