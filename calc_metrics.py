@@ -126,8 +126,7 @@ def run_job(job: Job) -> None:
 def compute_metrics(job: Job, device: torch.device) -> None:
     """Compute the metrics together with the other processes; the first one reports them."""
     # Two numbers shall differ by what is measured, not by how it was rounded or which kernel was fastest.
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    misc.set_gpu_arithmetic(cudnn_benchmark=False, allow_tf32=False)
     found = legacy.load_network(job.network, trust_pickle=job.trust_pickle, only=['G_ema'])
     if found.G_ema is None:
         raise UserError(f'--network={job.network}: holds no G_ema; give a network snapshot')

@@ -4,9 +4,11 @@
 python benchmarks/train_step.py --cfg=demo --resolution=32 --device=cpu --baseline
 """
 import contextlib
+import json
 import multiprocessing
 import statistics
 import time
+from pathlib import Path
 
 import click
 import common
@@ -17,6 +19,7 @@ from dnnlib.cli import run_command
 from dnnlib.util import UserError
 from torch_utils import custom_ops, distributed, training_stats
 from torch_utils.host_memory import keep_freed_memory
+from torch_utils.misc import set_gpu_arithmetic
 from training import state as state_module
 from training.compiled import compile_networks
 from training.config import DatasetInfo, resolve
@@ -26,6 +29,15 @@ from training.state import build_state, pick_device, seed_iteration
 
 PLAIN = 'straightforward'
 CYCLE = 16  # iterations in which every phase runs as often as it should
+WARMUPS = 4  # iterations with all phases: a graph is captured by the third call
+TOP_KERNELS = 80  # of a profile
+# What a variant may consist of, joined by +, in flags of train.py.
+WORDS = {
+    'fp16': {'precision': 'fp16'}, 'bf16': {'precision': 'bf16'}, 'fp32': {'precision': 'fp32'},
+    'nhwc': {'nhwc': '1'}, 'nchw': {'nhwc': '0'}, 'tf32': {'allow_tf32': 'auto'}, 'ieee': {'allow_tf32': '0'},
+    'graphs': {'cuda_graphs': 'on'}, 'eager': {}, 'compiled': {'compile': True}, 'torch': {'ops': 'torch'},
+    'ada': {'aug': 'ada'},
+}
 
 
 class Trainer:
@@ -36,7 +48,7 @@ class Trainer:
 
     def __init__(self, config, device, plain):
         self.config, self.device = config.for_device(device.type), device
-        custom_ops.set_mode(config.ops)
+        self.choose()
         if not plain:
             keep_freed_memory(device)  # as train.py does
         store = training_stats.Store()
@@ -51,17 +63,37 @@ class Trainer:
         self.plain, self.phase_ms = plain, {p.name: 0.0 for p in self.phases}
 
     @property
+    def peak_gb(self):
+        """Largest memory of the GPU that tensors have had in this process so far, in GB; 0 on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.device.type == 'cuda' else 0.0
+
+    @property
     def capture_sec(self):
         """What capturing and trying CUDA graphs has taken so far."""
         return 0.0 if self.captures is None else self.captures.seconds
 
-    def forget_phases(self):
-        """Count the times of the phases from here on."""
+    def choose(self):
+        """Set what is global to the process."""
+        custom_ops.set_mode(self.config.ops)
+        set_gpu_arithmetic(self.config.cudnn_benchmark, self.config.allow_tf32)
+
+    def warm_up(self):
+        """Run every phase until kernels are compiled and graphs captured; returns seconds."""
+        with straightforward() if self.plain else contextlib.nullcontext():
+            self.choose()
+            start = time.perf_counter()
+            for _ in range(WARMUPS):
+                self.state.batch_idx = 0
+                self.iterate()
+            common.synchronize(self.device)
+        self.state.batch_idx = 0
         self.phase_ms = dict.fromkeys(self.phase_ms, 0.0)
+        return time.perf_counter() - start
 
     def cycle(self):
         """Train for CYCLE iterations; returns seconds."""
         with straightforward() if self.plain else contextlib.nullcontext():
+            self.choose()
             common.synchronize(self.device)
             start = time.perf_counter()
             for _ in range(CYCLE):
@@ -86,7 +118,7 @@ class Trainer:
 class PlainTrainer:
     """The straightforward Trainer in a process of its own: how ours treats memory is for a whole process."""
 
-    capture_sec = 0.0
+    capture_sec, peak_gb = 0.0, 0.0
 
     def __init__(self, config, device):
         self.config, self.phase_ms = config, {}
@@ -96,9 +128,9 @@ class PlainTrainer:
         self._process.start()
         theirs.close()
 
-    def forget_phases(self):
+    def warm_up(self):
         """As Trainer."""
-        self._ask('forget_phases')
+        return self._ask('warm_up')
 
     def cycle(self):
         """As Trainer."""
@@ -130,35 +162,73 @@ def _optimizer(plain):
     state_module.lazy_adam = original
 
 
-def measure(configs, device, cycles):
+def measure(configs, device, cycles, profile_path=None):
     """Rows with the median time of each variant; their cycles alternate, so that noise slows all alike."""
     trainers = {
         name: PlainTrainer(config, device) if name == PLAIN else Trainer(config, device, plain=False)
         for name, config in configs.items()}
+    warmups = {name: trainer.warm_up() for name, trainer in trainers.items()}
     seconds = {name: [] for name in trainers}
-    for i in range(cycles + 1):
+    for _ in range(cycles):
         for name, trainer in trainers.items():
-            if i == 1:  # the first cycle warms up
-                trainer.forget_phases()
             seconds[name].append(trainer.cycle())
     first = next(iter(trainers))
-    return [{**row(name, trainers[name], seconds[name][1:], seconds[first][1:]),
-             'first_cycle_sec': seconds[name][0]} for name in trainers]
+    rows = [{**row(name, trainers[name], seconds[name], seconds[first]), 'warm_up_sec': warmups[name]}
+            for name in trainers]
+    if profile_path is not None:
+        profile_cycle(trainers[first], rows[0], profile_path)
+    return rows
+
+
+def profile_cycle(trainer, measured, path):
+    """Write the kernels of one cycle, the slowest first: name, calls and microseconds an iteration."""
+    activities = [torch.profiler.ProfilerActivity.CPU] if trainer.device.type == 'cpu' else [
+        torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        wall_sec = trainer.cycle()
+    kernels = {}
+    for event in profiler.events():
+        if trainer.device.type == 'cuda':
+            us = event.time_range.elapsed_us() if event.device_type.name == 'CUDA' else None
+        else:
+            us = event.self_cpu_time_total
+        if us is None:  # a call of the host that started a kernel
+            continue
+        calls, total = kernels.get(event.name, (0, 0.0))
+        kernels[event.name] = (calls + 1, total + us)
+    ordered = sorted(kernels.items(), key=lambda item: -item[1][1])
+    text = {'variant': measured['variant'], 'sec_per_kimg': measured['sec_per_kimg'],
+            'wall_us': 1e6 * wall_sec / CYCLE, 'kernel_us': sum(us for _, us in kernels.values()) / CYCLE,
+            'calls': sum(calls for calls, _ in kernels.values()) / CYCLE,
+            'kernels': [[round(us / CYCLE, 1), calls / CYCLE, name]
+                        for name, (calls, us) in ordered[:TOP_KERNELS]]}
+    Path(path).write_text(json.dumps(text, indent=1) + '\n')
 
 
 def row(name, trainer, seconds, reference):
     """One line of the table; `speedup` is the median ratio to the first variant within the same cycle.
 
-    `capture_sec`: what capturing and trying CUDA graphs has taken, of all cycles; the first cycle compiles.
+    `capture_sec`: what capturing and trying CUDA graphs has taken.
     """
     images, total = CYCLE * trainer.config.batch_size, sum(trainer.phase_ms.values()) or 1.0
     per_kimg = statistics.median(seconds) / images * 1000
     return {
         'variant': name, 'sec_per_kimg': per_kimg, 'img_per_sec': 1000 / per_kimg,
         'speedup': statistics.median(r / s for r, s in zip(reference, seconds, strict=True)),
-        'capture_sec': trainer.capture_sec,
+        'capture_sec': trainer.capture_sec, 'peak_GB': trainer.peak_gb,
         **{f'{phase}_percent': round(100 * ms / total, 1) for phase, ms in trainer.phase_ms.items()},
     }
+
+
+def named(variants):
+    """Name -> flags of train.py, of a list such as nhwc+tf32+graphs,nchw."""
+    flags = {}
+    for name in filter(None, variants.split(',')):
+        unknown = [word for word in name.split('+') if word not in WORDS]
+        if unknown:
+            raise UserError(f'--variants={variants}: {unknown[0]!r} is none of {", ".join(WORDS)}')
+        flags[name] = {key: value for word in name.split('+') for key, value in WORDS[word].items()}
+    return flags
 
 
 @click.command(context_settings={'show_default': True})
@@ -174,20 +244,26 @@ def row(name, trainer, seconds, reference):
 @click.option('--cycles', default=4, help=f'Measured cycles of {CYCLE} iterations, after one to warm up.')
 @click.option('--compile', 'compiles', is_flag=True, help='Also time each precision with --compile=1.')
 @click.option('--graphs', is_flag=True, help='Also time each precision by CUDA graphs; otherwise without.')
+@click.option('--variants', default='', help=f'Time these instead, joined by commas: words of '
+              f'{", ".join(WORDS)}, joined by +.')
+@click.option('--profile', 'profile_path', type=click.Path(),
+              help='Write the kernels of a cycle of the first variant.')
 @click.option('--baseline', is_flag=True, help='Also time the straightforward implementation, and compare.')
 @click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')
-def main(cfg, resolution, precision, cycles, compiles, graphs, json_path, **flags):
+def main(cfg, resolution, precision, cycles, variants, profile_path, json_path, **flags):
     """Print seconds per kimg and the share of each phase."""
     device, baseline = pick_device(flags.pop('device')), flags.pop('baseline')
+    graphs, compiles = flags.pop('graphs'), flags.pop('compiles')
     info = DatasetInfo('random', 10000, resolution, resolution, 3)
     flags = {k: v for k, v in flags.items() if v is not None}
     flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, 'cuda_graphs': 'off', **flags}
     ways = {'': {}} | ({' graphs': {'cuda_graphs': 'on'}} if graphs else {})
     ways |= {' compiled': {'compile': True}} if compiles else {}
     configs = {PLAIN: resolve({**flags, 'precision': 'fp32'}, info)} if baseline else {}
-    configs |= {name + way: resolve({**flags, 'precision': name, **more}, info)
-                for name in precision.split(',') for way, more in ways.items()}
-    rows = measure(configs, device, cycles)
+    configs |= {name: resolve({**flags, **more}, info) for name, more in named(variants).items()} or {
+        name + way: resolve({**flags, 'precision': name, **more}, info)
+        for name in precision.split(',') for way, more in ways.items()}
+    rows = measure(configs, device, cycles, profile_path)
     rows = [{'cfg': cfg, 'resolution': resolution, 'batch': configs[r['variant']].batch_size, **r}
             for r in rows]
     common.write_json(json_path, device, rows)

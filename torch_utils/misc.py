@@ -50,6 +50,24 @@ def constant(
     return tensor
 
 
+def set_gpu_arithmetic(cudnn_benchmark: bool, allow_tf32: bool | None) -> None:
+    """Set the switches of torch that decide speed and rounding on a GPU, for this process.
+
+    cudnn_benchmark: let cuDNN time its algorithms.  allow_tf32: see convolutions_in_tf32(); matrix products
+    use TF32 only if it is True.
+    """
+    torch.backends.cudnn.benchmark = cudnn_benchmark
+    torch.backends.cudnn.allow_tf32 = convolutions_in_tf32(allow_tf32)
+    torch.backends.cuda.matmul.allow_tf32 = allow_tf32 is True
+
+
+def convolutions_in_tf32(allow_tf32: bool | None) -> bool:
+    """Whether float32 convolutions run in TF32 on a GPU: unless allow_tf32 is False. TF32 has the mantissa of
+    float16, in which the highest levels compute anyway.
+    """
+    return allow_tf32 is not False
+
+
 def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
     """Raise AssertionError naming the dimension unless `tensor` has this shape; None stands for any size."""
     if tensor.ndim != len(ref_shape):

@@ -17,7 +17,8 @@ MAY_CHANGE = frozenset({
 CAUSES = {
     'snapshot_formats': '--snapshot-format',
     'batch_size': '--batch', 'precision': '--precision', 'data.random_seed': '--subset',
-    'num_gpus': '--gpus', 'augment.mode': '--aug', 'augment.p': '--p',
+    'num_gpus': '--gpus', 'G.channels_last': '--nhwc', 'D.channels_last': '--nhwc',
+    'allow_tf32': '--allow-tf32', 'augment.mode': '--aug', 'augment.p': '--p',
     'augment.target': '--target', 'augment.multipliers': '--augpipe', 'data.use_labels': '--cond',
     'data.max_size': '--subset or --data', 'data.resolution': '--data', 'resume_pkl': '--resume',
     'G.num_fp16_res': '--precision', 'D.num_fp16_res': '--precision', 'ema_kimg': '--cfg',

@@ -6,6 +6,7 @@ A row makes the click option, its check, the change to the settings and the part
 are a flat dictionary {'total_kimg': 25000, 'loss.r1_gamma': 10, ...} of the fields of TrainConfig and its
 sections.
 """
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from training.config_dataset import DatasetInfo
 from training.config_presets import PRESETS
 from training.config_schema import CUDA_GRAPHS, DEVICES, OPS, PRECISIONS
 from training.config_sections import AUGMENT_MODES, CACHES
-from training.config_values import parse_duration, parse_formats, parse_metrics, parse_snap
+from training.config_values import parse_duration, parse_formats, parse_metrics, parse_snap, parse_switch
 
 MAX_SEED = 2 ** 32 - 1
 RESUME_ADA_KIMG = 100  # ADA moves faster when training starts from a trained network
@@ -100,7 +101,7 @@ class Option:
     maximum: float | None = None
     paths: tuple[str, ...] = ()
     setter: Setter | None = None
-    check: Callable[[Any], None] | None = None
+    check: Callable[[Any], object] | None = None
     slug: str | Callable[[Any], str] = ''
     required: bool = False
 
@@ -144,17 +145,9 @@ class Option:
         return '' if value is False else self.slug.format(value)
 
 
-def _check_snap(value: str) -> None:
-    parse_snap(value)
-
-
 def _set_snap(settings: Settings, value: str, _: Request) -> None:
     ticks, minutes = parse_snap(value)
     settings.update(image_snapshot_ticks=ticks, network_snapshot_ticks=ticks, snapshot_minutes=minutes)
-
-
-def _check_metrics(value: str) -> None:
-    parse_metrics(value)
 
 
 def _set_metrics(settings: Settings, value: str, _: Request) -> None:
@@ -262,16 +255,8 @@ def _set_levels(settings: Settings, num_fp16_res: int, conv_clamp: float | None)
         settings.update({f'{network}.num_fp16_res': num_fp16_res, f'{network}.conv_clamp': conv_clamp})
 
 
-def _check_formats(value: str) -> None:
-    parse_formats(value)
-
-
 def _set_formats(settings: Settings, value: str, _: Request) -> None:
     settings['snapshot_formats'] = parse_formats(value)
-
-
-def _check_time_limit(value: str) -> None:
-    parse_duration(value)
 
 
 def _set_time_limit(settings: Settings, value: str, _: Request) -> None:
@@ -280,6 +265,14 @@ def _set_time_limit(settings: Settings, value: str, _: Request) -> None:
 
 def _set_nobench(settings: Settings, value: bool, _: Request) -> None:
     settings['cudnn_benchmark'] = not value
+
+
+def _set_nhwc(settings: Settings, value: str | bool, _: Request) -> None:
+    settings['G.channels_last'] = settings['D.channels_last'] = parse_switch('nhwc', value)
+
+
+def _set_tf32(settings: Settings, value: str | bool, _: Request) -> None:
+    settings['allow_tf32'] = parse_switch('allow-tf32', value)
 
 
 def _check_desc(value: str) -> None:
@@ -300,16 +293,16 @@ OPTIONS: tuple[Option, ...] = (
            'Give up a run of several processes if they wait for one of them for so many seconds.', '600',
            minimum=0.1, paths=('timeout_sec',)),
     Option('snap', str, GENERAL, 'Save networks and sample pictures every so many ticks, or minutes: 30m.',
-           BY_CFG + ', else 50', setter=_set_snap, check=_check_snap),
+           BY_CFG + ', else 50', setter=_set_snap, check=parse_snap),
     Option('keep', int, GENERAL,
            'Keep so many of the latest saved networks, and the best by the first metric.',
            'all', minimum=1, paths=('keep',)),
     Option('snapshot-format', str, GENERAL, 'Files of saved networks, joined by commas: pkl, safetensors.',
-           'pkl', setter=_set_formats, check=_check_formats),
+           'pkl', setter=_set_formats, check=parse_formats),
     Option('time-limit', str, GENERAL, 'Save and stop, with exit status 75, after so long: 90m, 2-00:00:00.',
-           setter=_set_time_limit, check=_check_time_limit),
+           setter=_set_time_limit, check=parse_duration),
     Option('metrics', str, GENERAL, 'Quality metrics of each saved network, joined by commas, or none.',
-           BY_CFG + ', else fid50k_full', setter=_set_metrics, check=_check_metrics),
+           BY_CFG + ', else fid50k_full', setter=_set_metrics, check=parse_metrics),
     Option('metrics-every', int, GENERAL, 'Compute them only for every so many saved networks.', '1',
            minimum=1, paths=('metrics_every',)),
     Option('detector-dir', str, GENERAL, 'Where feature networks of metrics are looked for first.',
@@ -383,12 +376,15 @@ OPTIONS: tuple[Option, ...] = (
            'compiler. Regularisation phases stay as they are; CUDA graphs are off.', 'no',
            paths=('compile',)),
     Option('fp32', bool, SPEED, 'The same as --precision=fp32.', 'no', setter=_set_fp32),
-    Option('nhwc', bool, SPEED, 'Keep half-precision activations with channels last.', 'no',
-           paths=('G.channels_last', 'D.channels_last')),
+    Option('nhwc', str, SPEED,
+           'Memory format of 16-bit activations: 1 channels_last (NHWC), 0 NCHW. auto: NHWC on a GPU.',
+           'auto', setter=_set_nhwc, check=functools.partial(parse_switch, 'nhwc')),
     Option('nobench', bool, SPEED, 'Do not let cuDNN try algorithms at the start.', 'no',
            setter=_set_nobench),
-    Option('allow-tf32', bool, SPEED, 'Let the GPU round float32 products to TF32.', 'no',
-           paths=('allow_tf32',)),
+    Option('allow-tf32', str, SPEED,
+           'TF32 arithmetic on the GPU: 1 for float32 convolutions and matrix products, 0 for neither. '
+           'auto: for convolutions.', 'auto', setter=_set_tf32,
+           check=functools.partial(parse_switch, 'allow-tf32')),
     Option('workers', int, SPEED, 'Processes or threads that read pictures.', '3', minimum=0,
            paths=('data.num_workers',)),
     Option('cache', CACHES, SPEED,

@@ -46,7 +46,8 @@ class TrainConfig:
     G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
     URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
     time_limit_sec: the run saves itself and stops after so many seconds.  timeout_sec: a process that the
-    others wait for so long ends it.  ops: which implementation operators have.  cuda_graphs: whether phases
+    others wait for so long ends it.  allow_tf32: TF32 on a GPU, in float32 convolutions and matrix products;
+    None: in convolutions only.  ops: which implementation operators have.  cuda_graphs: whether phases
     run as captured graphs.  compile: whether main phases run networks compiled by torch.compile.
     detector_dir: folder with feature networks of metrics.  snapshot_formats: suffixes of the files of saved
     networks.  system: which networks and losses, see training.systems.
@@ -78,7 +79,7 @@ class TrainConfig:
     kimg_per_tick: float = 4
     resume_pkl: str | None = None
     cudnn_benchmark: bool = True
-    allow_tf32: bool = False
+    allow_tf32: bool | None = None
     precision: str = 'auto'
     device: str = 'auto'
     metrics_every: int = 1

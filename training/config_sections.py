@@ -61,7 +61,7 @@ class GeneratorConfig:
     z_dim, w_dim: lengths of the latents.  map_layers: depth of the mapping network.  A level r has
     min(channel_base // r, channel_max) feature maps.  num_fp16_res: how many of the highest levels compute in
     half precision.  conv_clamp: bound of their activations, None for none.  channels_last: their memory
-    layout.  use_noise: whether the layers of synthesis add noise.
+    format, None for the faster one on each device.  use_noise: whether the layers of synthesis add noise.
     """
 
     z_dim: int
@@ -71,7 +71,7 @@ class GeneratorConfig:
     channel_max: int
     num_fp16_res: int
     conv_clamp: float | None
-    channels_last: bool = False
+    channels_last: bool | None = None
     use_noise: bool = True
 
     def __post_init__(self) -> None:
@@ -83,8 +83,8 @@ class GeneratorConfig:
         synthesis = {name: getattr(self, name) for name in _CHANNEL_FIELDS}
         # Published files have these keys only where they differ from the default.
         synthesis.update(changed(self, 'use_noise'))
-        if self.channels_last:
-            synthesis['fp16_channels_last'] = True
+        if self.channels_last is not None:
+            synthesis['fp16_channels_last'] = self.channels_last
         return {'z_dim': self.z_dim, 'w_dim': self.w_dim, 'mapping_kwargs': {'num_layers': self.map_layers},
                 'synthesis_kwargs': synthesis}
 
@@ -109,7 +109,7 @@ class DiscriminatorConfig:
     conv_clamp: float | None
     mbstd_group_size: int
     freeze_layers: int | None = None
-    channels_last: bool = False
+    channels_last: bool | None = None
     architecture: str | None = None
 
     def __post_init__(self) -> None:
@@ -119,8 +119,8 @@ class DiscriminatorConfig:
     def kwargs(self) -> dict[str, Any]:
         """Keyword arguments of training.networks.Discriminator, without those that the dataset gives."""
         block = changed(self, 'freeze_layers')
-        if self.channels_last:
-            block['fp16_channels_last'] = True
+        if self.channels_last is not None:
+            block['fp16_channels_last'] = self.channels_last
         return {'block_kwargs': block, 'mapping_kwargs': {},
                 'epilogue_kwargs': {'mbstd_group_size': self.mbstd_group_size},
                 **{name: getattr(self, name) for name in _CHANNEL_FIELDS}, **changed(self, 'architecture')}

@@ -19,7 +19,7 @@ Kwargs = dict[str, Any]
 ALL_FLOAT32: Kwargs = {'num_fp16_res': 0, 'conv_clamp': None}
 UNLIMITED = 2 ** 20  # feature maps, where a system has no maximum
 # Values that ask for what is so in any case.
-HARMLESS = (False, 'auto', 'fp32')
+HARMLESS = (False, 'auto', 'fp32', '0', 'false', 'no')
 MIN_DCGAN_SIDE = 8
 
 

@@ -8,6 +8,8 @@ UNIT_SEC = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
 METRICS = ('fid50k_full', 'kid50k_full', 'pr50k3_full', 'ppl2_wend', 'is50k', 'fid50k', 'kid50k', 'pr50k3',
            'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend', 'fid5k_full', 'kid5k_full', 'dc50k3_full', 'swd')
 HIGHER_IS_BETTER = ('is', 'pr', 'dc')  # beginnings of names of metrics
+SWITCH = {'auto': None, **dict.fromkeys(('1', 'true', 'yes', 'on', 'y', 't'), True),
+          **dict.fromkeys(('0', 'false', 'no', 'off', 'n', 'f'), False)}
 SNAPSHOT_FORMATS = ('pkl', 'safetensors')
 
 
@@ -49,6 +51,14 @@ def parse_metrics(text: str) -> tuple[str, ...]:
             raise UserError(f'--metrics={text}: {name!r} is not a metric; use none or, joined by commas: '
                             f'{", ".join(METRICS)}')
     return names
+
+
+def parse_switch(name: str, value: str | bool) -> bool | None:
+    """True, False, or None for auto.  name: of the option. Raises UserError for anything else."""
+    word = str(value).strip().lower()
+    if word not in SWITCH:
+        raise UserError(f'--{name}={value} must be auto, 1 or 0')
+    return SWITCH[word]
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

@@ -77,7 +77,9 @@ def _arithmetic(kind: Kind, device: torch.device, batch: int) -> float:
     per_pixel = PASSES * 2 * 9 * width ** 2
     side = next((s for s in PROBE_SIDES if s * s * per_pixel <= budget), PROBE_SIDES[-1])
     n = max(min(int(budget / (side * side * per_pixel)), batch), 1)
-    layout = torch.channels_last if device.type == 'cpu' else torch.contiguous_format
+    # As the networks have it: see training.networks._compute_format.
+    is_nhwc = device.type == 'cpu' or dtype != torch.float32
+    layout = torch.channels_last if is_nhwc else torch.contiguous_format
     x = torch.randn([n, width, side, side], device=device, dtype=dtype).to(memory_format=layout)
     weight = torch.randn([width, width, 3, 3], device=device, dtype=dtype).requires_grad_()
     x.requires_grad_()

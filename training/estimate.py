@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dnnlib.util import format_time
+from torch_utils.misc import convolutions_in_tf32
 from torch_utils.resolution import levels_of
 from training import augment
 from training.config import TrainConfig
@@ -70,7 +71,7 @@ def estimate(
     work, sec = rehearsal.per_kimg(), None
     if device is not None:
         speed = measure_speed(work, device, config.batch_gpu, cudnn_benchmark=config.cudnn_benchmark,
-                              allow_tf32=config.allow_tf32)
+                              allow_tf32=convolutions_in_tf32(config.allow_tf32))
         sec = speed.seconds(work)
     device_type = 'cuda' if device is None else device.type
     return Estimate(rehearsal.memory_bytes(device_type), work.total_flop * config.num_gpus, sec)

@@ -56,7 +56,7 @@ class Conv2dLayer(torch.nn.Module):
     def __init__(  # noqa: PLR0913 (published signature)
         self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True,
         activation: str = 'linear', up: int = 1, down: int = 1, resample_filter: Any = (1, 3, 3, 1),
-        conv_clamp: float | None = None, channels_last: bool = False, trainable: bool = True,
+        conv_clamp: float | None = None, channels_last: bool | None = False, trainable: bool = True,
     ):
         super().__init__()
         self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
@@ -161,7 +161,7 @@ class SynthesisLayer(torch.nn.Module):
     def __init__(  # noqa: PLR0913 (published signature)
         self, in_channels: int, out_channels: int, w_dim: int, resolution: Size, kernel_size: int = 3,
         up: int = 1, use_noise: bool = True, activation: str = 'lrelu', resample_filter: Any = (1, 3, 3, 1),
-        conv_clamp: float | None = None, channels_last: bool = False,
+        conv_clamp: float | None = None, channels_last: bool | None = False,
     ):
         super().__init__()
         self.resolution, self.up, self.use_noise = resolution, up, use_noise
@@ -212,7 +212,7 @@ class ToRGBLayer(torch.nn.Module):
 
     def __init__(
         self, in_channels: int, out_channels: int, w_dim: int, kernel_size: int = 1,
-        conv_clamp: float | None = None, channels_last: bool = False,
+        conv_clamp: float | None = None, channels_last: bool | None = False,
     ):
         super().__init__()
         self.conv_clamp = conv_clamp
@@ -236,7 +236,7 @@ class SynthesisBlock(torch.nn.Module):
     def __init__(  # noqa: PLR0913 (published signature)
         self, in_channels: int, out_channels: int, w_dim: int, resolution: Size, img_channels: int,
         is_last: bool, architecture: str = 'skip', resample_filter: Any = (1, 3, 3, 1),
-        conv_clamp: float | None = None, use_fp16: bool = False, fp16_channels_last: bool = False,
+        conv_clamp: float | None = None, use_fp16: bool = False, fp16_channels_last: bool | None = None,
         half_dtype: str = 'float16', **layer_kwargs: Any,
     ):
         _check_architecture(architecture)
@@ -244,7 +244,7 @@ class SynthesisBlock(torch.nn.Module):
         self.in_channels, self.w_dim, self.resolution = in_channels, w_dim, resolution
         self.img_channels, self.is_last, self.architecture = img_channels, is_last, architecture
         self.use_fp16, self.half_dtype = use_fp16, half_dtype
-        self.channels_last = use_fp16 and fp16_channels_last
+        self.channels_last = fp16_channels_last if use_fp16 else False
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(resample_filter))
         self.num_conv = 1 if in_channels == 0 else 2
         enlarge = {'up': 2, 'resample_filter': resample_filter}
@@ -384,7 +384,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self, in_channels: int, tmp_channels: int, out_channels: int, resolution: Size, img_channels: int,
         first_layer_idx: int, architecture: str = 'resnet', activation: str = 'lrelu',
         resample_filter: Any = (1, 3, 3, 1), conv_clamp: float | None = None, use_fp16: bool = False,
-        fp16_channels_last: bool = False, freeze_layers: int = 0, half_dtype: str = 'float16',
+        fp16_channels_last: bool | None = None, freeze_layers: int = 0, half_dtype: str = 'float16',
     ):
         _check_architecture(architecture)
         assert in_channels in (0, tmp_channels), f'in_channels is {in_channels}, not 0 or {tmp_channels}'
@@ -392,7 +392,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self.in_channels, self.resolution, self.img_channels = in_channels, resolution, img_channels
         self.first_layer_idx, self.architecture = first_layer_idx, architecture
         self.use_fp16, self.half_dtype = use_fp16, half_dtype
-        self.channels_last = use_fp16 and fp16_channels_last
+        self.channels_last = fp16_channels_last if use_fp16 else False
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(resample_filter))
         self.num_layers = 0
 
@@ -559,7 +559,9 @@ def _constant(shape: list[int], value: float) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.full(shape, float(value)))
 
 
-def _conv_weight(in_channels: int, out_channels: int, kernel_size: int, channels_last: bool) -> torch.Tensor:
+def _conv_weight(
+    in_channels: int, out_channels: int, kernel_size: int, channels_last: bool | None,
+) -> torch.Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.randn([out_channels, in_channels, kernel_size, kernel_size]).to(memory_format=layout)
 
@@ -582,8 +584,12 @@ def _is_half(level: int, img_resolution_log2: int, num_fp16_res: int) -> bool:
 def _compute_format(
     block: torch.nn.Module, device: torch.device, force_fp32: bool,
 ) -> tuple[torch.dtype, torch.memory_format]:
-    """(dtype, memory format) of a block's activations. On a CPU, depthwise filters are far faster in NHWC."""
+    """(dtype, memory format) of a block's activations.
+
+    On a CPU, depthwise filters are far faster in NHWC; on a GPU, tensor cores work on 16-bit NHWC, and cuDNN
+    transposes anything else. There, fp16_channels_last=False keeps NCHW.
+    """
     half = block.use_fp16 and not force_fp32
-    channels_last = device.type == 'cpu' or (half and block.channels_last)
+    channels_last = device.type == 'cpu' or (half and block.channels_last is not False)
     dtype = getattr(torch, block.half_dtype) if half else torch.float32
     return dtype, torch.channels_last if channels_last else torch.contiguous_format

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity
 
 from dnnlib.progress import progress
 from dnnlib.util import replace_file
+from torch_utils.misc import convolutions_in_tf32, set_gpu_arithmetic
 from training import networks, profiling_labels
 from training.batches import draw_labels
 from training.config import DatasetInfo, TrainConfig, resolve
@@ -72,8 +73,7 @@ class ProfiledRun:
         self, config: TrainConfig, device: torch.device, *, channels: int = 3, dataset: Dataset | None = None,
         is_micro: bool = False,
     ):
-        torch.backends.cudnn.benchmark = config.cudnn_benchmark
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+        set_gpu_arithmetic(config.cudnn_benchmark, config.allow_tf32)
         self.config, self.device, self.dataset = config.for_device(device.type), device, dataset
         self.channels = channels if dataset is None else dataset.num_channels
         self.system = getattr(config, 'system', 'stylegan2')
@@ -169,7 +169,7 @@ def measure_peaks(run: ProfiledRun, kernels: list[Kernel]) -> dict[str, float]:
         work = Work(flop={(DTYPES[name], width): 1.0 for width in PEAK_WIDTHS[run.device.type]})
         speeds = [measure_speed(
             work, run.device, PEAK_BATCH, cudnn_benchmark=run.config.cudnn_benchmark,
-            allow_tf32=run.config.allow_tf32) for _ in range(PEAK_ROUNDS)]
+            allow_tf32=convolutions_in_tf32(run.config.allow_tf32)) for _ in range(PEAK_ROUNDS)]
         peaks[name] = max(max(speed.flop_per_sec.values()) for speed in speeds)
     return peaks
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from torch_utils import custom_ops
+from torch_utils.misc import convolutions_in_tf32
 from training.compiled import compile_networks
 from training.config import TrainConfig
 from training.memory import is_out_of_memory, rehearse
@@ -33,7 +34,7 @@ def _obtain_kernels(
     if device.type != 'cuda' or not custom_ops.is_available(device):
         return 0
     with custom_ops.noting() as wanted, torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, allow_tf32=config.allow_tf32):
+            enabled=True, benchmark=False, allow_tf32=convolutions_in_tf32(config.allow_tf32)):
         try:
             rehearse(state, phases, with_few_pictures(config))
         except RuntimeError as error:

@@ -99,8 +99,7 @@ class Training:
     def __init__(
         self, config: TrainConfig, device: torch.device, log: RunLog, saved: Mapping[str, Any] | None = None,
     ):
-        torch.backends.cudnn.benchmark = config.cudnn_benchmark
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.allow_tf32
+        misc.set_gpu_arithmetic(config.cudnn_benchmark, config.allow_tf32)
         self.config, self.device, self.log, self.is_continued = config, device, log, saved is not None
         self.dataset = ImageFolderDataset(**config.data.kwargs())
         # What the state will replace need not be fetched.

@@ -20,7 +20,7 @@ def test_steps_are_timed_for_each_variant(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())['rows']
     assert [row['variant'] for row in rows] == ['fp32', 'bf16']
-    assert all(row['first_cycle_sec'] > 0 and row['capture_sec'] == 0 for row in rows)
+    assert all(row['warm_up_sec'] > 0 and row['capture_sec'] == 0 for row in rows)
 
 
 def test_the_straightforward_implementation_is_timed_beside_ours(tmp_path):
@@ -62,12 +62,29 @@ def test_only_ours_keeps_freed_memory(train_step, tiny, monkeypatch):
 def test_the_straightforward_implementation_answers_from_a_process_of_its_own(train_step, tiny):
     plain = train_step.PlainTrainer(tiny, torch.device('cpu'))
     assert plain.cycle() > 0 and plain.phase_ms['Gmain'] > 0
-    plain.forget_phases()
-    assert set(plain.phase_ms.values()) == {0.0}
+    assert plain.warm_up() > 0 and set(plain.phase_ms.values()) == {0.0}
     plain._process.kill()
     plain._process.join()
     with pytest.raises(UserError, match='the process of the straightforward implementation has ended'):
         plain.cycle()
+
+
+def test_variants_are_named_by_words_and_the_first_is_profiled(tmp_path):
+    path, profile = tmp_path / 's.json', tmp_path / 'p.json'
+    done = run_benchmark('train_step', *SMALL, '--cycles=1', '--variants=fp32+nchw,fp32+ieee',
+                         f'--json={path}', f'--profile={profile}')
+    assert done.returncode == 0, done.stderr
+    assert [row['variant'] for row in json.loads(path.read_text())['rows']] == ['fp32+nchw', 'fp32+ieee']
+    found = json.loads(profile.read_text())
+    times = [us for us, _, _ in found['kernels']]
+    assert found['variant'] == 'fp32+nchw' and times == sorted(times, reverse=True)
+    assert any('convolution' in name and calls >= 1 for _, calls, name in found['kernels'])
+    assert 0 < found['kernel_us'] <= found['wall_us']
+
+
+def test_an_unknown_variant_is_refused():
+    done = run_benchmark('train_step', *SMALL, '--variants=fp64')
+    assert done.returncode == 2 and "'fp64' is none of fp16" in done.stderr
 
 
 def test_graphs_without_a_gpu_are_one_line():

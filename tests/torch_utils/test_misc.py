@@ -2,6 +2,7 @@
 """torch_utils.misc: constants, shape checks, copying by name, summary tables."""
 import itertools
 import re
+import types
 import warnings
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_fake_tensors_of_tracers_are_not_kept():
     with FakeTensorMode():
         misc.constant([77.0])
     assert type(misc.constant([77.0])) is torch.Tensor
+
+
+@pytest.mark.parametrize(('allow_tf32', 'convolutions', 'products'), [
+    (None, True, False), (True, True, True), (False, False, False)])
+def test_tf32_is_for_convolutions_unless_asked_otherwise(monkeypatch, allow_tf32, convolutions, products):
+    # The switch of products cannot be deleted, as monkeypatch would.
+    monkeypatch.setattr(torch.backends.cuda, 'matmul', types.SimpleNamespace(allow_tf32=None))
+    for name in ('benchmark', 'allow_tf32'):
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+    misc.set_gpu_arithmetic(cudnn_benchmark=True, allow_tf32=allow_tf32)
+    assert torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.allow_tf32 is convolutions
+    assert torch.backends.cuda.matmul.allow_tf32 is products
 
 
 def test_shapes_are_checked_dimension_by_dimension():

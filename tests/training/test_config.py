@@ -163,7 +163,9 @@ EFFECTS = [
     ('fp32', True, 'D.num_fp16_res', 0), ('fp32', True, 'precision', 'auto'),
     ('fp32', False, 'G.num_fp16_res', 4), ('nhwc', True, 'G.channels_last', True),
     ('nhwc', True, 'D.channels_last', True), ('nobench', True, 'cudnn_benchmark', False),
-    ('allow_tf32', True, 'allow_tf32', True), ('workers', 0, 'data.num_workers', 0),
+    ('nhwc', 'auto', 'G.channels_last', None), ('nhwc', '0', 'D.channels_last', False),
+    ('allow_tf32', True, 'allow_tf32', True), ('allow_tf32', 'auto', 'allow_tf32', None),
+    ('allow_tf32', 'off', 'allow_tf32', False), ('workers', 0, 'data.num_workers', 0),
     ('cache', 'off', 'data.cache', 'off'),
 ]
 
