@@ -2,6 +2,8 @@
 """Shared fixtures: the repository root on the path, and a `device` that is cpu and, where there is one,
 cuda.
 """
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +15,26 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+FAILURE_LINES = 12  # the end of what pytest shows of a failure
+_failures = {'path': None}
+
+
+def pytest_addoption(parser):
+    parser.addoption('--failures', type=Path, help='append a JSON line to this file at each failure')
+
+
+def pytest_runtest_logreport(report):
+    path = _failures['path']
+    # With several workers only the first process, which gets all reports, writes.
+    if path is not None and report.failed and 'PYTEST_XDIST_WORKER' not in os.environ:
+        lines = report.longreprtext.strip().splitlines()
+        text = {'test': report.nodeid, 'when': report.when, 'end': lines[-FAILURE_LINES:]}
+        with open(path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(text) + '\n')
+
+
+def pytest_configure(config):
+    _failures['path'] = config.getoption('--failures')
 
 
 def pytest_collection_modifyitems(items):

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU check, with small programs in place of tests and benchmarks: limits, failures, table, results."""
 import json
+import signal
+import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
 from click.testing import CliRunner
 
 from scripts import gpu_check
-from scripts.gpu_check import ROOT, STEPS, TOTAL_SEC, Step, main, run_all, run_step, summary
+from scripts.gpu_check import ROOT, STAGES, TOTAL_SEC, Step, main, rehearsed, run_step, summary
 from torch_utils import doctor
 from torch_utils.ops._registry import OPS
 
@@ -19,11 +22,65 @@ def python(name, source, limit_sec=20):
     return Step(name, limit_sec, ('-c', source))
 
 
-def test_all_steps_fit_into_the_time_and_their_programs_exist():
-    assert sum(step.limit_sec for step in STEPS) <= TOTAL_SEC < 600
-    assert len({step.name for step in STEPS}) == len(STEPS)
-    for step in STEPS:
+def run_all(steps, out, **options):
+    return gpu_check.run_all(steps, out, GPU, **options)
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_all_steps_fit_into_the_time_and_their_programs_exist(stage):
+    steps = STAGES[stage]
+    assert sum(step.limit_sec for step in steps) <= TOTAL_SEC < 600
+    assert len({step.name for step in steps}) == len(steps)
+    for step in steps:
         assert step.command[0] == '-m' or (ROOT / step.command[0]).is_file()
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_a_rehearsal_has_no_step_that_needs_a_gpu(stage):
+    for step in map(rehearsed, STAGES[stage]):
+        text = ' '.join(step.command)
+        assert 'cuda' not in text and 'graphs' not in text and '256' not in step.command
+
+
+@pytest.mark.slow
+def test_the_first_stage_is_rehearsed_on_a_cpu(tmp_path):
+    # Tests marked gpu skip; the benchmarks run on tiny networks.
+    command = [sys.executable, 'scripts/gpu_check.py', '--rehearse', f'--out={tmp_path}',
+               '--only=ceilings,doctor,train-auto-256,ops,profile-256']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = {row['step']: row for row in json.loads((tmp_path / 'results.json').read_text())['steps']}
+    assert {row['result'] for row in steps.values()} == {'ok'}
+    measured = steps['train-auto-256']['measured']
+    assert set(measured) == {'train-auto-256.json', 'train-auto-256-profile.json'}
+    assert 's/kimg' in steps['train-auto-256']['summary']
+
+
+def test_what_was_measured_outlives_the_program(tmp_path):
+    # The second step kills the program itself, as a machine that is taken back would.
+    kill = 'import os, signal, time; os.kill(os.getppid(), signal.SIGKILL); time.sleep(9)'
+    source = (f'from scripts import gpu_check as g; from pathlib import Path; '
+              f'g.run_all([g.Step("one", 9, ("-c", "print(1)")), g.Step("two", 9, ("-c", {kill!r}))], '
+              f'Path({str(tmp_path)!r}), {{}})')
+    done = subprocess.run([sys.executable, '-c', source], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL
+    rows = json.loads((tmp_path / 'results.json').read_text())['steps']
+    assert [(row['step'], row['log_tail']) for row in rows] == [('one', '1\n')]
+    with tarfile.open(tmp_path / 'logs.tar') as archive:
+        assert archive.getnames() == ['one.log']
+
+
+def test_failures_of_tests_are_streamed(tmp_path):
+    path = tmp_path / 'failures.jsonl'
+    (tmp_path / 'conftest.py').write_text((ROOT / 'tests/conftest.py').read_text())
+    (tmp_path / 'test_it.py').write_text('def test_good(): pass\ndef test_bad(): assert 1 == 2\n')
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-n', '2', '-c', '/dev/null', f'--rootdir={tmp_path}',
+         f'--failures={path}', str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    (line,) = path.read_text().splitlines()
+    failure = json.loads(line)
+    assert failure['test'].endswith('test_bad') and any('assert 1 == 2' in end for end in failure['end'])
 
 
 def test_a_failure_does_not_stop_the_rest(tmp_path):
@@ -131,7 +188,8 @@ def test_a_python_without_torch_counts_as_no_gpu(monkeypatch):
 @pytest.mark.parametrize(('source', 'status'), [('print("done")', 0), ('raise SystemExit(1)', 1)])
 def test_results_are_written_and_the_table_comes_last(tmp_path, monkeypatch, capsys, source, status):
     monkeypatch.setattr(gpu_check, 'environment', lambda: GPU)
-    monkeypatch.setattr(gpu_check, 'STEPS', (python('one', source), python('two', 'print("end")')))
+    steps = python('one', source), python('two', 'print("end")')
+    monkeypatch.setattr(gpu_check, 'STAGES', {'first': steps})
     assert main([f'--out={tmp_path / "out"}']) == status
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3].split() == ['step', 'result', 'seconds', 'summary'] and lines[-1].startswith('two')
@@ -142,7 +200,7 @@ def test_results_are_written_and_the_table_comes_last(tmp_path, monkeypatch, cap
 
 def test_one_step_can_be_chosen_and_an_unknown_one_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, 'environment', lambda: GPU)
-    monkeypatch.setattr(gpu_check, 'STEPS', (python('one', 'pass'), python('two', 'pass')))
+    monkeypatch.setattr(gpu_check, 'STAGES', {'first': (python('one', 'pass'), python('two', 'pass'))})
     assert main([f'--out={tmp_path}', '--only=two']) == 0 and not (tmp_path / 'one.log').exists()
     with pytest.raises(SystemExit) as caught:
         main(['--only=three'])
