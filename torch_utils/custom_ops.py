@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dnnlib.util import UserError, make_cache_dir_path
-from torch_utils import distributed, nvrtc
+from torch_utils import cuda_driver, distributed, nvrtc
 from torch_utils.cubin_cache import CubinCache, key_of
 from torch_utils.nvrtc import CompileError
 
@@ -44,7 +43,7 @@ class _State:
 
     mode: str = 'auto'
     usable: dict[torch.device, bool] = field(default_factory=dict)
-    loaded: dict[tuple[Kernel, int], Any] = field(default_factory=dict)  # None: cannot be had
+    loaded: dict[tuple[Kernel, int], cuda_driver.Function | None] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
     noted: dict[Kernel, None] | None = None  # an ordered set
 
@@ -98,7 +97,8 @@ def why_not(device: torch.device) -> str | None:
         return nvrtc.problem()
     try:
         architecture_of(device)
-    except (CompileError, RuntimeError) as error:
+        cuda_driver.library()
+    except (RuntimeError, OSError) as error:  # CompileError and DriverError are RuntimeErrors
         return nvrtc.first_line(error)
     return None
 
@@ -113,7 +113,8 @@ def prepare(kernel: Kernel, device: torch.device) -> bool:
 
     Raises UserError instead in mode 'cuda'.
     """
-    return _loaded(kernel, device) is not None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _loaded(kernel, index) is not None
 
 
 def preload(kernels: Iterable[Kernel], device: torch.device) -> int:
@@ -141,7 +142,7 @@ def obtain_all(kernels: Iterable[Kernel], arch: str, num_threads: int | None = N
     def is_obtained(kernel: Kernel) -> bool:
         try:
             obtain(kernel, arch)
-        except (RuntimeError, OSError, nvrtc.core_error()):
+        except (RuntimeError, OSError):
             return False
         return True
 
@@ -157,17 +158,23 @@ def launch(
     """Run a kernel on the current stream of `device`.
 
     args: a tensor becomes its pointer, None a null pointer, an int a long long, a float a double.
-    Raises CompileError if the kernel cannot be had (after one warning), ValueError for too many shared_bytes.
+    Raises CompileError if the kernel cannot be had or does not fit the device (after one warning), ValueError
+    for too many shared_bytes, RuntimeError for what has gone wrong before.
     """
-    function = _loaded(kernel, device)
+    if shared_bytes > MAX_PLAIN_SHARED_BYTES:
+        raise ValueError(f'{shared_bytes=} exceeds the {MAX_PLAIN_SHARED_BYTES} that every device grants')
+    index = torch.cuda.current_device() if device.index is None else device.index
+    function = _loaded(kernel, index)
     if function is None:
         raise CompileError(f'{kernel} is not available')
-    values = pack(args)
-    config = _launch_config(grid, block, shared_bytes)
-    # The kernel runs in the current context, which need not be that of the tensors.
-    with torch.cuda.device(device):
-        stream = _stream(torch.cuda.current_stream(device).cuda_stream)
-        nvrtc.core().launch(stream, config, function, *values)
+    try:
+        cuda_driver.launch(function, grid, block, shared_bytes, _stream(index), pack(args))
+    except cuda_driver.DriverError as error:
+        if not error.is_refusal:
+            raise
+        _state.loaded[kernel, index] = None
+        _give_up(kernel, error)
+        raise CompileError(f'{kernel} cannot be launched ({error})') from error
 
 
 def pack(args: Sequence[torch.Tensor | int | float | None]) -> list[int | float]:
@@ -235,8 +242,7 @@ def _decide(device: torch.device) -> bool:
     return False
 
 
-def _loaded(kernel: Kernel, device: torch.device) -> Any:
-    index = torch.cuda.current_device() if device.index is None else device.index
+def _loaded(kernel: Kernel, index: int) -> cuda_driver.Function | None:
     name = (kernel, index)
     if name not in _state.loaded and _state.noted is not None:
         _state.noted[kernel] = None
@@ -246,40 +252,27 @@ def _loaded(kernel: Kernel, device: torch.device) -> Any:
     return _state.loaded[name]
 
 
-def _load(kernel: Kernel, device: torch.device) -> Any:
-    """The callable kernel, or None after a warning."""
+def _load(kernel: Kernel, device: torch.device) -> cuda_driver.Function | None:
+    """The kernel on the device, which has a number, or None after a warning."""
     try:
-        arch = architecture_of(device)
-        code = obtain(kernel, arch)
-        with torch.cuda.device(device):
-            torch.cuda.current_stream()  # makes the device's context
-            return _load_code(code, kernel, is_ptx=arch.startswith('compute_'))
-    except (RuntimeError, OSError, nvrtc.core_error()) as error:  # CompileError is a RuntimeError
-        message = f'Kernel {kernel} cannot be used ({nvrtc.first_line(error)})'
-    if _state.mode == 'cuda':
-        raise UserError(f'--ops=cuda: {message}; run python -m torch_utils.doctor')
-    warn_once(f'{message}; its PyTorch reference is used. To see what is wrong: python -m torch_utils.doctor')
+        code = obtain(kernel, architecture_of(device))
+        return cuda_driver.load(code, kernel.entry, device.index)
+    except (RuntimeError, OSError) as error:  # CompileError and DriverError are RuntimeErrors
+        _give_up(kernel, error)
     return None
 
 
-def _load_code(code: bytes, kernel: Kernel, is_ptx: bool) -> Any:
-    open_code = nvrtc.core().ObjectCode.from_ptx if is_ptx else nvrtc.core().ObjectCode.from_cubin
-    function = open_code(code, name=kernel.entry).get_kernel(kernel.entry)
-    # CUDA loads code lazily; asking for a property makes it do so now rather than inside a graph's capture.
-    _ = function.attributes.num_regs
-    return function
+def _give_up(kernel: Kernel, error: Exception) -> None:
+    """Warn of a kernel that cannot be used. Raises UserError in mode 'cuda'."""
+    message = f'Kernel {kernel} cannot be used ({nvrtc.first_line(error)})'
+    if _state.mode == 'cuda':
+        raise UserError(f'--ops=cuda: {message}; run python -m torch_utils.doctor') from error
+    warn_once(f'{message}; its PyTorch reference is used. To see what is wrong: python -m torch_utils.doctor')
 
 
-@functools.lru_cache(maxsize=4096)
-def _launch_config(grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int) -> Any:
-    if shared_bytes > MAX_PLAIN_SHARED_BYTES:
-        raise ValueError(f'{shared_bytes=} exceeds the {MAX_PLAIN_SHARED_BYTES} that every device grants')
-    return nvrtc.core().LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
-
-
-@functools.lru_cache(maxsize=256)
-def _stream(handle: int) -> Any:
-    return nvrtc.core().Stream.from_handle(handle)
+def _stream(index: int) -> int:
+    """The handle of the thread's current stream."""
+    return _raw_stream(index) if _raw_stream else torch.cuda.current_stream(index).cuda_stream
 
 
 @functools.cache
@@ -300,6 +293,8 @@ def _headers(folder: Path) -> list[str]:
     return [text for path in sorted(folder.glob('*.cuh')) for text in (path.name, _read(path))]
 
 
+# What compiled code asks, too; a builtin call instead of a Python object for every launch.
+_raw_stream: Callable[[int], int] | None = getattr(torch._C, '_cuda_getCurrentRawStream', None)
 # By exact type: cheaper than a chain of isinstance, and this runs for every argument of every launch.
 _PACKERS = {
     torch.Tensor: torch.Tensor.data_ptr, torch.nn.Parameter: torch.Tensor.data_ptr, int: int, bool: int,

@@ -43,7 +43,6 @@ def versions() -> list[tuple[str, str]]:
     return [
         ('python', platform.python_version()), ('torch', torch.__version__),
         ('CUDA of torch', torch.version.cuda or 'none (CPU build)'), ('driver', driver_version()),
-        ('cuda-core', nvrtc.core_version() or 'not installed'),
         ('cuda-bindings', nvrtc.bindings_version() or 'not installed'),
         ('NVRTC', 'not usable' if nvrtc.problem() else nvrtc.release()), ('GPU', ', '.join(gpus()) or 'none')]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA's run-time compiler through cuda-core: what is installed, what it can do, source to machine code.
+"""NVIDIA's run-time compiler through cuda-bindings: what is installed, what it can do, source to cubin.
 
 Needs no GPU and no CUDA toolkit. The packages are optional and slow to import, so that happens at first use.
 """
@@ -17,7 +17,7 @@ import torch
 
 from dnnlib.util import UserError
 
-INSTALL_ALL = "pip install 'cuda-core>=1.2' 'cuda-bindings=={0}.*' {1}"
+INSTALL_ALL = "pip install 'cuda-bindings=={0}.*' {1}"
 RUNTIME_PACKAGES = {
     '12': 'nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12', '13': 'nvidia-cuda-nvrtc nvidia-cuda-runtime'}
 NEWEST_MAJOR = '13'
@@ -50,27 +50,14 @@ def bindings_version() -> str | None:
     return _version('cuda.bindings')
 
 
-def core_version() -> str | None:
-    """Version of cuda-core, None without it."""
-    return _version('cuda.core')
-
-
-@functools.cache
-def core() -> ModuleType:
-    """The module cuda.core. Raises one of IMPORT_ERRORS."""
-    return importlib.import_module('cuda.core')
-
-
 @functools.cache
 def problem() -> str | None:
     """Why kernels cannot be compiled here, with the remedy, in one line; None if they can."""
-    try:
-        core()
-    except IMPORT_ERRORS as error:
-        return f'cuda-core cannot be imported ({first_line(error)}); run: {install_command()}'
-    bindings, wanted = bindings_version() or '', cuda_major()
-    if not bindings.startswith(wanted + '.'):
-        return (f'cuda-bindings is {bindings or "missing"}, but torch {torch.__version__} is built for CUDA '
+    bindings = bindings_version()
+    if bindings is None:
+        return f'cuda-bindings is missing; run: {install_command()}'
+    if not bindings.startswith(cuda_major() + '.'):
+        return (f'cuda-bindings is {bindings}, but torch {torch.__version__} is built for CUDA '
                 f'{torch.version.cuda}; run: {install_command()}')
     try:
         release()
@@ -166,14 +153,6 @@ def complaint(log: str) -> str:
 def first_line(error: BaseException) -> str:
     """What an exception says, on one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def core_error() -> type[Exception]:
-    """What cuda-core raises when CUDA returns an error; it has no public name."""
-    try:
-        return importlib.import_module('cuda.core._utils.cuda_utils').CUDAError
-    except IMPORT_ERRORS:
-        return RuntimeError
 
 
 def _bindings() -> ModuleType:

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modes, availability, loading and launching of kernels; what needs a GPU is marked so."""
-import ctypes
 import threading
-import types
 import warnings
 
 import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import custom_ops, nvrtc
+from torch_utils import cuda_driver, custom_ops, nvrtc
 from torch_utils.custom_ops import Kernel
 
 CUDA = torch.device('cuda', 0)
@@ -46,24 +44,17 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
     monkeypatch.setattr(nvrtc, 'problem', lambda: None)
+    monkeypatch.setattr(cuda_driver, 'library', lambda: None)
     monkeypatch.setattr(nvrtc, 'architectures', lambda: (75, 80, 90))
 
 
 @pytest.fixture
 def launches(monkeypatch, fake_gpu):
-    """What would reach cuda-core: (stream, config, function, *values)."""
+    """What would reach the driver: (function, grid, block, shared_bytes, stream, values)."""
     seen = []
-    core = types.SimpleNamespace(
-        launch=lambda *a: seen.append(a), LaunchConfig=lambda **k: k,
-        Stream=types.SimpleNamespace(from_handle=lambda handle: f'stream {handle}'))
-    monkeypatch.setattr(nvrtc, 'core', lambda: core)
-    monkeypatch.setattr(torch.cuda, 'device', lambda device: warnings.catch_warnings())
-    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: types.SimpleNamespace(cuda_stream=77))
-    custom_ops._launch_config.cache_clear()
-    custom_ops._stream.cache_clear()
-    yield seen
-    custom_ops._launch_config.cache_clear()
-    custom_ops._stream.cache_clear()
+    monkeypatch.setattr(cuda_driver, 'launch', lambda *a: seen.append(a))
+    monkeypatch.setattr(custom_ops, '_stream', lambda index: 77 + index)
+    return seen
 
 
 def messages(caught):
@@ -78,11 +69,11 @@ def test_nothing_is_available_on_a_cpu_and_that_is_no_warning():
 
 
 def test_a_missing_compiler_warns_once_with_cause_and_command(fake_gpu, monkeypatch):
-    monkeypatch.setattr(nvrtc, 'problem', lambda: 'cuda-core is missing; run: pip install cuda-core')
+    monkeypatch.setattr(nvrtc, 'problem', lambda: 'cuda-bindings is missing; run: pip install cuda-bindings')
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         assert not any(custom_ops.is_available(torch.device('cuda', i)) for i in (0, 1, 0))
-    assert len(caught) == 1 and 'pip install cuda-core' in messages(caught)[0]
+    assert len(caught) == 1 and 'pip install cuda-bindings' in messages(caught)[0]
 
 
 def test_mode_cuda_is_an_error_where_auto_would_fall_back(fake_gpu, monkeypatch):
@@ -108,7 +99,7 @@ def test_an_unknown_mode_is_refused():
     assert custom_ops.get_mode() == 'auto'
 
 
-@pytest.mark.skipif(nvrtc.problem() is not None, reason='no cuda-core')
+@pytest.mark.skipif(nvrtc.problem() is not None, reason='no NVRTC')
 def test_a_device_that_the_compiler_has_forgotten_is_left_to_torch(fake_gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (6, 1))
     with pytest.warns(RuntimeWarning, match=r'capability 6\.1'):
@@ -122,22 +113,6 @@ def test_arguments_become_pointers_integers_and_doubles():
     assert [type(value) for value in packed] == [int] * 5 + [float]
 
 
-@pytest.mark.skipif(nvrtc.problem() is not None, reason='no cuda-core')
-def test_cuda_core_passes_eight_bytes_for_every_argument():
-    handler = pytest.importorskip('cuda.core._kernel_arg_handler')
-    holder = handler.ParamHolder(tuple(custom_ops.pack((2 ** 40, -3, None, 0.5))))
-    pointers = ctypes.cast(holder.ptr, ctypes.POINTER(ctypes.c_void_p))
-    kinds = [ctypes.c_int64] * 3 + [ctypes.c_double]
-    values = [ctypes.cast(pointers[i], ctypes.POINTER(kind))[0] for i, kind in enumerate(kinds)]
-    assert values == [2 ** 40, -3, 0, 0.5]
-
-
-@pytest.mark.skipif(nvrtc.problem() is not None, reason='no cuda-core')
-def test_a_launch_configuration_is_what_cuda_core_takes():
-    config = custom_ops._launch_config((3, 2, 1), (64, 4, 1), 128)
-    assert (tuple(config.grid), tuple(config.block), config.shmem_size) == ((3, 2, 1), (64, 4, 1), 128)
-
-
 def test_an_argument_of_another_type_is_refused():
     with pytest.raises(KeyError):
         custom_ops.pack(['text'])
@@ -147,8 +122,7 @@ def test_a_launch_passes_stream_geometry_and_arguments(launches, monkeypatch):
     monkeypatch.setattr(custom_ops, '_load', lambda kernel, device: 'function')
     x = torch.zeros(3)
     custom_ops.launch(KERNEL, (4, 1, 1), (256, 1, 1), (x, None, 3), CUDA, shared_bytes=64)
-    config = {'grid': (4, 1, 1), 'block': (256, 1, 1), 'shmem_size': 64}
-    assert launches == [('stream 77', config, 'function', x.data_ptr(), 0, 3)]
+    assert launches == [('function', (4, 1, 1), (256, 1, 1), 64, 77, [x.data_ptr(), 0, 3])]
 
 
 def test_a_kernel_is_loaded_once_for_each_device(launches, monkeypatch):
@@ -170,7 +144,6 @@ def broken_kernel(fake_gpu, monkeypatch):
     def fail(*args):
         raise custom_ops.CompileError('line 3: error: nonsense')
     monkeypatch.setattr(custom_ops, 'obtain', fail)
-    monkeypatch.setattr(nvrtc, 'core_error', lambda: RuntimeError)
 
 
 def test_a_kernel_that_does_not_compile_warns_once_and_stays_unavailable(broken_kernel):

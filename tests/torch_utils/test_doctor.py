@@ -95,8 +95,8 @@ def test_a_compiler_that_fails_is_a_problem_and_a_missing_one_is_not_without_a_g
 def test_a_gpu_without_kernels_is_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
-    monkeypatch.setattr(custom_ops, 'why_not', lambda device: 'cuda-core is gone; run: pip')
-    assert any('cuda-core is gone; run: pip' in line for line in doctor.machine_problems())
+    monkeypatch.setattr(custom_ops, 'why_not', lambda device: 'cuda-bindings is gone; run: pip')
+    assert any('cuda-bindings is gone; run: pip' in line for line in doctor.machine_problems())
 
 
 def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path):

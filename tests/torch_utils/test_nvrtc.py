@@ -15,7 +15,7 @@ needs_compiler = pytest.mark.skipif(nvrtc.problem() is not None, reason='no NVRT
 @pytest.fixture
 def afresh(monkeypatch):
     """problem() and what it asks without the memory of earlier calls, and without leaving one."""
-    cached = [nvrtc.problem, nvrtc.include_folder, nvrtc.core, nvrtc.release]
+    cached = [nvrtc.problem, nvrtc.include_folder, nvrtc.release]
     for function in cached:
         function.cache_clear()
     yield monkeypatch
@@ -56,20 +56,20 @@ def test_a_newer_device_gets_ptx_and_an_older_one_an_error(monkeypatch):
         nvrtc.architecture_for((7, 0))
 
 
-def test_without_cuda_core_the_problem_names_one_command(afresh):
-    def gone():
-        raise ImportError('No module named cuda.core')
-    afresh.setattr(nvrtc, 'core', gone)
-    assert "pip install 'cuda-core" in nvrtc.problem() and '\n' not in nvrtc.problem()
-    with pytest.raises(UserError, match='cuda-core'):
+@pytest.mark.parametrize('torch_cuda', ['13.0', None])
+def test_without_cuda_bindings_the_problem_names_one_command(afresh, torch_cuda):
+    afresh.setattr(torch.version, 'cuda', torch_cuda)
+    afresh.setattr(nvrtc, 'bindings_version', lambda: None)
+    problem = nvrtc.problem()
+    assert "missing; run: pip install 'cuda-bindings==13" in problem and '\n' not in problem
+    with pytest.raises(UserError, match='cuda-bindings is missing'):
         nvrtc.compile_source(SOURCE, 'f.cu', (), 'sm_80', ())
 
 
 @pytest.mark.parametrize(('torch_cuda', 'bindings', 'command'), [
     ('12.8', '13.0.3', "'cuda-bindings==12.*' nvidia-cuda-nvrtc-cu12"),
-    ('13.0', '12.9.1', "'cuda-bindings==13.*' nvidia-cuda-nvrtc "), ('13.0', None, "'cuda-bindings==13.*'")])
+    ('13.0', '12.9.1', "'cuda-bindings==13.*' nvidia-cuda-nvrtc ")])
 def test_bindings_must_have_the_major_version_of_torch(afresh, torch_cuda, bindings, command):
-    afresh.setattr(nvrtc, 'core', lambda: None)
     afresh.setattr(torch.version, 'cuda', torch_cuda)
     afresh.setattr(nvrtc, 'bindings_version', lambda: bindings)
     assert command in nvrtc.problem() and torch_cuda in nvrtc.problem()
@@ -78,7 +78,6 @@ def test_bindings_must_have_the_major_version_of_torch(afresh, torch_cuda, bindi
 def test_a_compiler_that_does_not_load_is_a_problem(afresh):
     def gone():
         raise RuntimeError('libnvrtc.so.13 not found\nand more')
-    afresh.setattr(nvrtc, 'core', lambda: None)
     afresh.setattr(nvrtc, 'bindings_version', lambda: '13.0.3')
     afresh.setattr(torch.version, 'cuda', '13.0')
     afresh.setattr(nvrtc, 'release', gone)
