@@ -13,6 +13,7 @@
     static inline float name##f(float v) { return __builtin_##name##f(v); } \
     static inline float name(float v) { return __builtin_##name##f(v); } \
     static inline double name(double v) { return __builtin_##name(v); }
+OF_FLOAT_AND_DOUBLE(fabs)
 OF_FLOAT_AND_DOUBLE(exp)
 OF_FLOAT_AND_DOUBLE(expm1)
 OF_FLOAT_AND_DOUBLE(log1p)

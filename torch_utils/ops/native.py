@@ -11,6 +11,7 @@ from torch_utils.ops._registry import memory_format_of
 THREADS = 256  # of every block
 VECTOR_BYTES = 16  # the widest access of a thread
 MAX_BLOCKS = 2 ** 31 - 1  # along x
+MAX_OFFSET = 2 ** 31 - 1  # within a sample, in elements: offsets of 32 bits halve the arithmetic of addresses
 TYPE_NAMES = {
     torch.float32: 'float', torch.float16: 'half_t', torch.bfloat16: 'bfloat16_t', torch.float64: 'double'}
 
@@ -51,6 +52,11 @@ def vector_width(run: int, *tensors: torch.Tensor | None) -> int:
     while width > 1 and (run % width or any(t.data_ptr() % (width * size) for t in given)):
         width //= 2
     return width
+
+
+def has_short_offsets(*tensors: torch.Tensor) -> bool:
+    """Whether 32 bits count the elements of every sample of every tensor [N, ...]."""
+    return all(t.numel() <= MAX_OFFSET * t.shape[0] for t in tensors)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:

@@ -16,6 +16,10 @@ from torch_utils.ops import native
 LANES, ROWS = 32, 8  # threads of a block across and down (upfirdn2d_tile.cu)
 MAX_TAPS_2D, MAX_TAPS_1D = 36, 16  # the taps stay in registers
 MAX_FACTOR = 2
+PIXEL_THREADS, PIXEL_LANES = 128, 8  # of a block (upfirdn2d_pixel.cu); vectors side by side: 128 bytes
+PIXEL_STRIPS = (16, 8, 4)  # units down a thread: the most that leave PIXEL_BLOCKS blocks
+PIXEL_BLOCKS = 512  # four on every multiprocessor of the largest device there is
+PIXEL_SUMS = 64  # registers for unfinished outputs
 SMALL = 16  # pictures of at most this side fill too little of a tile
 SHARED_BYTES = 48 * 1024  # what every device grants a block without asking
 
@@ -40,6 +44,11 @@ class Geometry:
         values = {'UP': self.up, 'DOWN': self.down, 'PHASE': self.phase}
         sizes = {f'{name}{axis}': pair[i] for name, pair in values.items() for i, axis in enumerate('XY')}
         return {**sizes, 'FW': self.filter_size[0], 'FH': self.filter_size[1]}
+
+    @property
+    def step(self) -> tuple[int, int]:
+        """Inputs from one unit to the next."""
+        return tuple(down // math.gcd(up, down) for up, down in zip(self.up, self.down, strict=True))
 
     def span(self, outputs: int, axis: int) -> int:
         """Inputs that `outputs` neighbours see."""
@@ -153,12 +162,19 @@ def pixel_kernel(dtype: torch.dtype, geometry: Geometry, vec: int, epilogue: tup
     """A specialisation for NHWC with `vec` channels a thread."""
     return native.kernel(
         'upfirdn2d_pixel.cu', 'upfirdn2d_pixel', SCALAR_T=native.TYPE_NAMES[dtype], VEC=vec,
-        UNITS=pixel_units(geometry), **geometry.macros(), **dict(epilogue))
+        ACROSS=pixel_across(dtype, geometry, vec), **geometry.macros(), **dict(epilogue))
 
 
-def pixel_units(geometry: Geometry) -> int:
-    """Units down a thread of the NHWC kernel: its sums must fit its registers."""
-    return {1: 4, 2: 2, 4: 1}[geometry.unit[0] * geometry.unit[1] * geometry.down[1]]
+def pixel_across(dtype: torch.dtype, geometry: Geometry, vec: int) -> int:
+    """Units across a thread of the NHWC kernel: two outputs share most of their inputs."""
+    return 2 if geometry.unit[0] == 1 and 2 * _pixel_sums(dtype, geometry, vec) <= PIXEL_SUMS else 1
+
+
+def _pixel_sums(dtype: torch.dtype, geometry: Geometry, vec: int) -> int:
+    """Registers in which the NHWC kernel keeps outputs that still lack inputs, at one unit across."""
+    pending = _ceil(geometry.span(geometry.unit[1], 1), geometry.step[1])
+    registers = vec * native.accumulator(dtype).itemsize // 4
+    return (pending - 1) * geometry.unit[0] * geometry.unit[1] * registers
 
 
 def general_kernel(dtype: torch.dtype, channels_last: bool) -> Kernel:
@@ -199,12 +215,30 @@ def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: 
     (n, c, h, w), (unit_x, unit_y) = y.shape, geometry.unit
     tensors = (x, y) if fused is None else (x, y, fused.d, fused.b)
     vec = native.vector_width(c, *tensors)
-    if (vec == 1 and c > 1) or geometry.separable:
+    if (vec == 1 and c > 1) or geometry.separable or not native.has_short_offsets(x, y):
         return False
-    threads = n * _ceil(h, pixel_units(geometry) * unit_y) * _ceil(w, unit_x) * (c // vec)
+    while vec > 1 and _pixel_sums(x.dtype, geometry, vec) > PIXEL_SUMS:
+        vec //= 2
+    units = _ceil(w, unit_x * pixel_across(x.dtype, geometry, vec))
+    # Narrow pictures have more channels side by side instead.
+    lanes = min(_power_of_two(c // vec), max(PIXEL_LANES, PIXEL_THREADS // _power_of_two(units)))
+    block = (lanes, PIXEL_THREADS // lanes, 1)
+    chunks, across = _ceil(c // vec, lanes), _ceil(units, block[1])
+    for strip in PIXEL_STRIPS:
+        strips = _ceil(h, strip * unit_y)
+        blocks = n * strips * across * chunks
+        if blocks >= PIXEL_BLOCKS:
+            break
+    *sizes, gain, alpha, act_gain, clamp = numbers
     kernel = pixel_kernel(x.dtype, geometry, vec, _epilogue_macros(fused))
-    native.launch(kernel, native.blocks_for(threads), (*pointers, n, *numbers), x.device)
+    arguments = (*pointers, *sizes, chunks, across, strips, strip, gain, alpha, act_gain, clamp)
+    native.launch(kernel, blocks, arguments, x.device, block)
     return True
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is not below n."""
+    return 1 << (n - 1).bit_length()
 
 
 def _fill_by_tiles(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | None) -> bool:

@@ -74,22 +74,20 @@ __device__ __forceinline__ acc_t curvature(acc_t u) {
     else return 0;
 }
 
-struct Shape {  // alpha, gain and clamp of act(u) * gain limited to +-clamp; clamp < 0 is none
-    acc_t alpha, gain, clamp;
-    __device__ __forceinline__ Shape(double alpha, double gain, double clamp)
-        : alpha(alpha), gain(gain), clamp(clamp) {}
+struct Shape {  // of act(u) * gain limited to +-clamp; clamp < 0 is none
+    acc_t alpha, gain, limit;
+    acc_t blocked;  // magnitude of outputs from which on no gradient passes; not a number if all do
 
-    __device__ __forceinline__ acc_t value(acc_t u) const {
-        const acc_t y = activate(u, alpha) * gain;
-        if (clamp < 0) return y;
-        return y > clamp ? clamp : y < -clamp ? -clamp : y;  // not fmin: a NaN stays one
-    }
+    __device__ __forceinline__ Shape(double alpha, double gain, double clamp)
+        : alpha(alpha), gain(gain), limit(clamp < 0 ? acc_t(float_of(0x7f800000)) : acc_t(clamp)),
+          blocked(clamp < 0 ? acc_t(float_of(0x7fffffff)) : rounded(acc_t(clamp))) {}
+
+    __device__ __forceinline__ acc_t value(acc_t u) const { return limited(activate(u, alpha) * gain, limit); }
 
     // Whether the clamp lets a gradient through; `saved` is the output or the input, as for gradient().
     __device__ __forceinline__ bool passes(acc_t saved, bool from_output) const {
-        if (clamp < 0) return true;
         const acc_t y = from_output ? saved : rounded(activate(saved, alpha) * gain);
-        return !((y < 0 ? -y : y) >= rounded(clamp));
+        return !(magnitude(y) >= blocked);
     }
 
     // dy * d value / d u

@@ -70,15 +70,33 @@ template <> struct Word<4> { using type = unsigned int; };
 template <> struct Word<8> { using type = uint2; };
 template <> struct Word<16> { using type = uint4; };
 
+// N neighbours of an array as they lie in memory, in whole registers.
+template <int N> struct Raw {
+    using word = typename Word<N * sizeof(scalar_t)>::type;
+    unsigned int parts[(sizeof(word) + 3) / 4];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (unsigned int& part : parts) part = 0;
+    }
+    __device__ __forceinline__ void load(const scalar_t* p) {  // aligned to N elements
+        const word value = *reinterpret_cast<const word*>(p);
+        memcpy(parts, &value, sizeof(word));
+    }
+    __device__ __forceinline__ void unpack(acc_t (&values)[N]) const {
+        scalar_t packed[N];
+        memcpy(packed, parts, sizeof(word));
+#pragma unroll
+        for (int i = 0; i < N; i++) values[i] = widen(packed[i]);
+    }
+};
+
 // N neighbours of an array as accumulators; p is aligned to N elements.
 template <int N>
 __device__ __forceinline__ void load(const scalar_t* p, acc_t (&values)[N]) {
-    using word = typename Word<N * sizeof(scalar_t)>::type;
-    scalar_t packed[N];
-    const word raw = *reinterpret_cast<const word*>(p);
-    memcpy(packed, &raw, sizeof(word));
-#pragma unroll
-    for (int i = 0; i < N; i++) values[i] = widen(packed[i]);
+    Raw<N> raw;
+    raw.load(p);
+    raw.unpack(values);
 }
 
 template <int N>
@@ -100,3 +118,19 @@ __device__ __forceinline__ void fill(acc_t (&values)[N], acc_t value) {
 
 // The value that an element of type scalar_t would keep: comparisons see what the stored tensor holds.
 __device__ __forceinline__ acc_t rounded(acc_t v) { return widen(Narrow<scalar_t>::from(v)); }
+
+__device__ __forceinline__ float magnitude(float v) { return fabsf(v); }
+__device__ __forceinline__ double magnitude(double v) { return fabs(v); }
+
+// v within +-limit; not a number stays that.
+__device__ __forceinline__ acc_t limited(acc_t v, acc_t limit) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    if constexpr (sizeof(acc_t) == 4) {
+        float result = v;
+        asm("max.NaN.f32 %0, %0, %1;" : "+f"(result) : "f"(float(-limit)));
+        asm("min.NaN.f32 %0, %0, %1;" : "+f"(result) : "f"(float(limit)));
+        return result;
+    }
+#endif
+    return v > limit ? limit : v < -limit ? -limit : v;
+}

@@ -32,7 +32,7 @@ template <int UP, int DOWN, int TAPS, int PHASE> struct Axis {
     static __host__ __device__ constexpr int tap(int in, int out) { return in * UP - PHASE - out * DOWN; }
     static __host__ __device__ constexpr bool has(int in, int out) { return tap(in, out) >= 0 && tap(in, out) < TAPS; }
     // The first input of the unit that starts with output `out`.
-    static __device__ __forceinline__ i64 first_input(i64 out, i64 pad) {
+    static __device__ __forceinline__ int first_input(int out, int pad) {
         return (out * DOWN - pad - PHASE) / UP;  // without remainder, by the choice of the phase
     }
 };
@@ -55,6 +55,9 @@ __device__ __forceinline__ void load_taps(
 __device__ __forceinline__ void load_filter(
     const float* __restrict__ f, bool flip, float gain, acc_t (&taps)[FH][FW]
 ) {
+    float given[FH * FW];  // all at fixed addresses
 #pragma unroll
-    for (int t = 0; t < FH; t++) load_taps(f + (flip ? t : FH - 1 - t) * FW, flip, gain, taps[t]);
+    for (int t = 0; t < FH * FW; t++) given[t] = f[t];
+#pragma unroll
+    for (int t = 0; t < FH * FW; t++) taps[t / FW][t % FW] = (flip ? given[t] : given[FH * FW - 1 - t]) * gain;
 }

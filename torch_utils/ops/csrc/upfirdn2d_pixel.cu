@@ -1,82 +1,208 @@
 // SPDX-License-Identifier: Apache-2.0
-// upfirdn2d in NHWC, alone or followed by the epilogue of a modulated convolution: a thread makes one unit across
-// and UNITS units down, for VEC channels that travel as one word. Neighbouring threads have neighbouring channels,
-// then neighbouring pixels, whose common inputs they find in the cache.
-// Further macros: upfirdn2d.cuh, epilogue.cuh.
+// upfirdn2d in NHWC, alone or followed by the epilogue of a modulated convolution: a thread makes ACROSS units
+// across and goes down a strip of units, for VEC channels that travel as one word. Every row of inputs is read once,
+// while the one before is computed with; outputs that still lack inputs stay in registers. Offsets within a sample are
+// of 32 bits. Neighbouring threads have neighbouring channels (threadIdx.x), then neighbouring columns (threadIdx.y),
+// whose common inputs they find in the cache. Further macros: upfirdn2d.cuh, epilogue.cuh.
 #include "upfirdn2d.cuh"
 
-#define THREADS 256
-constexpr int strip = UNITS * AxisY::unit;
-typedef acc_t Sums[strip][AxisX::unit][VEC];
+#ifndef ACROSS
+#define ACROSS 1
+#endif
+#define THREADS 128
 
-// Add what one vector of inputs, at (q, p) of the thread's own window, gives to all outputs that see it.
-template <int Q_SPAN, int P_SPAN>
-__device__ __forceinline__ void gather(
-    const scalar_t* __restrict__ sample, i64 top, i64 left, i64 in_h, i64 in_w, i64 channels,
-    const acc_t (&taps)[FH][FW], Sums& sums
-) {
+constexpr int wide = ACROSS * AxisX::unit, columns = AxisX::span(wide);  // outputs and inputs of a row
+// Units down the strip that see a row, the oldest of which is complete after it.
+constexpr int pending = (AxisY::span(AxisY::unit) + AxisY::step - 1) / AxisY::step;
+typedef acc_t Line[wide][VEC];  // of outputs
+
+struct Taps {  // of f as it is correlated; of an outer product, `rows` and `cols` with f[i][j] = rows[i] * cols[j]
+    acc_t all[FH][FW], rows[FH], cols[FW];
+    bool is_outer;
+
+    // The middle tap, the largest of a low-pass filter, must account for all others without rounding, as with binomial
+    // filters; any other filter is taken as it is.
+    __device__ __forceinline__ Taps(const float* __restrict__ f, bool flip, float gain) {
+        constexpr int r = FH / 2, c = FW / 2;
+        load_filter(f, flip, 1.f, all);
+        is_outer = all[r][c] != 0;
 #pragma unroll
-    for (int q = 0; q < Q_SPAN; q++)
+        for (int i = 0; i < FH; i++)
 #pragma unroll
-        for (int p = 0; p < P_SPAN; p++) {
-            const i64 y = top + q, x = left + p;
-            if (y < 0 || y >= in_h || x < 0 || x >= in_w) continue;
-            acc_t v[VEC];
-            load(sample + (y * in_w + x) * channels, v);
+            for (int j = 0; j < FW; j++)
+                if (i != r && j != c) is_outer &= all[i][j] * all[r][c] == all[i][c] * all[r][j];
+        const acc_t factor = gain / all[r][c];
 #pragma unroll
-            for (int o = 0; o < strip; o++)
+        for (int i = 0; i < FH; i++) rows[i] = all[i][c] * factor;
 #pragma unroll
-                for (int u = 0; u < AxisX::unit; u++)
-                    if (AxisY::has(q, o) && AxisX::has(p, u)) {
+        for (int j = 0; j < FW; j++) cols[j] = all[r][j];
 #pragma unroll
-                        for (int k = 0; k < VEC; k++)
-                            sums[o][u][k] += v[k] * taps[AxisY::tap(q, o)][AxisX::tap(p, u)];
-                    }
+        for (int i = 0; i < FH; i++)
+#pragma unroll
+            for (int j = 0; j < FW; j++) all[i][j] *= gain;
+    }
+};
+
+struct Window {  // the columns of inputs that a thread sees, in one row
+    const scalar_t* at;  // the first of them; outside the picture it is not read
+    int row, left, in_h, in_w, channels;
+    bool is_inside;  // all columns are
+
+    __device__ __forceinline__ void load(Raw<VEC> (&values)[columns]) const {
+        const bool has_row = unsigned(row) < unsigned(in_h);
+        if (has_row && is_inside) {
+#pragma unroll
+            for (int p = 0; p < columns; p++) values[p].load(at + p * channels);
+        } else {
+#pragma unroll
+            for (int p = 0; p < columns; p++) {
+                values[p].clear();
+                if (has_row && unsigned(left + p) < unsigned(in_w)) values[p].load(at + p * channels);
+            }
         }
+    }
+
+    __device__ __forceinline__ void go_down() {
+        row++;
+        at += in_w * channels;
+    }
+};
+
+// What becomes of a finished line of outputs.
+struct Target {
+    scalar_t* y;  // of the sample, at the thread's first channel
+    const scalar_t* noise;
+    int left, out_h, out_w, channels;
+    Raw<VEC> d, b;
+    Shape shape;
+
+    __device__ __forceinline__ void put(int row, Line& line) const {
+        if (row >= out_h) return;
+        acc_t scale[VEC], bias[VEC];
+        if constexpr (EPILOGUE) d.unpack(scale);
+        if constexpr (BIAS) b.unpack(bias);
+        else fill(bias, 0);
+#pragma unroll
+        for (int u = 0; u < wide; u++) {
+            if (left + u >= out_w) return;
+            const int pixel = row * out_w + left + u;
+            if constexpr (EPILOGUE) {
+                const acc_t extra = NOISE ? widen(noise[pixel]) : acc_t(0);
+#pragma unroll
+                for (int k = 0; k < VEC; k++) line[u][k] = shape.value(line[u][k] * scale[k] + (bias[k] + extra));
+            }
+            store(y + pixel * channels, line[u]);
+        }
+    }
+};
+
+__device__ __forceinline__ void clear(Line& line) {
+#pragma unroll
+    for (int u = 0; u < wide; u++) fill(line[u], 0);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) upfirdn2d_pixel(
+// Add one vector of a line of inputs, or a filtered line, times a tap.
+__device__ __forceinline__ void add(acc_t (&sums)[VEC], const acc_t (&v)[VEC], acc_t tap) {
+#pragma unroll
+    for (int k = 0; k < VEC; k++) sums[k] += v[k] * tap;
+}
+
+#define FOR_OUTPUTS(s) \
+    _Pragma("unroll") for (int k = 0; k < pending; k++) \
+    _Pragma("unroll") for (int o = 0; o < AxisY::unit; o++) { \
+        const int q = (pending - 1 - k) * AxisY::step + s; \
+        if (!AxisY::has(q, o)) continue;
+template <bool IS_OUTER>
+__device__ __forceinline__ void filter_strip(Window window, const Taps& taps, const Target& target, int top, int units) {
+    Line sums[pending][AxisY::unit];
+#pragma unroll
+    for (int k = 0; k < pending; k++)
+#pragma unroll
+        for (int o = 0; o < AxisY::unit; o++) clear(sums[k][o]);
+    Raw<VEC> raw[columns];
+    window.load(raw);
+    top -= (pending - 1) * AxisY::unit;
+#pragma unroll 1
+    for (int i = 0; i < units + pending - 1; i++, top += AxisY::unit) {
+#pragma unroll
+        for (int s = 0; s < AxisY::step; s++) {
+            if constexpr (IS_OUTER) {
+                Line line;
+                clear(line);
+#pragma unroll
+                for (int p = 0; p < columns; p++) {
+                    acc_t v[VEC];
+                    raw[p].unpack(v);
+#pragma unroll
+                    for (int u = 0; u < wide; u++)
+                        if (AxisX::has(p, u)) add(line[u], v, taps.cols[AxisX::tap(p, u)]);
+                }
+                window.go_down();
+                window.load(raw);
+                FOR_OUTPUTS(s)
+#pragma unroll
+                    for (int u = 0; u < wide; u++) add(sums[k][o][u], line[u], taps.rows[AxisY::tap(q, o)]);
+                }
+            } else {
+#pragma unroll
+                for (int p = 0; p < columns; p++) {
+                    acc_t v[VEC];
+                    raw[p].unpack(v);
+                    FOR_OUTPUTS(s)
+#pragma unroll
+                        for (int u = 0; u < wide; u++)
+                            if (AxisX::has(p, u))
+                                add(sums[k][o][u], v, taps.all[AxisY::tap(q, o)][AxisX::tap(p, u)]);
+                    }
+                }
+                window.go_down();
+                window.load(raw);
+            }
+        }
+        if (i >= pending - 1) {
+#pragma unroll
+            for (int o = 0; o < AxisY::unit; o++) target.put(top + o, sums[0][o]);
+        }
+#pragma unroll
+        for (int o = 0; o < AxisY::unit; o++) {
+#pragma unroll
+            for (int k = 1; k < pending; k++)
+#pragma unroll
+                for (int u = 0; u < wide; u++)
+#pragma unroll
+                    for (int c = 0; c < VEC; c++) sums[k - 1][o][u][c] = sums[k][o][u][c];
+            clear(sums[pending - 1][o]);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 4) upfirdn2d_pixel(
     const scalar_t* __restrict__ x, const float* __restrict__ f, scalar_t* __restrict__ y,
     const scalar_t* __restrict__ d, const scalar_t* __restrict__ noise, const scalar_t* __restrict__ b,
-    i64 samples, i64 channels, i64 in_h, i64 in_w, i64 out_h, i64 out_w, i64 pad_x, i64 pad_y, i64 flip,
-    i64 noise_step, double filter_gain, double alpha, double gain, double clamp
+    i64 channels, i64 in_h, i64 in_w, i64 out_h, i64 out_w, i64 pad_x, i64 pad_y, i64 flip, i64 noise_step,
+    i64 chunks, i64 blocks_across, i64 strips, i64 strip_units, double filter_gain, double alpha, double gain,
+    double clamp
 ) {
-    const i64 vectors = channels / VEC, units_x = (out_w + AxisX::unit - 1) / AxisX::unit;
-    const i64 strips = (out_h + strip - 1) / strip;
-    i64 rest = i64(blockIdx.x) * THREADS + threadIdx.x;
-    const i64 c = rest % vectors * VEC;
-    rest /= vectors;
-    const i64 left = rest % units_x * AxisX::unit;
-    rest /= units_x;
-    const i64 top = rest % strips * strip, n = rest / strips;
-    if (n >= samples) return;
-    acc_t taps[FH][FW];
-    load_filter(f, flip, float(filter_gain), taps);
-    Sums sums;
-#pragma unroll
-    for (int o = 0; o < strip; o++)
-#pragma unroll
-        for (int u = 0; u < AxisX::unit; u++) fill(sums[o][u], 0);
-    gather<AxisY::span(strip), AxisX::span(AxisX::unit)>(
-        x + n * in_h * in_w * channels + c, AxisY::first_input(top, pad_y), AxisX::first_input(left, pad_x),
-        in_h, in_w, channels, taps, sums);
-    const Shape shape(alpha, gain, clamp);
-    acc_t scale[VEC], bias[VEC];
-    fill(bias, 0);
-    if constexpr (EPILOGUE) load(d + n * channels + c, scale);
-    if constexpr (BIAS) load(b + c, bias);
-#pragma unroll
-    for (int o = 0; o < strip; o++)
-#pragma unroll
-        for (int u = 0; u < AxisX::unit; u++) {
-            if (top + o >= out_h || left + u >= out_w) continue;
-            const i64 pixel = (top + o) * out_w + left + u;
-            if constexpr (EPILOGUE) {
-                const acc_t extra = NOISE ? widen(noise[n * noise_step + pixel]) : acc_t(0);
-#pragma unroll
-                for (int k = 0; k < VEC; k++)
-                    sums[o][u][k] = shape.value(sums[o][u][k] * scale[k] + bias[k] + extra);
-            }
-            store(y + (n * out_h * out_w + pixel) * channels + c, sums[o][u]);
-        }
+    unsigned rest = blockIdx.x;
+    const int c = (rest % unsigned(chunks) * blockDim.x + threadIdx.x) * VEC;
+    rest /= unsigned(chunks);
+    const int left = (rest % unsigned(blocks_across) * blockDim.y + threadIdx.y) * wide;
+    rest /= unsigned(blocks_across);
+    const int top = rest % unsigned(strips) * unsigned(strip_units) * AxisY::unit;
+    const i64 n = rest / unsigned(strips);
+    if (c >= channels || left >= out_w) return;
+    const int in_top = AxisY::first_input(top, pad_y), in_left = AxisX::first_input(left, pad_x);
+    const Window window = {
+        x + n * in_h * in_w * channels + c + (i64(in_top) * in_w + in_left) * channels, in_top, in_left, int(in_h),
+        int(in_w), int(channels), in_left >= 0 && in_left + columns <= in_w};
+    Target target = {
+        y + n * out_h * out_w * channels + c, NOISE ? noise + n * noise_step : nullptr, left, int(out_h), int(out_w),
+        int(channels), {}, {}, Shape(alpha, gain, clamp)};
+    if constexpr (EPILOGUE) target.d.load(d + n * channels + c);
+    if constexpr (BIAS) target.b.load(b + c);
+    const Taps taps(f, flip, float(filter_gain));
+    const int units_left = (int(out_h) - top + AxisY::unit - 1) / AxisY::unit;
+    const int units = units_left < strip_units ? units_left : int(strip_units);
+    if (taps.is_outer) filter_strip<true>(window, taps, target, top, units);
+    else filter_strip<false>(window, taps, target, top, units);
 }
