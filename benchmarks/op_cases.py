@@ -100,6 +100,7 @@ CASES = {
         m.picture(channels=IMAGE_CHANNELS), m.image_filter(), 1, 1, [6, 5, 6, 5])),
     'bias_act': Case(OPS['bias_act'], lambda m: (m.picture(), m.bias(), 1, *ACT, CLAMP)),
     'bias_act_grad': Case(OPS['bias_act_grad'], lambda m: (m.picture(), m.picture(), *ACT, CLAMP)),
+    'bias_act_grad_both': Case(OPS['bias_act_grad_both'], lambda m: (m.picture(), m.picture(), *ACT, CLAMP)),
     'scale_channels': Case(OPS['scale_channels'], lambda m: (m.picture(), m.styles())),
     'scale_channels_grad': Case(OPS['scale_channels_grad'], lambda m: (
         m.picture(), m.picture(), m.styles())),

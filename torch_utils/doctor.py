@@ -228,6 +228,7 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'upfirdn2d': lambda r: (r(*SHAPE), _taps(r), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0),
     'bias_act': lambda r: (r(*SHAPE), r(_C), 1, *LRELU, 1.5),
     'bias_act_grad': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
+    'bias_act_grad_both': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
     'bias_act_curvature': lambda r: (r(*SHAPE), r(*SHAPE), r(*SHAPE), 'swish', 1.25, -1.0),
     'scale_channels': lambda r: (r(*SHAPE), r(_N, _C)),
     'scale_channels_grad': lambda r: (r(*SHAPE), r(*SHAPE), r(_N, _C)),

@@ -147,6 +147,19 @@ def _act_grad(act, clamp=-1.0):
     return make
 
 
+def _act_grad_both(act, clamp=-1.0, layout=torch.contiguous_format):
+    def make(dtype, device):
+        dy, y = (randn(3, 2, 4, 5, dtype=dtype, device=device, layout=layout) for _ in range(2))
+        return dy, y, act, 0.2, 1.25, clamp
+    return make
+
+
+ACT_GRAD_BOTH = {
+    'linear_clamped': _act_grad_both('linear', clamp=0.7),
+    'relu': _act_grad_both('relu'),
+    'lrelu': _act_grad_both('lrelu', clamp=0.7),
+    'channels_last': _act_grad_both('lrelu', layout=torch.channels_last),
+}
 PICTURE, COLUMNS = (3, 2, 4, 5), (3, 2)
 SMOOTH = [act for act, spec in bias_act.activation_funcs.items() if spec.curvature is not None]
 SAMPLES = [
@@ -154,6 +167,7 @@ SAMPLES = [
     *[Sample(f'bias_act-{k}', bias_act._bias_act, v) for k, v in BIAS_ACT.items()],
     *[Sample(f'bias_act_grad-{act}', bias_act.act_grad, _act_grad(act)) for act in bias_act.activation_funcs],
     Sample('bias_act_grad-clamped', bias_act.act_grad, _act_grad('lrelu', clamp=0.7)),
+    *[Sample(f'bias_act_grad_both-{k}', bias_act.act_grad_both, v) for k, v in ACT_GRAD_BOTH.items()],
     *[Sample(f'bias_act_curvature-{act}', bias_act.act_curvature,
              _tensors((2, 3), (2, 3), (2, 3), after=(act, 1.25, 0.4 if act == 'swish' else -1.0)))
       for act in SMOOTH],

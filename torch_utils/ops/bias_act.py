@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import bias_act_cuda
+from torch_utils.ops import bias_act_cuda, epilogue_cuda
 from torch_utils.ops._registry import define_op, empty_as, laid_out_as
 from torch_utils.ops.activations import Activation, activation_funcs, saves_output
 
@@ -74,7 +74,6 @@ def _fake(
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
     x, b, ctx.dim, *ctx.spec = inputs
-    ctx.has_bias = b is not None
     if saves_output(*ctx.spec[:3]):
         ctx.save_for_backward(output)
     else:
@@ -82,12 +81,14 @@ def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    dx = act_grad(dy, ctx.saved_tensors[0], *ctx.spec)
-    if not (ctx.has_bias and ctx.needs_input_grad[1]):
-        return dx, None, None, None, None, None, None
+    (saved,) = ctx.saved_tensors
+    if not ctx.needs_input_grad[1]:
+        return act_grad(dy, saved, *ctx.spec), None, None, None, None, None, None
+    if dy.ndim == 4 and ctx.dim == 1 and saves_output(*ctx.spec[:3]):
+        return *act_grad_both(dy, saved, *ctx.spec), None, None, None, None, None
+    dx = act_grad(dy, saved, *ctx.spec)
     others = [i for i in range(dx.ndim) if i != ctx.dim]
-    db = dx.sum(others) if others else dx
-    return dx, db, None, None, None, None, None
+    return dx, dx.sum(others) if others else dx, None, None, None, None, None
 
 
 def _grad_reference(
@@ -132,6 +133,38 @@ def _grad_backward(ctx: Any, ddx: torch.Tensor) -> tuple:
     is_curved = activation_funcs[act].curvature is not None and ctx.needs_input_grad[1]
     curvature = act_curvature(dy, ddx, saved, act, gain, clamp) if is_curved else None
     return act_grad(ddx, saved, *ctx.spec), curvature, None, None, None, None
+
+
+# The same for a bias a channel, together with the bias's own gradient: (dx, db) in one pass over a picture.
+# `y` is the output of an activation of which saves_output() holds, so that nothing is curved.
+
+def _both_reference(
+    dy: torch.Tensor, y: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    dx = _grad_reference(dy, y, act, alpha, gain, clamp)
+    return dx, dx.sum([0, 2, 3])
+
+
+def _both_fake(
+    dy: torch.Tensor, y: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return empty_as(y, dy), y.new_empty(y.shape[1])
+
+
+def _both_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, y, *ctx.spec = inputs
+    ctx.save_for_backward(y)
+    ctx.set_materialize_grads(False)
+
+
+def _both_backward(ctx: Any, ddx: torch.Tensor | None, ddb: torch.Tensor | None) -> tuple:
+    (y,) = ctx.saved_tensors
+    total = ddx
+    if ddb is not None:
+        spread = bias_shaped(ddb, 4, 1)
+        total = spread.expand_as(y) if ddx is None else ddx + spread
+    to_dy = None if total is None else act_grad(total, y, *ctx.spec)
+    return to_dy, None, None, None, None, None
 
 
 # dy * ddx * gain * act''(u) of a smooth activation, zero where the clamp is at work.
@@ -184,6 +217,13 @@ act_grad = define_op(
     'bias_act_grad(Tensor dy, Tensor saved, str act, float alpha, float gain, float clamp) -> Tensor',
     reference=_grad_reference, fake=_grad_fake, setup_context=_grad_setup_context, backward=_grad_backward,
     cuda=bias_act_cuda.bias_act_grad,
+)
+
+act_grad_both = define_op(
+    'bias_act_grad_both(Tensor dy, Tensor y, str act, float alpha, float gain, float clamp) '
+    '-> (Tensor, Tensor)',
+    reference=_both_reference, fake=_both_fake, setup_context=_both_setup_context, backward=_both_backward,
+    cuda=epilogue_cuda.act_grad_both,
 )
 
 act_curvature = define_op(

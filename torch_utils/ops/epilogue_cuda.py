@@ -140,6 +140,17 @@ def epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
     return y.new_empty(0) if dx is None else dx, dd, _noise_gradient(sum_noise, y, noise_shape), db
 
 
+def act_grad_both(
+    dy: torch.Tensor, y: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Native form of the operator bias_act_grad_both: what remains of an epilogue's gradient without scales
+    and noise.
+    """
+    grads = epilogue_grad(
+        dy, None, y, None, [], [True, False, False, True], act, alpha, gain, clamp)
+    return None if grads is None else (grads[0], grads[3])
+
+
 def filtered_epilogue(  # noqa: PLR0913 (the operator's arguments)
     x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, d: torch.Tensor,
     noise: torch.Tensor | None, b: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,

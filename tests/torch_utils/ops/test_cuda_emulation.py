@@ -56,7 +56,8 @@ def test_results_have_the_strides_that_the_fake_promises(sample):
 
 @pytest.mark.parametrize('layout', ['channels last', 'spread'])
 @pytest.mark.parametrize(
-    'name', ['bias_act_grad-lrelu', 'scale_channels_grad', 'modulated_epilogue_grad-all'])
+    'name', ['bias_act_grad-lrelu', 'bias_act_grad_both-lrelu', 'scale_channels_grad',
+             'modulated_epilogue_grad-all'])
 def test_gradients_have_the_promised_strides_however_they_come_in(name, layout):
     sample = next(s for s in contract.SAMPLES if s.name == name)
     contract.test_fake_tensors_have_the_shape_and_strides_of_real_ones(sample, layout, CPU)
@@ -65,7 +66,7 @@ def test_gradients_have_the_promised_strides_however_they_come_in(name, layout):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', [
     'upfirdn2d-up', 'upfirdn2d-channels_last', 'bias_act-lrelu_clamped', 'bias_act-swish',
-    'bias_act_grad-lrelu',
+    'bias_act_grad-lrelu', 'bias_act_grad_both-lrelu', 'bias_act_grad_both-channels_last',
     'modulated_epilogue-noise_per_sample', 'modulated_epilogue_grad-all', 'filtered_epilogue-channels_last',
     'modulated_weight'])
 def test_low_precision_agrees_with_float64(name, dtype):
@@ -117,6 +118,21 @@ def test_epilogue_and_its_gradient_at_many_shapes(shape, layout):
     agree(epilogue.epilogue_grad, dy, None, y, None, noise.shape[2:], [True, False, True, True], *spec)
     agree(epilogue.scale_channels, x, d)
     agree(epilogue.scale_channels_grad, dy, x, d)
+    agree(bias_act.act_grad_both, dy, y, *spec)
+
+
+@both_layouts
+@pytest.mark.parametrize('act', ['linear', 'relu', 'lrelu'])
+def test_both_gradients_of_a_bias_and_an_activation_come_of_one_kernel(act, layout, emulated):
+    x = picture(2, 8, 6, 5, layout=layout).requires_grad_()
+    b = torch.randn(8, requires_grad=True)
+    y = bias_act.bias_act(x, b, act=act, gain=1.5, clamp=1.0)
+    emulated.clear()
+    torch.autograd.grad(y.sum(), [x, b])
+    assert [kernel.entry for kernel in emulated] == ['epilogue_grad']
+    emulated.clear()
+    torch.autograd.grad(bias_act.bias_act(x.flatten(2), b, act=act, clamp=1.0).sum(), [x, b])
+    assert [kernel.entry for kernel in emulated] == ['bias_act', 'bias_act_grad']
 
 
 @both_layouts

@@ -84,7 +84,8 @@ def test_a_layer_of_the_presets_asks_for_listed_kernels_only(dtype, layout, up, 
     y = modulated_conv2d.modulated_layer(
         x, weight, styles, torch.randn(2, 1, 16 * up, 16 * up), torch.zeros(16), layer, f=f, up=up, padding=1,
         flip_weight=up == 1)
-    small = bias_act(upfirdn2d.downsample2d(y, f), torch.zeros(16, dtype=dtype), act='lrelu')
-    torch.autograd.grad(small.float().sum(), [x, weight, styles])
+    b = torch.zeros(16, dtype=dtype, requires_grad=True)
+    small = bias_act(upfirdn2d.downsample2d(y, f), b, act='lrelu')
+    torch.autograd.grad(small.float().sum(), [x, weight, styles, b])
     missing = [str(kernel) for kernel in set(emulated) if kernel not in ALL]
     assert not missing, '\n'.join(missing)
