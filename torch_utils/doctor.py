@@ -22,7 +22,7 @@ TOLERANCE = 1e-4  # of float32 against float64, relative to the largest value
 TIMED_RUNS = 10
 TEST_ARCH = 'sm_80'  # compiled for where there is no GPU
 SHAPE = (2, 16, 32, 32)  # pictures of the self-test: [N, C, H, W]
-OUT_CHANNELS = 8
+OUT_CHANNELS, IMAGE_CHANNELS = 8, 3
 LRELU = ('lrelu', 0.2, 1.25)  # act, alpha, gain
 FIX_OP = 'report it with this page, and train with --ops=torch meanwhile'
 
@@ -237,6 +237,8 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
         r(*SHAPE), r(*SHAPE), r(*SHAPE), r(_N, _C), [_N, 1, _H, _W], [True] * 4, *LRELU, 1.5),
     'filtered_epilogue': lambda r: (
         r(*SHAPE), _taps(r), [1, 2, 1, 2], False, 2.0, r(_N, _C), r(_N, 1, _H, _W), r(_C), *LRELU, 1.5),
+    'pixel_product': lambda r: (r(*SHAPE), r(_N, IMAGE_CHANNELS, _C), r(IMAGE_CHANNELS), False),
+    'pixel_outer': lambda r: (r(_N, IMAGE_CHANNELS, _H, _W), r(*SHAPE)),
     'demodulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8),
     'modulated_weight': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(1).dtype),
 }

@@ -224,6 +224,8 @@ class ToRGBLayer(torch.nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor, fused_modconv: bool = True) -> torch.Tensor:
         """x [N, I, H, W], w [N, w_dim] -> [N, O, H, W] in the dtype of x."""
         styles = self.affine(w) * self.weight_gain
+        if self.weight.shape[2:].numel() == 1:
+            return modulated_conv2d.modulated_product(x, self.weight, styles, self.bias, self.conv_clamp)
         x = modulated_conv2d.modulated_conv2d(
             x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
         return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)

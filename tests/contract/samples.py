@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils.ops import bias_act, epilogue, modulated_conv2d, upfirdn2d
+from torch_utils.ops import bias_act, epilogue, modulated_conv2d, pixel_product, upfirdn2d
 from torch_utils.ops._registry import Op
 
 
@@ -160,6 +160,22 @@ ACT_GRAD_BOTH = {
     'lrelu': _act_grad_both('lrelu', clamp=0.7),
     'channels_last': _act_grad_both('lrelu', layout=torch.channels_last),
 }
+
+
+def _pixel_product(layout, channels_last, bias=True):
+    def make(dtype, device):
+        x = randn(3, 4, 2, 5, dtype=dtype, device=device, layout=layout)
+        w, b = (randn(*shape, dtype=dtype, device=device) for shape in [(3, 2, 4), (2,)])
+        return x, w, b if bias else None, channels_last
+    return make
+
+
+PIXEL_PRODUCT = {
+    'nchw': _pixel_product(torch.contiguous_format, False),
+    'nhwc': _pixel_product(torch.channels_last, True),
+    'nhwc_to_nchw': _pixel_product(torch.channels_last, False, bias=False),
+    'nchw_to_nhwc': _pixel_product(torch.contiguous_format, True, bias=False),
+}
 PICTURE, COLUMNS = (3, 2, 4, 5), (3, 2)
 SMOOTH = [act for act, spec in bias_act.activation_funcs.items() if spec.curvature is not None]
 SAMPLES = [
@@ -176,6 +192,8 @@ SAMPLES = [
     *[Sample(f'filtered_epilogue-{k}', epilogue.filtered_epilogue, v) for k, v in FILTERED.items()],
     Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
     Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
+    *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v) for k, v in PIXEL_PRODUCT.items()],
+    Sample('pixel_outer', pixel_product.pixel_outer, _tensors((3, 2, 4, 5), (3, 4, 4, 5))),
     Sample('demodulation', modulated_conv2d._demodulation, _tensors((2, 3, 3, 3), (4, 3), after=(1e-8,))),
     Sample('modulated_weight', modulated_conv2d._modulated_weight, _modulated_weight(True)),
     Sample('modulated_weight-no_d', modulated_conv2d._modulated_weight, _modulated_weight(False)),

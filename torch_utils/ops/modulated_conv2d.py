@@ -18,6 +18,7 @@ from torch_utils.ops.bias_act import bias_act, saves_output
 from torch_utils.ops.conv2d_resample import conv2d_resample, convolve_before_filter
 from torch_utils.ops.epilogue import epilogue as apply_epilogue
 from torch_utils.ops.epilogue import filtered_epilogue, scale_channels
+from torch_utils.ops.pixel_product import is_channels_last, pixel_product
 
 DEMODULATION_EPS = 1e-8  # inside the square root
 
@@ -89,6 +90,23 @@ def modulated_layer(
     return filtered_epilogue(x, f, padding, flip_filter, float(up ** 2), *finish)
 
 
+def modulated_product(
+    x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, bias: torch.Tensor, clamp: float | None,
+) -> torch.Tensor:
+    """Modulated 1x1 convolution to few channels, without demodulation, then bias and clamp: one pass over x.
+
+    x: [N, I, H, W].  weight: [O, I, 1, 1].  styles: [N, I].  bias: [O].  Returns [N, O, H, W], dtype of x.
+    The weights of all samples are small, and a product reads x as it lies. Raises ValueError as
+    modulated_conv2d().
+    """
+    _check_styles(x, weight, styles)
+    weight = _modulated_weight(weight, styles, None, x.dtype).flatten(2)  # [N, O, I]
+    # Filters on a CPU want NHWC; elsewhere images are NCHW, and cuBLAS wants rows that are not 3 long.
+    channels_last = x.device.type == 'cpu' and is_channels_last(x)
+    y = pixel_product(x, weight, bias.to(x.dtype), channels_last)
+    return bias_act(y, clamp=clamp)
+
+
 def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     """[N, O]: reciprocal norm of each sample's modulated weight per output channel (StyleGAN2, Eq. 3)."""
     return _demodulation(weight, styles, DEMODULATION_EPS)[0]
@@ -98,12 +116,16 @@ def _checked(
     x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(weight, styles), pre-normalised where float16 would overflow."""
-    if styles.shape != (x.shape[0], weight.shape[1]):
-        raise ValueError(f'styles must be [N, I] = {[x.shape[0], weight.shape[1]]}, not {list(styles.shape)}')
+    _check_styles(x, weight, styles)
     if x.dtype == torch.float16 and demodulate:
         weight = weight / (weight.abs().amax([1, 2, 3], keepdim=True) * weight[0].numel() ** 0.5)
         styles = styles / styles.abs().amax(1, keepdim=True)
     return weight, styles
+
+
+def _check_styles(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> None:
+    if styles.shape != (x.shape[0], weight.shape[1]):
+        raise ValueError(f'styles must be [N, I] = {[x.shape[0], weight.shape[1]]}, not {list(styles.shape)}')
 
 
 def _grouped(

@@ -64,3 +64,28 @@ def test_the_training_form_keeps_no_weight_per_sample():
 def test_wrong_styles_are_named():
     with pytest.raises(ValueError, match=r'styles must be \[N, I\] = \[3, 4\], not \[3, 5\]'):
         modulated_conv2d.modulated_conv2d(torch.zeros(3, 4, 2, 2), torch.zeros(2, 4, 1, 1), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+def test_the_product_for_few_channels_is_the_convolution_with_its_gradients(layout):
+    x = torch.randn(3, 4, 5, 6).double().contiguous(memory_format=layout)
+    weight, styles, bias = (torch.randn(s).double() for s in [(2, 4, 1, 1), (3, 4), (2,)])
+    inputs = [t.requires_grad_() for t in (x, weight, styles, bias)]
+    y = modulated_conv2d.modulated_conv2d(x, weight, styles, demodulate=False, fused_modconv=False)
+    expected = bias_act.bias_act(y, bias, clamp=0.7)
+    actual = modulated_conv2d.modulated_product(x, weight, styles, bias, 0.7)
+    for a, b in zip(gradients(actual, inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def gradients(y, inputs):
+    """y, its gradients, and those of a path length that is made of them."""
+    first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs, allow_unused=True)
+    return [y, *first, *[g for g in second if g is not None]]
+
+
+def test_wrong_styles_of_a_product_are_named():
+    with pytest.raises(ValueError, match=r'styles must be \[N, I\] = \[3, 4\], not \[3, 5\]'):
+        modulated_conv2d.modulated_product(
+            torch.zeros(3, 4, 2, 2), torch.zeros(2, 4, 1, 1), torch.zeros(3, 5), torch.zeros(2), None)
