@@ -145,9 +145,10 @@ class Recorder(TorchDispatchMode):
             return result
         name = func._schema.name.partition('::')[2]
         if name == 'convolution':
-            self._add_convolution('forward', args, [args[0], args[1], *outputs])
+            result = _laid_out(result, args[:2])
+            self._add_convolution('forward', args, [args[0], args[1], result])
         elif name == 'convolution_backward':
-            result = _laid_out(result, args)
+            result = (_laid_out(result[0], args[1:3]), *result[1:])
             self._add_convolution_backward(args, result)
         elif 'empty' not in name and not _is_alias(func, args, outputs):
             self._add_other(func, name, args, kwargs, outputs)
@@ -227,13 +228,12 @@ def _product_flop(args, output):
     return 2 * output.numel() * _on_meta(args)[-1].shape[-2]
 
 
-def _laid_out(result, args):
-    """The gradient of a convolution's input in the memory format that cuDNN gives it; torch's rule for meta
-    tensors forgets it.
+def _laid_out(result, operands):
+    """Result of a convolution in the memory format that cuDNN gives it; torch's rule for meta tensors does
+    not.
     """
-    _, x, w = args[:3]
-    if result[0] is None or not any(
-            t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, w)):
+    is_last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+                  for t in operands)
+    if result is None or not is_last:
         return result
-    dx = torch.empty_like(result[0], memory_format=torch.channels_last)
-    return (dx, *result[1:])
+    return torch.empty_like(result, memory_format=torch.channels_last)

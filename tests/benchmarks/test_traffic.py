@@ -179,12 +179,12 @@ def test_transposed_and_depthwise_convolutions_have_the_work_of_their_geometry(r
     assert flops == {'convolution fp16': 2 * 2 * 64 * 4 * 5 * 9, 'depthwise fp16': 2 * 2 * 64 * 4 * 9}
 
 
-def test_gradients_of_convolutions_keep_the_channels_last(recorder):
+def test_convolutions_and_their_gradients_keep_the_channels_last(recorder):
     x = torch.empty([2, 4, 8, 8], device='meta').to(memory_format=torch.channels_last).requires_grad_()
     with recorder({}):
         y = torch.conv2d(x, torch.empty([5, 4, 3, 3], device='meta'))
         (dx,) = torch.autograd.grad(y, x, torch.empty_like(y))
-    assert dx.is_contiguous(memory_format=torch.channels_last)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (y, dx))
 
 
 def test_the_slowest_of_memory_arithmetic_and_launch_is_the_time(traffic):
