@@ -46,7 +46,7 @@ def test_derivatives_match_finite_differences(sample, emulated):
     tensors = [t.requires_grad_() for t in tensors]
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-    assert emulated
+    assert emulated or sample.op.native is None
 
 
 @contract.every_sample
