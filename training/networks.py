@@ -246,7 +246,7 @@ class SynthesisBlock(torch.nn.Module):
         self.in_channels, self.w_dim, self.resolution = in_channels, w_dim, resolution
         self.img_channels, self.is_last, self.architecture = img_channels, is_last, architecture
         self.use_fp16, self.half_dtype = use_fp16, half_dtype
-        self.channels_last = fp16_channels_last if use_fp16 else False
+        self.channels_last = fp16_channels_last
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(resample_filter))
         self.num_conv = 1 if in_channels == 0 else 2
         enlarge = {'up': 2, 'resample_filter': resample_filter}
@@ -275,7 +275,7 @@ class SynthesisBlock(torch.nn.Module):
         """
         dtype, layout = _compute_format(self, ws.device, force_fp32)
         if fused_modconv is None:
-            fused_modconv = self._prefers_fused(ws, dtype)
+            fused_modconv = self._prefers_fused(ws)
         layer_kwargs = {'fused_modconv': fused_modconv, **layer_kwargs}
         styles = iter(ws.unbind(dim=1))
         x = self._features(x, styles, dtype, layout, layer_kwargs)
@@ -303,9 +303,10 @@ class SynthesisBlock(torch.nn.Module):
         x = self.conv0(x, next(styles), **layer_kwargs)
         return y + self.conv1(x, next(styles), gain=math.sqrt(0.5), **layer_kwargs)
 
-    def _prefers_fused(self, ws: torch.Tensor, dtype: torch.dtype) -> bool:
-        # Per-sample weights pay off on a GPU in inference; on a CPU one ordinary convolution is faster.
-        return not self.training and ws.device.type != 'cpu' and (dtype == torch.float32 or ws.shape[0] == 1)
+    def _prefers_fused(self, ws: torch.Tensor) -> bool:
+        # A single image needs no scaling of activations if its weights are scaled; more would need a grouped
+        # convolution, which is slower. On a CPU, scaling weights costs more.
+        return not self.training and ws.device.type != 'cpu' and ws.shape[0] == 1
 
 
 @persistence.persistent_class
@@ -394,7 +395,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self.in_channels, self.resolution, self.img_channels = in_channels, resolution, img_channels
         self.first_layer_idx, self.architecture = first_layer_idx, architecture
         self.use_fp16, self.half_dtype = use_fp16, half_dtype
-        self.channels_last = fp16_channels_last if use_fp16 else False
+        self.channels_last = fp16_channels_last
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(resample_filter))
         self.num_layers = 0
 
@@ -588,10 +589,11 @@ def _compute_format(
 ) -> tuple[torch.dtype, torch.memory_format]:
     """(dtype, memory format) of a block's activations.
 
-    On a CPU, depthwise filters are far faster in NHWC; on a GPU, tensor cores work on 16-bit NHWC, and cuDNN
-    transposes anything else. There, fp16_channels_last=False keeps NCHW.
+    On a CPU, depthwise filters are far faster in NHWC; on a GPU, tensor cores work on NHWC, in 16 bits as in
+    TF32, and cuDNN transposes anything else. There, fp16_channels_last=False keeps NCHW.
     """
     half = block.use_fp16 and not force_fp32
-    channels_last = device.type == 'cpu' or (half and block.channels_last is not False)
+    by_tensor_cores = half or torch.backends.cudnn.allow_tf32
+    channels_last = device.type == 'cpu' or (by_tensor_cores and block.channels_last is not False)
     dtype = getattr(torch, block.half_dtype) if half else torch.float32
     return dtype, torch.channels_last if channels_last else torch.contiguous_format

@@ -76,6 +76,7 @@ class TrainingState:
             _load_tensors(name, module, state[name])
         for name, opt in (('G_opt', self.G_opt), ('D_opt', self.D_opt)):
             opt.load_state_dict({**state[name], 'param_groups': opt.state_dict()['param_groups']})
+            _lay_out_like_parameters(opt)
         self.loss.pl_mean.copy_(state['pl_mean'])
         # A run that goes on with another kind of augmentation (--allow-changes) has its own p.
         if self.augment_pipe is not None and state['augment_p'] is not None and self.ada is not None:
@@ -123,7 +124,8 @@ def build_state(
     label_dim, channels: of the dataset.  report(name, values): where the losses send their statistics.
     """
     torch.manual_seed(config.random_seed)
-    G, D = [_at_rest(network, device) for network in make_networks(config, label_dim, channels)]
+    layout = _weight_format(config, device)
+    G, D = [_at_rest(network, device, layout) for network in make_networks(config, label_dim, channels)]
     G_ema = copy.deepcopy(G).eval()
     if config.resume_pkl is not None:
         transfer(config.resume_pkl, {'G': G, 'D': D, 'G_ema': G_ema}, config.run_dir)
@@ -148,9 +150,28 @@ def _load_tensors(name: str, module: torch.nn.Module, tensors: Mapping[str, torc
         target.copy_(tensors[key])
 
 
-def _at_rest(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def _lay_out_like_parameters(opt: torch.optim.Optimizer) -> None:
+    """Give the moments the strides of their parameters, as fused optimizers expect: a state may come from a
+    run on another device.
+    """
+    for p, values in opt.state.items():
+        for key, value in values.items():
+            if value.shape == p.shape and value.stride() != p.stride():
+                values[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+
+
+def _weight_format(config: TrainConfig, device: torch.device) -> torch.memory_format:
+    """That of the activations, so that no convolution has to rearrange its weight."""
+    is_nhwc = (device.type == 'cuda' and config.system == 'stylegan2' and config.allow_tf32 is not False
+               and config.G.channels_last is not False)
+    return torch.channels_last if is_nhwc else torch.preserve_format
+
+
+def _at_rest(
+    module: torch.nn.Module, device: torch.device, layout: torch.memory_format = torch.preserve_format,
+) -> torch.nn.Module:
     """In training mode, gradients off until a phase turns them on."""
-    return module.train().requires_grad_(requires_grad=False).to(device)
+    return module.train().requires_grad_(requires_grad=False).to(device=device, memory_format=layout)
 
 
 def _build_augmentation(

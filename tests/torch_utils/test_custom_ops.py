@@ -12,13 +12,13 @@ from torch_utils.custom_ops import Kernel
 
 CUDA = torch.device('cuda', 0)
 DOUBLE_IT = '''#include "twice.cuh"
-extern "C" __global__ void double_it(const T* x, T* y, long long size, double add, const T* none) {
+extern "C" __global__ void double_it(const V* x, V* y, long long size, double add, const V* none) {
     long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    if (i < size && none == nullptr) y[i] = twice(x[i]) + (T)add;
+    if (i < size && none == nullptr) y[i] = twice(x[i]) + (V)add;
 }
 '''
 HEADER = '__device__ inline float twice(float v) { return FACTOR * v; }\n'
-KERNEL = Kernel('double.cu', 'double_it', (('FACTOR', '2'), ('T', 'float')))
+KERNEL = Kernel('double.cu', 'double_it', (('FACTOR', '2'), ('V', 'float')))
 
 
 @pytest.fixture(autouse=True)

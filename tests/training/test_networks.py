@@ -326,9 +326,11 @@ def test_second_derivatives_of_minibatch_deviation_are_exact_for_samples_that_ar
 
 @pytest.mark.parametrize(('asked', 'expected'), [
     (None, torch.channels_last), (True, torch.channels_last), (False, torch.contiguous_format)])
-def test_16_bit_activations_are_channels_last_on_a_gpu_unless_asked_otherwise(asked, expected):
+def test_activations_are_channels_last_on_a_gpu_unless_asked_otherwise(asked, expected, monkeypatch):
     block = networks.DiscriminatorBlock(
         8, 8, 8, resolution=16, img_channels=3, first_layer_idx=0, use_fp16=True, fp16_channels_last=asked)
     gpu = torch.device('cuda')
     assert networks._compute_format(block, gpu, False) == (torch.float16, expected)
-    assert networks._compute_format(block, gpu, True) == (torch.float32, torch.contiguous_format)
+    for allow_tf32, layout in ((True, expected), (False, torch.contiguous_format)):
+        monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', allow_tf32)
+        assert networks._compute_format(block, gpu, True) == (torch.float32, layout)

@@ -55,6 +55,19 @@ def test_a_run_that_is_replaced_again_and_again_is_the_one_that_is_not():
     assert_same(whole.state.state_dict(), parts.state.state_dict())
 
 
+def test_moments_get_the_strides_of_their_parameters():
+    # As on a GPU, where weights are channels_last; the state is of a run on a CPU.
+    run, other = SmallRun(config()), SmallRun(config())
+    run.step(1)
+    other.state.G.to(memory_format=torch.channels_last)
+    other.state.load_state_dict(through_a_file(run.state.state_dict()))
+    (weight, *_) = [p for p in other.state.G.parameters() if p.ndim == 4 and p.shape[2] == 3]
+    moments = other.state.G_opt.state[weight]
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert moments['exp_avg'].stride() == moments['exp_avg_sq'].stride() == weight.stride()
+    assert_same(run.state.state_dict(), other.state.state_dict())
+
+
 def test_a_state_has_everything_in_it():
     run = SmallRun(config())
     run.step(1)

@@ -31,7 +31,10 @@ def deterministic(monkeypatch):
 
 
 def small_run(cuda_graphs='off', **flags):
-    config = small_config(cuda_graphs=cuda_graphs, **{**FLAGS, **flags}).for_device('cuda')
+    flags = {**FLAGS, **flags}
+    if flags['aug'] == 'noaug':
+        del flags['augpipe']
+    config = small_config(cuda_graphs=cuda_graphs, **flags).for_device('cuda')
     config = dataclasses.replace(config, G_reg_interval=2, D_reg_interval=3, ada_interval=2, ada_kimg=0.1)
     run = SmallRun(config, CUDA)
     if run.state.augment_pipe is not None:

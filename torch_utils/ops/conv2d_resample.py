@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from torch_utils.ops.conv2d_gradfix import conv2d, conv_transpose2d
 from torch_utils.ops.upfirdn2d import filter_size, pad_or_crop, parse_padding, upfirdn2d
 
 
@@ -76,7 +77,7 @@ def _convolve(
     if not symmetric:
         x = pad_or_crop(x, padding)
     w = w if flip_weight or w.shape[2:].numel() == 1 else w.flip([2, 3])
-    return F.conv2d(x, w, stride=stride, padding=(y0, x0) if symmetric else 0, groups=groups)
+    return conv2d(x, w, stride=stride, padding=(y0, x0) if symmetric else 0, groups=groups)
 
 
 def _convolve_transposed(
@@ -91,4 +92,4 @@ def _convolve_transposed(
     else:
         w = w.reshape(groups, out_channels // groups, in_per_group, kh, kw).transpose(1, 2)
         w = w.reshape(groups * in_per_group, out_channels // groups, kh, kw)
-    return F.conv_transpose2d(x, w, stride=up, groups=groups)
+    return conv_transpose2d(x, w, stride=up, groups=groups)
