@@ -5,6 +5,7 @@ The first call of a kind tells what it draws on the host (host_draws), the secon
 captures. A new graph is tried once beside the function itself. If a capture fails, or the graph gives other
 numbers, that call and all later ones run as if there were no graphs.
 """
+import contextlib
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ TOLERANCE = 0.02  # relative to the norm of a tensor; kernels that add in any or
 
 class Backend(Protocol):
     """What captures."""
+
+    def warm_up(self, function: Callable[[], Any]) -> Any:
+        """function(), run in the way of a capture, so that nothing in a later capture is new."""
 
     def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         """Let function() enqueue its work without running any of it. Returns (replay, result of function).
@@ -43,22 +47,35 @@ class CudaBackend:
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self.device = torch.device('cuda', index)
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
+
+    def warm_up(self, function: Callable[[], Any]) -> Any:
+        """See Backend. Libraries keep their workspaces, and autograd its accumulation nodes, for a stream;
+        those of another one would make a backward pass leave the stream that is captured.
+        """
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                return function()
+        finally:
+            current.wait_stream(self._stream)
 
     def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         """See Backend."""
-        generator_state, is_captured = self.get_state(), False
-        graph = torch.cuda.CUDAGraph()
+        stream, generator_state = torch.cuda.current_stream(self.device), self.get_state()
+        graph, is_captured = torch.cuda.CUDAGraph(), False
         try:
-            # Threads that read pictures may allocate meanwhile; in the global mode that would be an error.
+            # Threads that read images may allocate meanwhile; in the global mode that would be an error.
             with torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'):
                 result = function()
             is_captured = True
         finally:
             if not is_captured:
-                self.set_state(generator_state)
+                self._recover(stream, generator_state)
         return graph.replay, result
 
     def get_state(self) -> torch.Tensor:
@@ -68,6 +85,29 @@ class CudaBackend:
     def set_state(self, state: torch.Tensor) -> None:
         """See Backend."""
         torch.cuda.set_rng_state(state, self.device)
+
+    def _recover(self, stream: torch.cuda.Stream, generator_state: torch.Tensor) -> None:
+        """Undo what a failed capture has left: torch does so only when the end of a capture succeeds."""
+        torch.cuda.set_stream(stream)
+        with contextlib.suppress(RuntimeError):  # nothing is allocated to the pool any more
+            torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
+            torch._C._cuda_releasePool(self.device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()  # one that no graph holds may not be used again
+        if not self._can_draw():
+            # The generator waits for the end of the failed capture; that of one that succeeds does as well.
+            try:
+                with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode='thread_local'):
+                    torch.zeros(1, device=self.device)
+            finally:
+                torch.cuda.set_stream(stream)
+        self.set_state(generator_state)
+
+    def _can_draw(self) -> bool:
+        try:
+            torch.rand(1, device=self.device)
+        except RuntimeError:
+            return False
+        return True
 
 
 @dataclass
@@ -89,7 +129,7 @@ class Captures:
     def give_up(self, error: BaseException) -> None:
         """No graphs any more, because of this error."""
         self.backend = None
-        # What spoils a capture comes first; that it is spoiled is only said when it ends.
+        # The cause is __context__; this error only reports that the capture was invalidated.
         cause = nvrtc.first_line(error.__context__ or error)
         self.warn(f'CUDA graphs failed ({cause}); everything goes on without graphs, with the same results, '
                   'only slower. --cuda-graphs=off does not try.')
@@ -145,14 +185,17 @@ class GraphedFunction:
         form = (kind, *(draw.form for draw in draws))
         if form in self._graphs:
             return self._graphs[form].replay(_tensors(args), draws)
-        if self._should_capture(form):
+        if form in self._warm and len(self._graphs) < self.max_graphs:
             start = time.perf_counter()
             self._capture(kind, form, args, draws)
             self.captures.seconds += time.perf_counter() - start
             if form in self._graphs:
                 return self._tried(form, args, draws)
+        if self.captures.backend is None or form in self._warm:
+            return self._play(args, draws)
+        # The warm-up compiles kernels and chooses algorithms, which a capture could not.
         self._warm.add(form)
-        return self._play(args, draws)
+        return self.captures.backend.warm_up(lambda: self._play(args, draws))
 
     @property
     def num_graphs(self) -> int:
@@ -162,7 +205,7 @@ class GraphedFunction:
     def _record(self, kind: Hashable, args: Sequence[Any]) -> Any:
         tape = host_draws.Recording()
         with host_draws.use(tape):
-            result = self.function(*args)
+            result = self.captures.backend.warm_up(lambda: self.function(*args))
         self._sources[kind] = tape.sources
         self._warm.add((kind, *tape.forms))
         return result
@@ -195,10 +238,6 @@ class GraphedFunction:
             result = self._play(args, draws)
         self.captures.seconds += time.perf_counter() - start
         return result
-
-    def _should_capture(self, form: Hashable) -> bool:
-        # A warm one has compiled its kernels and chosen its algorithms, which a capture could not.
-        return form in self._warm and form not in self._graphs and len(self._graphs) < self.max_graphs
 
     def _capture(
         self, kind: Hashable, form: Hashable, args: Sequence[Any], draws: Sequence[host_draws.Draw],

@@ -28,11 +28,12 @@ def small_run(**flags):
     return run
 
 
-def train(run, steps, fail_at=None, graphs=True, make_backend=StandIn, **device):
+def train(run, steps, fail_at=None, fail_after=None, graphs=True, make_backend=StandIn, **device):
     """Train on a GPU's stand-in, as graphs or not; returns the backend and the lines of warning."""
     lines = []
     with Device(**device).running() as gpu:
-        backend = make_backend(gpu, fail_at)
+        parameters = [p for module in (run.state.G, run.state.D) for p in module.parameters()]
+        backend = make_backend(gpu, fail_at, fail_after, parameters)
         if graphs:
             changes = functools.partial(changed_by_rounds, run.state, run.store)
             capture_rounds(run.phases, backend, lines.append, changes)
@@ -80,11 +81,11 @@ def test_the_stand_in_freezes_what_python_decided():
     assert 1 < first < 2 and 2 < weight < 4 and weight != 2 * first
 
 
-@pytest.mark.parametrize('fail_at', [1, 2])
-def test_a_capture_that_fails_changes_nothing_and_is_told_once(fail_at):
+@pytest.mark.parametrize(('fail_at', 'fail_after'), [(1, 100), (1, None), (2, 40), (2, None)])
+def test_a_capture_that_fails_changes_nothing_and_is_told_once(fail_at, fail_after):
     plain, graphed = small_run(), small_run()
     train(plain, 5, graphs=False)
-    backend, lines = train(graphed, 5, fail_at=fail_at)
+    backend, lines = train(graphed, 5, fail_at, fail_after)
     check_same(plain, graphed)
     assert backend.num_captures == fail_at
     (line,) = lines
