@@ -8,14 +8,13 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from dnnlib.util import UserError, make_cache_dir_path
-from torch_utils import cuda_driver, distributed, nvrtc
+from torch_utils import cuda_driver, distributed, nvrtc, nvrtc_process
 from torch_utils.cubin_cache import CubinCache, key_of
 from torch_utils.nvrtc import CompileError
 
@@ -134,21 +133,26 @@ def noting() -> Iterator[dict[Kernel, None]]:
         _state.noted = before
 
 
-def obtain_all(kernels: Iterable[Kernel], arch: str, num_threads: int | None = None) -> int:
+def obtain_all(
+    kernels: Iterable[Kernel], arch: str, num_processes: int | None = None, folder: Path = SOURCE_FOLDER,
+) -> int:
     """`obtain` them side by side, so that loading finds them on the disk; returns how many could be had.
 
-    num_threads: as many as there are processors by default. Failures are told when a kernel is loaded.
+    num_processes: a share of the processors by default. Failures are told when a kernel is loaded.
     """
-    def is_obtained(kernel: Kernel) -> bool:
-        try:
-            obtain(kernel, arch)
-        except (RuntimeError, OSError):
-            return False
-        return True
-
-    # NVRTC does not hold the interpreter's lock.
-    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-        return sum(pool.map(is_obtained, kernels))
+    cache, kernels = default_cache(), list(kernels)
+    names = {key(kernel, arch, nvrtc.release(), folder): kernel for kernel in kernels}
+    missing = {name: kernel for name, kernel in names.items() if cache.load(name) is None}
+    jobs = [nvrtc.job_for(*_recipe(kernel, arch, folder)) for kernel in missing.values()]
+    if num_processes is None:
+        # A process that compiles less than two kernels takes longer to start than it saves.
+        cpus = (os.cpu_count() or 1) // distributed.local_world_size()
+        num_processes = max(min(cpus, len(jobs) // 2), 1)
+    results = dict(zip(missing, nvrtc_process.run_all(jobs, num_processes), strict=True))
+    codes = {name: code for name, code in results.items() if isinstance(code, bytes)}
+    for name, code in codes.items():
+        _keep(cache, name, code)
+    return len(names) - len(missing) + len(codes)
 
 
 def launch(
@@ -200,8 +204,7 @@ def compile_cubin(
     report(text): called with the registers, memory and spills that the compiler tells. Raises CompileError
     with the compiler's complaint, UserError if there is no compiler.
     """
-    text = _source(kernel, folder)
-    return nvrtc.compile_source(text, kernel.source, kernel.defines, arch, (str(folder),), report)
+    return nvrtc.compile_source(*_recipe(kernel, arch, folder), report)
 
 
 def obtain(kernel: Kernel, arch: str, cache: CubinCache | None = None, folder: Path = SOURCE_FOLDER) -> bytes:
@@ -211,11 +214,7 @@ def obtain(kernel: Kernel, arch: str, cache: CubinCache | None = None, folder: P
     code = cache.load(name)
     if code is None:
         code = compile_cubin(kernel, arch, folder)
-        try:
-            cache.store(name, code)
-        except OSError as error:
-            warn_once(f'Compiled kernels cannot be kept in {cache.folder} ({error.strerror}), so that every '
-                      f'start compiles them again; set DNNLIB_CACHE_DIR to a folder that can be written')
+        _keep(cache, name, code)
     return code
 
 
@@ -230,6 +229,15 @@ def warn_once(message: str) -> None:
         _state.said.add(message)
         if distributed.rank() == 0:
             warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _keep(cache: CubinCache, name: str, code: bytes) -> None:
+    """Store compiled code; one warning if that fails."""
+    try:
+        cache.store(name, code)
+    except OSError as error:
+        warn_once(f'Compiled kernels cannot be kept in {cache.folder} ({error.strerror}), so that every '
+                  f'start compiles them again; set DNNLIB_CACHE_DIR to a folder that can be written')
 
 
 def _decide(device: torch.device) -> bool:
@@ -286,6 +294,11 @@ def _read(path: Path) -> str:
 
 def _source(kernel: Kernel, folder: Path) -> str:
     return _read(folder / kernel.source)
+
+
+def _recipe(kernel: Kernel, arch: str, folder: Path) -> tuple:
+    """What nvrtc.job_for takes."""
+    return _source(kernel, folder), kernel.source, kernel.defines, arch, (str(folder),)
 
 
 def _headers(folder: Path) -> list[str]:

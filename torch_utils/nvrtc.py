@@ -3,19 +3,21 @@
 
 Needs no GPU and no CUDA toolkit. The packages are optional and slow to import, so that happens at first use.
 """
+import dataclasses
 import functools
 import importlib
 import importlib.util
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
 from dnnlib.util import UserError
+from torch_utils.nvrtc_process import CompileError, Job, complaint
+
+__all__ = ['CompileError', 'Job', 'complaint']
 
 INSTALL_ALL = "pip install 'cuda-bindings=={0}.*' {1}"
 RUNTIME_PACKAGES = {
@@ -26,10 +28,6 @@ CXX_STANDARD = 'c++17'
 HALF_HEADER = 'cuda_fp16.h'
 # What a missing or half-installed package, or a library that it cannot load, may raise.
 IMPORT_ERRORS = (ImportError, AttributeError, RuntimeError, OSError)
-
-
-class CompileError(RuntimeError):
-    """A kernel cannot be compiled or loaded; the message has one line."""
 
 
 def cuda_major() -> str:
@@ -109,45 +107,35 @@ def include_folder() -> str | None:
     return str(found[0]) if found else None
 
 
-def compile_source(
+def job_for(
     text: str, name: str, defines: tuple[tuple[str, str], ...], arch: str, folders: tuple[str, ...],
-    report: Callable[[str], object] | None = None,
-) -> bytes:
-    """Machine code of CUDA C++ `text` for arch 'sm_XX', or PTX for 'compute_XX'; `folders` hold its headers.
+) -> Job:
+    """How CUDA C++ `text` is compiled for arch 'sm_XX', or to PTX for 'compute_XX'.
 
-    report(text): called with registers, memory and spills of every kernel in it. Raises CompileError with the
-    compiler's first complaint, UserError if the compiler is not there.
+    folders: of the headers it includes.  Raises UserError if the compiler is not there.
     """
     if problem():
         raise UserError(f'Kernels cannot be compiled: {problem()}')
     options = [f'--gpu-architecture={arch}', f'--std={CXX_STANDARD}', *(f'-D{n}={v}' for n, v in defines),
-               *(f'--include-path={folder}' for folder in (*folders, include_folder()))]
+               *(f'--include-path={os.path.abspath(folder)}' for folder in (*folders, include_folder()))]
     if FAST_MATH:
         options.append('--use_fast_math')
+    return Job(text, name, tuple(options), is_ptx=arch.startswith('compute_'))
+
+
+def compile_source(
+    text: str, name: str, defines: tuple[tuple[str, str], ...], arch: str, folders: tuple[str, ...],
+    report: Callable[[str], object] | None = None,
+) -> bytes:
+    """Machine code or PTX; the arguments are those of job_for.
+
+    report(text): called with registers, memory and spills of every kernel in it. Raises CompileError with the
+    compiler's first complaint, UserError if the compiler is not there.
+    """
+    job = job_for(text, name, defines, arch, folders)
     if report is not None:
-        options.append('--ptxas-options=-v')
-    api = _bindings()
-    program = _checked(api.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
-    try:
-        (status,) = api.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-        log = _buffer(api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog, program)
-        log = log.decode(errors='replace').rstrip('\0')
-        if status != api.nvrtcResult.NVRTC_SUCCESS:
-            raise CompileError(f'{complaint(log)} ({status.name})')
-        if report is not None:
-            report(log)
-        if arch.startswith('compute_'):
-            return _buffer(api.nvrtcGetPTXSize, api.nvrtcGetPTX, program)
-        return _buffer(api.nvrtcGetCUBINSize, api.nvrtcGetCUBIN, program)
-    finally:
-        api.nvrtcDestroyProgram(program)
-
-
-def complaint(log: str) -> str:
-    """The first line of a compiler's output that says what is wrong."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r'\berror\b', line)]
-    return (errors or lines or ['no output'])[0]
+        job = dataclasses.replace(job, options=(*job.options, '--ptxas-options=-v'))
+    return job.run(report)
 
 
 def first_line(error: BaseException) -> str:
@@ -157,22 +145,6 @@ def first_line(error: BaseException) -> str:
 
 def _bindings() -> ModuleType:
     return importlib.import_module('cuda.bindings.nvrtc')
-
-
-def _checked(result: tuple[Any, ...]) -> Any:
-    """The value of a call that returns (status, value)."""
-    status, value = result
-    if status.value:
-        raise CompileError(f'NVRTC: {status.name}')
-    return value
-
-
-def _buffer(size_of: Callable[..., Any], read: Callable[..., Any], program: Any) -> bytes:
-    """What NVRTC holds for a program, by the pair of functions that give its size and copy it."""
-    data = bytes(_checked(size_of(program)))
-    # The bindings write into the object itself.
-    read(program, data)
-    return data
 
 
 def _version(module: str) -> str | None:

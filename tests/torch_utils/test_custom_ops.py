@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modes, availability, loading and launching of kernels; what needs a GPU is marked so."""
-import threading
 import warnings
 
 import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import cuda_driver, custom_ops, nvrtc
+from torch_utils import cuda_driver, custom_ops, nvrtc, nvrtc_process
 from torch_utils.custom_ops import Kernel
 
 CUDA = torch.device('cuda', 0)
 DOUBLE_IT = '''#include "twice.cuh"
-extern "C" __global__ void double_it(const V* x, V* y, long long size, double add, const V* none) {
+extern "C" __global__ void double_it(const REAL* x, REAL* y, long long size, double add, const float* none) {
     long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    if (i < size && none == nullptr) y[i] = twice(x[i]) + (V)add;
+    if (i < size && none == nullptr) y[i] = twice(x[i]) + (REAL)add;
 }
 '''
 HEADER = '__device__ inline float twice(float v) { return FACTOR * v; }\n'
-KERNEL = Kernel('double.cu', 'double_it', (('FACTOR', '2'), ('V', 'float')))
+KERNEL = Kernel('double.cu', 'double_it', (('FACTOR', '2'), ('REAL', 'float')))
 
 
 @pytest.fixture(autouse=True)
@@ -173,17 +172,31 @@ def test_kernels_that_are_only_noted_are_neither_compiled_nor_warned_of(broken_k
         assert not custom_ops.prepare(KERNEL, CUDA)
 
 
-def test_kernels_are_obtained_side_by_side_and_failures_are_left_for_later(monkeypatch):
-    meeting = threading.Barrier(2, timeout=20)
+@pytest.mark.skipif(nvrtc.problem() is not None, reason='no NVRTC')
+def test_kernels_are_obtained_side_by_side_and_failures_are_left_for_later(folder, monkeypatch):
+    kernels = [Kernel('double.cu', 'double_it', (('FACTOR', factor), ('REAL', 'float')))
+               for factor in ('2', '3', 'nonsense')]
+    assert custom_ops.obtain_all(kernels, 'sm_90', num_processes=2, folder=folder) == 2
+    monkeypatch.setattr(nvrtc_process, 'run_all', lambda jobs, num_processes: [None] * len(jobs))
+    assert custom_ops.obtain_all(kernels, 'sm_90', folder=folder) == 2
+    monkeypatch.setattr(nvrtc, 'compile_source', lambda *args: pytest.fail('compiled again'))
+    assert custom_ops.obtain(kernels[0], 'sm_90', folder=folder).startswith(b'\x7fELF')
 
-    def obtain(kernel, arch):
-        meeting.wait()  # passes only if two work at the same time
-        if kernel.entry == 'bad':
-            raise custom_ops.CompileError('nonsense')
-        return b'cubin'
-    monkeypatch.setattr(custom_ops, 'obtain', obtain)
-    kernels = [Kernel('double.cu', entry, ()) for entry in ('good', 'bad')]
-    assert custom_ops.obtain_all(kernels, 'sm_90', num_threads=2) == 1
+
+@pytest.mark.parametrize(('kernels', 'cpus', 'ranks', 'processes'), [
+    (24, 4, 1, 4), (24, 16, 8, 2), (5, 16, 1, 2), (1, 16, 1, 1), (24, 2, 8, 1)])
+def test_as_many_processes_compile_as_gain_something(monkeypatch, kernels, cpus, ranks, processes):
+    asked = []
+    monkeypatch.setattr(custom_ops.os, 'cpu_count', lambda: cpus)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(ranks))
+    monkeypatch.setattr(nvrtc, 'job_for', lambda *recipe: recipe)
+    monkeypatch.setattr(nvrtc, 'release', lambda: '13.0')
+    monkeypatch.setattr(custom_ops, '_source', lambda kernel, folder: '')
+    monkeypatch.setattr(
+        nvrtc_process, 'run_all', lambda jobs, number: asked.append(number) or [b'code'] * len(jobs))
+    all_kernels = [Kernel('f.cu', f'f{i}', ()) for i in range(kernels)]
+    assert custom_ops.obtain_all(all_kernels, 'sm_90') == kernels and asked == [processes]
+    assert custom_ops.obtain_all(all_kernels, 'sm_90') == kernels
 
 
 def test_the_key_depends_on_everything_that_the_code_depends_on(folder):

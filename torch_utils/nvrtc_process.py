@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One compilation by NVRTC, here or in a process of its own: `python -m torch_utils.nvrtc_process`.
+
+NVRTC compiles one program of a process at a time, whatever its number of threads. Such a process starts in a
+third of a second because it imports no torch. It reads requests and writes answers until its input ends, each
+a line of JSON, followed by the code where there is some.
+"""
+import importlib
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+COMMAND = (sys.executable, '-m', 'torch_utils.nvrtc_process')
+ROOT = Path(__file__).resolve().parent.parent
+END_SEC = 10  # what a process may take to end once its input has
+
+
+class CompileError(RuntimeError):
+    """A kernel cannot be compiled or loaded; the message has one line."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """CUDA C++ `text`, called `name` in messages, and the compiler's options.  is_ptx: PTX is wanted."""
+
+    text: str
+    name: str
+    options: tuple[str, ...]
+    is_ptx: bool = False
+
+    def run(self, report: Callable[[str], object] | None = None) -> bytes:
+        """The machine code, or PTX. report(text): called with what the compiler tells of a success.
+
+        Raises CompileError with the compiler's first complaint, and what importing NVRTC may raise.
+        """
+        api = _bindings()
+        options = [option.encode() for option in self.options]
+        program = _checked(api.nvrtcCreateProgram(self.text.encode(), self.name.encode(), 0, [], []))
+        try:
+            (status,) = api.nvrtcCompileProgram(program, len(options), options)
+            log = _buffer(api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog, program)
+            log = log.decode(errors='replace').rstrip('\0')
+            if status != api.nvrtcResult.NVRTC_SUCCESS:
+                raise CompileError(f'{complaint(log)} ({status.name})')
+            if report is not None:
+                report(log)
+            if self.is_ptx:
+                return _buffer(api.nvrtcGetPTXSize, api.nvrtcGetPTX, program)
+            return _buffer(api.nvrtcGetCUBINSize, api.nvrtcGetCUBIN, program)
+        finally:
+            api.nvrtcDestroyProgram(program)
+
+
+def run_all(jobs: Sequence[Job], num_processes: int) -> list[bytes | CompileError]:
+    """The result of each job, or why there is none. Whatever happens, the processes have ended afterwards."""
+    results: list[bytes | CompileError] = [CompileError('not compiled')] * len(jobs)
+    waiting = iter(range(len(jobs)))  # shared: every thread takes the next
+
+    def serve() -> None:
+        with _Compiler() as compiler:
+            for i in waiting:
+                results[i] = compiler.run(jobs[i])
+
+    threads = [threading.Thread(target=serve) for _ in range(min(num_processes, len(jobs)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:
+        for _ in waiting:  # after an interruption nothing more is begun
+            pass
+    return results
+
+
+def complaint(log: str) -> str:
+    """The first line of a compiler's output that says what is wrong."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r'\berror\b', line)]
+    return (errors or lines or ['no output'])[0]
+
+
+def main() -> None:
+    """Serve requests from stdin until it ends."""
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        try:
+            code, error = Job(**{**request, 'options': tuple(request['options'])}).run(), None
+        except (ImportError, AttributeError, RuntimeError, OSError) as failure:
+            code, error = b'', (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        sys.stdout.buffer.write(json.dumps({'size': len(code), 'error': error}).encode() + b'\n' + code)
+        sys.stdout.buffer.flush()
+
+
+class _Compiler:
+    """A process that compiles one job after the other; it ends with this context."""
+
+    def __enter__(self) -> '_Compiler':
+        try:
+            # From the folder of the package, which is then found however this program was started.
+            self._process = subprocess.Popen(
+                COMMAND, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        except OSError:
+            self._process = None
+        return self
+
+    def run(self, job: Job) -> bytes | CompileError:
+        """What the process makes of a job."""
+        try:
+            self._process.stdin.write(json.dumps(asdict(job)).encode() + b'\n')
+            self._process.stdin.flush()
+            answer = json.loads(self._process.stdout.readline())
+            code = self._process.stdout.read(answer['size'])
+        except (OSError, ValueError, AttributeError):
+            return CompileError('the process that compiles has ended')
+        return code if answer['error'] is None else CompileError(answer['error'])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        if self._process is None:
+            return
+        try:
+            self._process.communicate(timeout=END_SEC)
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+
+
+def _bindings() -> ModuleType:
+    return importlib.import_module('cuda.bindings.nvrtc')
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value of a call that returns (status, value)."""
+    status, value = result
+    if status.value:
+        raise CompileError(f'NVRTC: {status.name}')
+    return value
+
+
+def _buffer(size_of: Callable[..., Any], read: Callable[..., Any], program: Any) -> bytes:
+    """What NVRTC holds for a program, by the pair of functions that give its size and copy it."""
+    data = bytes(_checked(size_of(program)))
+    # The bindings write into the object itself.
+    read(program, data)
+    return data
+
+
+if __name__ == '__main__':
+    main()
