@@ -29,19 +29,20 @@ torch.optim.Adam([torch.zeros(1)])
 CLOCK = ('Timing/', 'Resources/', 'timestamp')
 
 
-def write_pictures(folder):
-    """Twelve 8x8 RGB pictures."""
+def write_pictures(folder, side=8):
+    """Twelve RGB images of side x side."""
     rng = np.random.default_rng(0)
     for i in range(NUM_PICTURES):
-        PIL.Image.fromarray(rng.integers(0, 256, [8, 8, 3], dtype=np.uint8)).save(folder / f'{i:02d}.png')
+        pixels = rng.integers(0, 256, [side, side, 3], dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f'{i:02d}.png')
     return folder
 
 
-def configure(pictures, run_dir, *, steps=40, steps_per_tick=5, batch=4, **flags):
+def configure(pictures, run_dir, *, steps=40, steps_per_tick=5, batch=4, side=8, **flags):
     """A run of so many steps of `batch` pictures, with ADA, style mixing and path lengths."""
-    info = DatasetInfo(str(pictures), NUM_PICTURES, 8, 8, 3, has_labels=False, label_dim=0)
+    info = DatasetInfo(str(pictures), NUM_PICTURES, side, side, 3, has_labels=False, label_dim=0)
     flags = {'outdir': 'unused', 'data': str(pictures), 'cfg': 'demo', 'batch': batch, 'batch_gpu': 2,
-             'cbase': 32, 'cmax': 4, 'device': 'cpu', 'metrics': 'none', 'workers': 0, 'cache': 'off',
+             'cbase': 4 * side, 'cmax': 4, 'device': 'cpu', 'metrics': 'none', 'workers': 0, 'cache': 'off',
              'snap': '1', **flags}
     config = resolve(flags, info)
     Path(run_dir).mkdir(exist_ok=True)

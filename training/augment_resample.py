@@ -2,6 +2,7 @@
 """The heavy part of augmentation: pictures warped and filtered, each by a matrix or filter of its own."""
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,7 @@ def _pad_and_upsample(
 ) -> torch.Tensor:
     """Continue x by reflection, [before, after] on each axis, and upsample it by 2."""
     if not _is_small(x):
-        return upfirdn2d.upsample2d(F.pad(x, [*x_pad, *y_pad], mode='reflect'), taps, up=2)
+        return upfirdn2d.upsample2d(_continue(x, x_pad, y_pad), taps, up=2)
 
     def matrix(size: int, pad: list[int]) -> torch.Tensor:
         sources = _reflected(size, *pad, x.device)
@@ -83,6 +84,16 @@ def _pad_and_upsample(
         part = whole[:len(sources), :2 * len(sources)]
         return x.new_zeros([size, part.shape[1]]).index_add(0, sources, part)
     return matrix(x.shape[2], y_pad).T @ (x @ matrix(x.shape[3], x_pad))
+
+
+def _continue(x: torch.Tensor, x_pad: Sequence[int], y_pad: Sequence[int]) -> torch.Tensor:
+    """Continue x by reflection, [before, after] on each axis, by less than its size."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.pad(x, [*x_pad, *y_pad], mode='reflect')
+    # The gradient of F.pad adds in any order on a GPU; that of index_select need not.
+    for dim, pad in ((3, x_pad), (2, y_pad)):
+        x = x.index_select(dim, _reflected(x.shape[dim], *pad, x.device))
+    return x
 
 
 def _crop_and_downsample(x: torch.Tensor, taps: torch.Tensor, crop: int) -> torch.Tensor:
@@ -151,7 +162,7 @@ def filter_each(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
 def _pad_reflect(x: torch.Tensor, margin: int) -> torch.Tensor:
     """Continue x by reflection on all sides, also by more than its own size."""
     if margin < min(x.shape[2:]):
-        return F.pad(x, [margin] * 4, mode='reflect')
+        return _continue(x, [margin] * 2, [margin] * 2)
     for dim in (2, 3):
         x = x.index_select(dim, _reflected(x.shape[dim], margin, margin, x.device))
     return x

@@ -12,6 +12,7 @@ from golden_cases import arrays, cases, index
 from torch.autograd import gradcheck, gradgradcheck
 
 from dnnlib.util import UserError
+from torch_utils import host_draws
 from training import augment_resample
 from training.augment import TRANSFORMS, AugmentPipe
 
@@ -181,6 +182,34 @@ def test_matrix_products_resample_as_filters_do(size):
     with mock.patch.object(augment_resample, 'MATRIX_SIDE', 0):
         by_filter = pipe(images)
     torch.testing.assert_close(by_matrix, by_filter, rtol=0, atol=1e-6)  # the filter is float32
+
+
+def test_where_algorithms_are_to_be_deterministic_what_is_padded_is_selected(monkeypatch):
+    x, pads = torch.randn(2, 3, 5, 6, dtype=torch.float64), ([2, 5], [4, 0])
+    expected = augment_resample._continue(x, *pads)
+    monkeypatch.setattr(augment_resample.F, 'pad', lambda *args, **options: pytest.fail('F.pad'))
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        assert torch.equal(augment_resample._continue(x, *pads), expected)
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.mark.parametrize(('side', 'is_exact'), [(8, False), (32, True)])
+def test_flips_turns_and_shifts_take_samples_at_pixels_where_the_enlarged_side_is_a_power_of_two(
+        monkeypatch, side, is_exact):
+    distances, sample = [], augment_resample.grid_sample_gradfix.grid_sample
+
+    def measure(x, grid):
+        positions = ((grid + 1) * torch.tensor(x.shape[:1:-1]) - 1) / 2
+        distances.append((positions - positions.round()).abs().max())
+        return sample(x, grid)
+    monkeypatch.setattr(augment_resample.grid_sample_gradfix, 'grid_sample', measure)
+    monkeypatch.setattr(augment_resample, '_is_small', lambda x: False)
+    with host_draws.force_static():
+        for _ in range(20):
+            build(BLIT, p=0.6)(torch.randn(4, 3, side, side))
+    assert (max(distances) == 0) == is_exact
 
 
 def test_gradients_of_first_and_second_order_for_fixed_parameters():

@@ -158,15 +158,18 @@ def test_a_damaged_state_is_passed_over_and_said_so(pictures, tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu_goes_on_to_the_bit_with_deterministic_algorithms(pictures, tmp_path, monkeypatch):
+def test_a_run_on_a_gpu_goes_on_to_the_bit_with_deterministic_algorithms(tmp_path, monkeypatch):
     # In this process, because a process that has looked for a GPU cannot be forked. Of the augmentations only
-    # those that have deterministic gradients.
+    # those that have deterministic gradients, and a side at which their samples lie on pixels.
+    side = 32
+    (tmp_path / 'images').mkdir()
+    pictures = write_pictures(tmp_path / 'images', side)
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     try:
         folders = tmp_path / 'whole', tmp_path / 'parts'
-        whole, parts = (configure(pictures, folder, device='cuda', augpipe='blit', nobench=True)
+        whole, parts = (configure(pictures, folder, side=side, device='cuda', augpipe='blit', nobench=True)
                         for folder in folders)
         assert run_to_status(whole) == 0
         for _ in range(3):
