@@ -78,12 +78,16 @@ class Conv2dLayer(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
         """[N, I, H, W] -> [N, O, H * up // down, W * up // down]; gain multiplies the result and clamp."""
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        weight_gain = self.weight_gain
+        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
+        if self.activation == 'linear' and self.bias is None:
+            # What scales the result may as well scale the weight: a pass over the picture less.
+            weight_gain, gain = weight_gain * gain, 1
+        weight = (self.weight * weight_gain).to(x.dtype)
         x = conv2d_resample.conv2d_resample(
             x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding,
             flip_weight=self.up == 1)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         return bias_act(x, bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import arrays, assert_close, cases, index, resolve
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_utils import misc
 from torch_utils import resolution as resolution_module
@@ -334,3 +335,38 @@ def test_activations_are_channels_last_on_a_gpu_unless_asked_otherwise(asked, ex
     for allow_tf32, layout in ((True, expected), (False, torch.contiguous_format)):
         monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', allow_tf32)
         assert networks._compute_format(block, gpu, True) == (torch.float32, layout)
+
+
+class PassesOverImages(TorchDispatchMode):
+    """Names of the operations on anything that has the shape of these images."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.names = torch.Size(shape), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(isinstance(arg, torch.Tensor) and arg.shape == self.shape for arg in args):
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('down', [1, 2])
+def test_the_gain_of_a_layer_without_bias_and_activation_takes_no_pass_over_its_result(down):
+    layer = networks.Conv2dLayer(3, 4, 1, bias=False, down=down)
+    x = torch.randn(2, 3, 8, 8)
+    with PassesOverImages([2, 4, 8 // down, 8 // down]) as passes:
+        y = layer(x, gain=0.3)
+    assert 'mul' not in passes.names
+    torch.testing.assert_close(y, layer(x) * 0.3)
+    (grad,) = torch.autograd.grad(y.square().sum(), layer.weight)
+    (expected,) = torch.autograd.grad((layer(x) * 0.3).square().sum(), layer.weight)
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize('kwargs', [{'bias': False}, {'bias': True}, {'bias': False, 'activation': 'lrelu'}])
+def test_gain_multiplies_result_and_clamp_of_any_layer(kwargs):
+    layer = networks.Conv2dLayer(3, 4, 1, conv_clamp=0.8, **kwargs)
+    x = torch.randn(2, 3, 8, 8) * 2
+    y = layer(x, gain=0.3)
+    torch.testing.assert_close(y, layer(x) * 0.3)
+    assert y.abs().max() == torch.tensor(0.8 * 0.3)
