@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils.ops import modulated_conv2d  # noqa: F401 (its import registers every operator)
+from torch_utils.ops import modulated_conv2d, scaled_cast  # noqa: F401 (their import registers all operators)
 from torch_utils.ops._registry import OPS, Op
 from torch_utils.ops.upfirdn2d import setup_filter
 
@@ -110,6 +110,8 @@ CASES = {
     'filtered_epilogue': Case(OPS['filtered_epilogue'], lambda m: (
         m.picture(extra=1), m.layer_filter(), [1] * 4, False, 4.0, m.styles(), m.noise(), m.bias(), *ACT,
         CLAMP)),
+    'scaled_cast': Case(
+        OPS['scaled_cast'], lambda m: (_weights(m)[0], 1 / FEATURES, torch.float16), has_layout=False),
     'demodulation': Case(OPS['demodulation'], lambda m: (*_weights(m), EPS), has_layout=False),
     'modulated_weight': Case(OPS['modulated_weight'], lambda m: (
         *_weights(m), m.plain(m.size[0], FEATURES, dtype=torch.float32), torch.float16), has_layout=False),

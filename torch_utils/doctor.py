@@ -14,7 +14,7 @@ import torch
 from dnnlib.cli import run_command
 from torch_utils import custom_ops, nvrtc
 from torch_utils.cubin_cache import CubinCache
-from torch_utils.ops import modulated_conv2d  # noqa: F401 (its import registers every operator)
+from torch_utils.ops import modulated_conv2d, scaled_cast  # noqa: F401 (their import registers all operators)
 from torch_utils.ops._registry import OPS, Op
 from torch_utils.ops.variants import HOT
 
@@ -230,6 +230,7 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'bias_act_grad': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
     'bias_act_grad_both': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
     'bias_act_curvature': lambda r: (r(*SHAPE), r(*SHAPE), r(*SHAPE), 'swish', 1.25, -1.0),
+    'scaled_cast': lambda r: (r(OUT_CHANNELS, _C, 3, 3), 0.1, r(1).dtype),
     'scale_channels': lambda r: (r(*SHAPE), r(_N, _C)),
     'scale_channels_grad': lambda r: (r(*SHAPE), r(*SHAPE), r(_N, _C)),
     'modulated_epilogue': lambda r: (r(*SHAPE), r(_N, _C), r(_N, 1, _H, _W), r(_C), *LRELU, 1.5),

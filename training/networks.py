@@ -15,6 +15,7 @@ import torch
 from torch_utils import persistence
 from torch_utils.ops import conv2d_resample, modulated_conv2d, upfirdn2d
 from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.scaled_cast import scaled_cast
 from torch_utils.resolution import Size, height_width, levels_of, size_at
 
 NORM_EPS = 1e-8  # inside the square root
@@ -83,7 +84,7 @@ class Conv2dLayer(torch.nn.Module):
         if self.activation == 'linear' and self.bias is None:
             # What scales the result may as well scale the weight: a pass over the picture less.
             weight_gain, gain = weight_gain * gain, 1
-        weight = (self.weight * weight_gain).to(x.dtype)
+        weight = scaled_cast(self.weight, weight_gain, x.dtype)
         x = conv2d_resample.conv2d_resample(
             x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding,
             flip_weight=self.up == 1)

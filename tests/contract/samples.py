@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils.ops import bias_act, epilogue, modulated_conv2d, pixel_product, upfirdn2d
+from torch_utils.ops import bias_act, epilogue, modulated_conv2d, pixel_product, scaled_cast, upfirdn2d
 from torch_utils.ops._registry import Op
 
 
@@ -140,6 +140,12 @@ def _modulated_weight(has_d):
     return make
 
 
+def _scaled_cast(layout=torch.contiguous_format):
+    def make(dtype, device):
+        return randn(3, 2, 3, 3, dtype=dtype, device=device, layout=layout), 0.3, dtype
+    return make
+
+
 def _act_grad(act, clamp=-1.0):
     def make(dtype, device):
         return (randn(3, 2, 5, dtype=dtype, device=device), randn(3, 2, 5, dtype=dtype, device=device),
@@ -190,6 +196,8 @@ SAMPLES = [
     *[Sample(f'modulated_epilogue-{k}', epilogue.epilogue, v) for k, v in EPILOGUE.items()],
     *[Sample(f'modulated_epilogue_grad-{k}', epilogue.epilogue_grad, v) for k, v in EPILOGUE_GRAD.items()],
     *[Sample(f'filtered_epilogue-{k}', epilogue.filtered_epilogue, v) for k, v in FILTERED.items()],
+    Sample('scaled_cast', scaled_cast._scaled_cast, _scaled_cast()),
+    Sample('scaled_cast-channels_last', scaled_cast._scaled_cast, _scaled_cast(torch.channels_last)),
     Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
     Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
     *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v) for k, v in PIXEL_PRODUCT.items()],

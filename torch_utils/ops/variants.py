@@ -10,6 +10,7 @@ import torch
 
 from torch_utils.custom_ops import Kernel
 from torch_utils.ops import bias_act_cuda, epilogue_cuda, native, upfirdn2d_cuda
+from torch_utils.ops.scaled_cast import scaled_cast_kernel
 from torch_utils.ops.upfirdn2d_cuda import Geometry
 
 LAYERS = [torch.float32, torch.float16, torch.bfloat16]  # element types of network layers
@@ -22,7 +23,7 @@ EPILOGUE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('EPILOGUE
 
 def all_variants() -> list[Kernel]:
     """Each kernel once, the hot ones first."""
-    return list(dict.fromkeys([*HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights()]))
+    return list(dict.fromkeys([*HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights(), *_casts()]))
 
 
 def widest(dtype: torch.dtype) -> int:
@@ -89,6 +90,13 @@ def _weights() -> Iterator[Kernel]:
         yield epilogue_cuda.weight_kernel('demodulation', torch.float32, torch.float32, taps)
         for out in LAYERS:
             yield epilogue_cuda.weight_kernel('modulated_weight', torch.float32, out, taps)
+
+
+def _casts() -> Iterator[Kernel]:
+    for half in LAYERS[1:]:
+        for vec in (widest(torch.float32), 1):
+            yield scaled_cast_kernel(torch.float32, half, vec)
+            yield scaled_cast_kernel(half, torch.float32, vec)
 
 
 def _hot_elementwise() -> Iterator[Kernel]:

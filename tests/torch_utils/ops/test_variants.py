@@ -10,6 +10,7 @@ import torch
 from torch_utils import custom_ops
 from torch_utils.ops import modulated_conv2d, upfirdn2d, variants
 from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.scaled_cast import scaled_cast
 
 ARCHITECTURES = ['sm_75', 'sm_80', 'sm_90', 'sm_120']
 ALL = variants.all_variants()
@@ -86,6 +87,7 @@ def test_a_layer_of_the_presets_asks_for_listed_kernels_only(dtype, layout, up, 
         flip_weight=up == 1)
     b = torch.zeros(16, dtype=dtype, requires_grad=True)
     small = bias_act(upfirdn2d.downsample2d(y, f), b, act='lrelu')
-    torch.autograd.grad(small.float().sum(), [x, weight, styles, b])
+    cast = scaled_cast(weight, 0.1, torch.bfloat16)
+    torch.autograd.grad(small.float().sum() + cast.sum(), [x, weight, styles, b])
     missing = [str(kernel) for kernel in set(emulated) if kernel not in ALL]
     assert not missing, '\n'.join(missing)
