@@ -241,6 +241,7 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'pixel_product': lambda r: (r(*SHAPE), r(_N, IMAGE_CHANNELS, _C), r(IMAGE_CHANNELS), False),
     'pixel_outer': lambda r: (r(_N, IMAGE_CHANNELS, _H, _W), r(*SHAPE)),
     'demodulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8),
+    'modulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8, True, r(1).dtype),
     'modulated_weight': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(1).dtype),
 }
 

@@ -146,6 +146,14 @@ def _scaled_cast(layout=torch.contiguous_format):
     return make
 
 
+def _modulation(normalise, layout=torch.contiguous_format):
+    """Differentiable in the ordinary sense only without normalising, whose factors count as constants."""
+    def make(dtype, device):
+        weight = randn(2, 3, 3, 3, dtype=dtype, device=device, layout=layout)
+        return weight, randn(4, 3, dtype=dtype, device=device), 1e-8, normalise, dtype
+    return make
+
+
 def _act_grad(act, clamp=-1.0):
     def make(dtype, device):
         return (randn(3, 2, 5, dtype=dtype, device=device), randn(3, 2, 5, dtype=dtype, device=device),
@@ -203,6 +211,8 @@ SAMPLES = [
     *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v) for k, v in PIXEL_PRODUCT.items()],
     Sample('pixel_outer', pixel_product.pixel_outer, _tensors((3, 2, 4, 5), (3, 4, 4, 5))),
     Sample('demodulation', modulated_conv2d._demodulation, _tensors((2, 3, 3, 3), (4, 3), after=(1e-8,))),
+    Sample('modulation', modulated_conv2d._modulation, _modulation(False)),
+    Sample('modulation-channels_last', modulated_conv2d._modulation, _modulation(False, torch.channels_last)),
     Sample('modulated_weight', modulated_conv2d._modulated_weight, _modulated_weight(True)),
     Sample('modulated_weight-no_d', modulated_conv2d._modulated_weight, _modulated_weight(False)),
 ]

@@ -18,7 +18,7 @@ def _columns(s: torch.Tensor) -> torch.Tensor:
     return s[:, :, None, None]
 
 
-def _plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+def plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
     """a + b, where None is zero."""
     return a if b is None else b if a is None else a + b
 
@@ -66,7 +66,7 @@ def _scale_grad_backward(ctx: Any, ddx: torch.Tensor | None, dds: torch.Tensor |
     wants = ctx.needs_input_grad
     to_dy = to_x = to_s = None
     if wants[0]:
-        to_dy = _plus(None if ddx is None else scale_channels(ddx, s),
+        to_dy = plus(None if ddx is None else scale_channels(ddx, s),
                       None if dds is None else scale_channels(x, dds))
     if wants[1] and dds is not None:
         to_x = scale_channels(dy, dds)
@@ -150,11 +150,11 @@ def _grad_backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple:
     g = act_grad(dy, y, *ctx.spec)
     total = to_dx if to_dx is None or d is None else scale_channels(to_dx, d)
     if to_dd is not None:
-        total = _plus(total, scale_channels(x, to_dd))
+        total = plus(total, scale_channels(x, to_dd))
     if to_dnoise is not None:
-        total = _plus(total, to_dnoise.expand_as(dy))
+        total = plus(total, to_dnoise.expand_as(dy))
     if to_db is not None:
-        total = _plus(total, bias_shaped(to_db, 4, 1).expand_as(dy))
+        total = plus(total, bias_shaped(to_db, 4, 1).expand_as(dy))
     grads = [None] * 10
     grads[0] = None if total is None else act_grad(total, y, *ctx.spec)
     grads[1] = None if to_dd is None else scale_channels(g, to_dd)

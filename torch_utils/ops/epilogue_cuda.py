@@ -197,10 +197,32 @@ def modulated_weight(
     return result
 
 
-def weight_kernel(entry: str, dtype: torch.dtype, out_dtype: torch.dtype, taps: int) -> Kernel:
-    """One specialisation; entry: demodulation or modulated_weight."""
+def modulation(
+    weight: torch.Tensor, styles: torch.Tensor, eps: float, normalise: bool, dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...] | None:
+    """Native form of the operator modulation."""
+    exact = (torch.float32, torch.float64)  # what sums may be stored in
+    if not native.supports(weight, styles) or weight.dtype not in exact or dtype not in native.TYPE_NAMES:
+        return None
+    weight, styles = native.packed(weight), styles.contiguous()
+    (n, i), o = styles.shape, weight.shape[0]
+    narrow = [torch.empty_like(weight, dtype=dtype), torch.empty_like(styles, dtype=dtype),
+              styles.new_empty([n, o], dtype=dtype)]
+    factors = [weight.new_empty(length if normalise else 0) for length in (o, n)]
+    results = (*narrow, styles.new_empty([n, o]), weight.new_empty([o, i]), *factors)
+    kernel = weight_kernel(
+        'modulation', weight.dtype, dtype, weight[0, 0].numel(), native.is_channels_last(weight))
+    pointers = (weight, styles, *results[:5], *(factors if normalise else (None, None)))
+    native.launch(kernel, o, (*pointers, n, o, i, eps), weight.device)
+    return results
+
+
+def weight_kernel(
+    entry: str, dtype: torch.dtype, out_dtype: torch.dtype, taps: int, channels_last: bool = False,
+) -> Kernel:
+    """One specialisation; entry: demodulation, modulation or modulated_weight."""
     return native.kernel('modulated_weight.cu', entry, SCALAR_T=native.TYPE_NAMES[dtype],
-                         OUT_T=native.TYPE_NAMES[out_dtype], TAPS=taps)
+                         OUT_T=native.TYPE_NAMES[out_dtype], TAPS=taps, CHANNELS_LAST=int(channels_last))
 
 
 def noise_step_of(noise: torch.Tensor | None, x: torch.Tensor) -> int | None:

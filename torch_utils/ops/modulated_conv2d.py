@@ -6,6 +6,7 @@ by the norm of its scaled weights. Scaling the activations instead of the weight
 one ordinary convolution, and the norms are styles^2 @ (sum of weight^2 over the taps): no per-sample weight
 is needed.
 """
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 
 from torch_utils.ops import epilogue_cuda
-from torch_utils.ops._registry import define_op
+from torch_utils.ops._registry import define_op, empty_as, laid_out_as
 from torch_utils.ops.bias_act import bias_act, saves_output
 from torch_utils.ops.conv2d_resample import conv2d_resample, convolve_before_filter
 from torch_utils.ops.epilogue import epilogue as apply_epilogue
-from torch_utils.ops.epilogue import filtered_epilogue, scale_channels
+from torch_utils.ops.epilogue import filtered_epilogue, plus, scale_channels
 from torch_utils.ops.pixel_product import is_channels_last, pixel_product
 
 DEMODULATION_EPS = 1e-8  # inside the square root
@@ -45,19 +46,20 @@ def modulated_conv2d(  # noqa: PLR0913 (published signature)
     fused_modconv: one grouped convolution with per-sample weights instead of scaled activations; the same
     numbers.
     float16: weight and styles are pre-normalised by their maxima, which demodulation cancels; avoids
-    overflow. Raises ValueError if styles is not [N, I].
+    overflow. The maxima are constants to differentiation: published, their gradient is computed, though but
+    for DEMODULATION_EPS it is zero. Raises ValueError if styles is not [N, I].
     """
-    weight, styles = _checked(x, weight, styles, demodulate)
+    _check_styles(x, weight, styles)
     resample = {'f': resample_filter, 'up': up, 'down': down, 'padding': padding, 'flip_weight': flip_weight}
     if fused_modconv:
         x = _grouped(x, weight, styles, demodulate, resample)
         return x if noise is None else x + noise.to(x.dtype)
-    d = demodulation(weight, styles) if demodulate else None
-    x = conv2d_resample(scale_channels(x, styles.to(x.dtype)), weight.to(x.dtype), **resample)
+    weight, styles, d = _prepared(x.dtype, weight, styles, demodulate)
+    x = conv2d_resample(scale_channels(x, styles), weight, **resample)
     if d is not None and noise is not None:
-        return torch.addcmul(noise.to(x.dtype), x, d.to(x.dtype)[:, :, None, None])
+        return torch.addcmul(noise.to(x.dtype), x, d[:, :, None, None])
     if d is not None:
-        return scale_channels(x, d.to(x.dtype))
+        return scale_channels(x, d)
     return x if noise is None else x + noise.to(x.dtype)
 
 
@@ -76,9 +78,9 @@ def modulated_layer(
         return bias_act(
             x, bias.to(x.dtype), act=epilogue.act, alpha=epilogue.alpha, gain=epilogue.gain,
             clamp=epilogue.clamp)
-    weight, styles = _checked(x, weight, styles, demodulate=True)
-    d = demodulation(weight, styles).to(x.dtype)
-    x, weight = scale_channels(x, styles.to(x.dtype)), weight.to(x.dtype)
+    _check_styles(x, weight, styles)
+    weight, styles, d = _prepared(x.dtype, weight, styles, demodulate=True)
+    x = scale_channels(x, styles)
     noise = None if noise is None else noise.to(x.dtype)
     clamp = -1.0 if epilogue.clamp is None else float(epilogue.clamp)
     finish = (d, noise, bias.to(x.dtype), epilogue.act, epilogue.alpha, epilogue.gain, clamp)
@@ -112,20 +114,31 @@ def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
     return _demodulation(weight, styles, DEMODULATION_EPS)[0]
 
 
-def _checked(
-    x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weight, styles), pre-normalised where float16 would overflow."""
-    _check_styles(x, weight, styles)
-    if x.dtype == torch.float16 and demodulate:
-        weight = weight / (weight.abs().amax([1, 2, 3], keepdim=True) * weight[0].numel() ** 0.5)
-        styles = styles / styles.abs().amax(1, keepdim=True)
-    return weight, styles
-
-
 def _check_styles(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -> None:
     if styles.shape != (x.shape[0], weight.shape[1]):
         raise ValueError(f'styles must be [N, I] = {[x.shape[0], weight.shape[1]]}, not {list(styles.shape)}')
+
+
+def _prepared(
+    dtype: torch.dtype, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(weight, styles, demodulation coefficients) in dtype; the first two are pre-normalised for float16."""
+    if demodulate and dtype.itemsize < weight.dtype.itemsize:
+        weight, styles, d, *_ = _modulation(weight, styles, DEMODULATION_EPS, dtype == torch.float16, dtype)
+        return weight, styles, d
+    if demodulate and dtype == torch.float16:
+        a, b = _factors(weight, styles)
+        weight, styles = weight * a[:, None, None, None], styles * b[:, None]
+    d = demodulation(weight, styles).to(dtype) if demodulate else None
+    return weight.to(dtype), styles.to(dtype), d
+
+
+@torch.no_grad()
+def _factors(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a [O], b [N]): products with these have a size that float16 holds."""
+    peak = torch.linalg.vector_norm(weight, math.inf, dim=[1, 2, 3])
+    largest_style = torch.linalg.vector_norm(styles, math.inf, dim=1)
+    return (peak * weight[0].numel() ** 0.5).reciprocal(), largest_style.reciprocal()
 
 
 def _grouped(
@@ -133,6 +146,9 @@ def _grouped(
 ) -> torch.Tensor:
     """One convolution with N groups, each with the weight of its sample."""
     n, _, h, w = x.shape
+    if demodulate and x.dtype == torch.float16:
+        a, b = _factors(weight, styles)
+        weight, styles = weight * a[:, None, None, None], styles * b[:, None]
     d = demodulation(weight, styles) if demodulate else None
     grouped = _modulated_weight(weight, styles, d, x.dtype).flatten(0, 1)
     y = conv2d_resample(x.reshape(1, -1, h, w), grouped, groups=n, **resample)
@@ -174,6 +190,62 @@ def _demodulation_backward(
     return weight * (2 * to_energy)[:, :, None, None], to_styles, None
 
 
+# The same for layers of 16 bits: (weight * a, styles * b, d) in another element type, where a [O] and b [N]
+# are the factors that float16 wants (empty: none), constants to differentiation. d and energy are those of
+# the products; they and the factors are also returned as they are, for the gradient.
+
+def _modulation_reference(
+    weight: torch.Tensor, styles: torch.Tensor, eps: float, normalise: bool, dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    a, b = weight.new_empty(0), styles.new_empty(0)
+    scaled = laid_out_as(weight, weight)
+    if normalise:
+        a, b = _factors(weight, styles)
+        scaled, styles = scaled * a[:, None, None, None], styles * b[:, None]
+    d, energy = _demodulation_reference(scaled, styles, eps)
+    narrow = [t.to(dtype, copy=True) for t in (scaled, styles.contiguous(), d)]
+    return (*narrow, d, energy, a, b)
+
+
+def _modulation_fake(
+    weight: torch.Tensor, styles: torch.Tensor, eps: float, normalise: bool, dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    (n, i), o = styles.shape, weight.shape[0]
+    d, energy = styles.new_empty([n, o]), weight.new_empty([o, i])
+    narrow = [torch.empty_like(t, dtype=dtype) for t in (empty_as(weight), styles.new_empty([n, i]), d)]
+    return (*narrow, d, energy, *[weight.new_empty(length if normalise else 0) for length in (o, n)])
+
+
+def _modulation_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(*inputs[:2], *output[3:])
+    ctx.mark_non_differentiable(*output[5:])
+    ctx.set_materialize_grads(False)
+
+
+def _modulation_backward(
+    ctx: Any, to_scaled: torch.Tensor | None, to_narrow_styles: torch.Tensor | None,
+    to_narrow_d: torch.Tensor | None, to_d: torch.Tensor | None, to_energy: torch.Tensor | None, *_: None,
+) -> tuple:
+    weight, styles, d, energy, *factors = ctx.saved_tensors
+    a, b = factors if factors[0].numel() else (None, None)
+    scaled_styles = styles if b is None else styles * b[:, None]
+    to_styles, to_d = to_narrow_styles, plus(to_narrow_d, to_d)
+    if to_d is not None:
+        to_square = to_d * d.pow(3) * -0.5  # of the squared norm [N, O]
+        to_styles = plus(to_styles, 2 * scaled_styles * (to_square @ energy))
+        to_energy = plus(to_energy, to_square.t() @ scaled_styles.square())
+    if to_styles is not None and b is not None:
+        to_styles = to_styles * b[:, None]
+    to_weight = None
+    if to_scaled is not None:
+        to_weight = to_scaled.to(weight.dtype) if a is None else to_scaled * a[:, None, None, None]
+    if to_energy is not None:
+        rows = 2 * to_energy if a is None else 2 * to_energy * a.square()[:, None]
+        rows = rows[:, :, None, None]
+        to_weight = weight * rows if to_weight is None else torch.addcmul(to_weight, weight, rows)
+    return to_weight, to_styles, None, None, None
+
+
 # weight[o, i] * styles[n, i] * d[n, o], as [N, O, I, k, k] in another element type.
 
 def _weight_reference(
@@ -211,6 +283,13 @@ _demodulation = define_op(
     'demodulation(Tensor weight, Tensor styles, float eps) -> (Tensor, Tensor)',
     reference=_demodulation_reference, fake=_demodulation_fake, setup_context=_demodulation_setup_context,
     backward=_demodulation_backward, cuda=epilogue_cuda.demodulation,
+)
+
+_modulation = define_op(
+    'modulation(Tensor weight, Tensor styles, float eps, bool normalise, ScalarType dtype) '
+    '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+    reference=_modulation_reference, fake=_modulation_fake, setup_context=_modulation_setup_context,
+    backward=_modulation_backward, cuda=epilogue_cuda.modulation,
 )
 
 _modulated_weight = define_op(

@@ -90,6 +90,9 @@ def _weights() -> Iterator[Kernel]:
         yield epilogue_cuda.weight_kernel('demodulation', torch.float32, torch.float32, taps)
         for out in LAYERS:
             yield epilogue_cuda.weight_kernel('modulated_weight', torch.float32, out, taps)
+            if out != torch.float32:
+                yield from (epilogue_cuda.weight_kernel('modulation', torch.float32, out, taps, last)
+                            for last in (False, True))
 
 
 def _casts() -> Iterator[Kernel]:

@@ -189,3 +189,21 @@ def test_demodulation_and_modulated_weights_of_any_width(kernel_size):
     weight, styles = torch.randn(5, 67, kernel_size, kernel_size), torch.randn(11, 67)
     agree(modulated_conv2d._demodulation, weight, styles, 1e-8)
     agree(modulated_conv2d._modulated_weight, weight, styles, torch.randn(11, 5), torch.float32)
+
+
+@both_layouts
+@pytest.mark.parametrize('normalise', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('kernel_size', [1, 3])
+def test_what_a_layer_of_16_bits_needs_of_any_width(layout, normalise, dtype, kernel_size, emulated):
+    weight = picture(5, 67, kernel_size, kernel_size, layout=layout)
+    args = weight, torch.randn(11, 67), 1e-8, normalise, dtype
+    actual = modulated_conv2d._modulation.run_native(*args)
+    expected = modulated_conv2d._modulation.reference(*args)
+    assert [kernel.entry for kernel in emulated] == ['modulation']
+    for value, reference in zip(actual, expected, strict=True):
+        assert (value.dtype, value.shape, value.stride()) == (
+            reference.dtype, reference.shape, reference.stride())
+        # In 16 bits, a rounding error of float32 may tip the rounding to either side.
+        tolerance = TOLERANCE[value.dtype] / (4 if value.dtype.itemsize == 2 else 1)
+        torch.testing.assert_close(value, reference, rtol=tolerance, atol=1e-6)

@@ -89,3 +89,46 @@ def test_wrong_styles_of_a_product_are_named():
     with pytest.raises(ValueError, match=r'styles must be \[N, I\] = \[3, 4\], not \[3, 5\]'):
         modulated_conv2d.modulated_product(
             torch.zeros(3, 4, 2, 2), torch.zeros(2, 4, 1, 1), torch.zeros(3, 5), torch.zeros(2), None)
+
+
+def normalised_layer(weight, styles, x, eps, is_constant):
+    """(layer with weights and styles normalised, its demodulation coefficients); float64."""
+    a, b = 1 / (weight.abs().amax([1, 2, 3]) * weight[0].numel() ** 0.5), 1 / styles.abs().amax(1)
+    if is_constant:
+        weight, styles, d, *_ = modulated_conv2d._modulation(weight, styles, eps, True, torch.float64)
+    else:
+        weight, styles = weight * a[:, None, None, None], styles * b[:, None]
+        d, _ = modulated_conv2d._demodulation(weight, styles, eps)
+    y = torch.nn.functional.conv2d(x * styles[:, :, None, None], weight)
+    return y * d[:, :, None, None], d
+
+
+@pytest.mark.parametrize('eps', [modulated_conv2d.DEMODULATION_EPS, 1e-2])
+def test_gradients_with_constant_factors_differ_from_the_published_ones_within_eps(eps):
+    # y is proportional to a / sqrt(a^2 q + eps), whose logarithm has the derivative eps * d^2 by log a.
+    x, weight, styles = (torch.randn(s).double() for s in [(3, 4, 5, 5), (2, 4, 3, 3), (3, 4)])
+    inputs = [weight.requires_grad_(), styles.requires_grad_()]
+    published, d = normalised_layer(weight, styles, x, eps, is_constant=False)
+    ours, _ = normalised_layer(weight, styles, x, eps, is_constant=True)
+    torch.testing.assert_close(ours, published, rtol=1e-6, atol=1e-8)
+    flow = (published.cos() * published).detach().abs()  # of the loss to the logarithm of y
+    by_factor = eps * (flow.sum([2, 3]) * d.detach().square())
+    bounds = [(by_factor.sum(0) / weight.detach().abs().amax([1, 2, 3])).max(),
+              (by_factor.sum(1) / styles.detach().abs().amax(1)).max()]
+    grads = [torch.autograd.grad(y.sin().sum(), inputs) for y in (ours, published)]
+    for a, b, bound in zip(*grads, bounds, strict=True):
+        assert 0 < (a - b).abs().max() <= bound * 1.001 + 1e-14
+        if eps == modulated_conv2d.DEMODULATION_EPS:
+            assert bound < 1e-5 * b.abs().max()  # a hundredth of the last place of float16
+
+
+@pytest.mark.parametrize('normalise', [True, False])
+def test_what_layers_of_16_bits_use_has_the_gradients_of_products_with_constants(normalise):
+    inputs = [torch.randn(2, 4, 3, 3).double().requires_grad_(), torch.randn(3, 4).double().requires_grad_()]
+    a, b = modulated_conv2d._factors(*inputs) if normalise else (torch.ones(2), torch.ones(3))
+    scaled = inputs[0] * a[:, None, None, None], inputs[1] * b[:, None]
+    expected = [*scaled, modulated_conv2d.demodulation(*scaled)]
+    actual = modulated_conv2d._modulation(*inputs, 1e-8, normalise, torch.float64)[:3]
+    for one, other in zip(*[gradients(torch.cat([t.sin().flatten() for t in ts]), inputs)
+                            for ts in (actual, expected)], strict=True):
+        torch.testing.assert_close(one, other)
