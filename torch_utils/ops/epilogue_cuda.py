@@ -12,8 +12,8 @@ from torch_utils.ops import native, upfirdn2d_cuda
 from torch_utils.ops.bias_act_cuda import ACT_NUMBERS
 
 WARP = 32
-ROWS_EACH = 8  # rows that a thread walks down, where the picture is large enough to fill the device so
-MANY_BLOCKS = 264  # two for every multiprocessor of the largest device there is
+ROWS_EACH = 32  # rows that a thread walks down at most: their partial sums are a small part of the traffic
+MANY_BLOCKS = 1056  # eight for every multiprocessor of the largest device there is; shorter walks below that
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Walk:
     def chunk_rows(self) -> int:
         """Rows of a block."""
         at_once = native.THREADS // self.lanes
-        few = self.samples * self.col_chunks * native.blocks_for(self.rows, at_once * ROWS_EACH) < MANY_BLOCKS
-        return at_once * (1 if few else ROWS_EACH)
+        blocks = self.samples * self.col_chunks * native.blocks_for(self.rows, at_once)  # of one row each
+        return at_once * min(max(blocks // MANY_BLOCKS, 1), ROWS_EACH)
 
     @property
     def row_chunks(self) -> int:
@@ -97,7 +97,7 @@ def epilogue(
 ) -> torch.Tensor | None:
     """Native form of the operator modulated_epilogue."""
     noise_step = noise_step_of(noise, x)
-    if not native.supports(x, d, noise, b) or noise_step is None:
+    if not native.supports(x, d, noise, b) or not native.has_short_offsets(x) or noise_step is None:
         return None
     x, d, noise, b = native.packed(x), d.contiguous(), _contiguous(noise), _contiguous(b)
     y = torch.empty_like(x)
@@ -113,7 +113,7 @@ def scale_grad(
     dy: torch.Tensor, x: torch.Tensor, s: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Native form of the operator scale_channels_grad."""
-    if not native.supports(dy, x, s):
+    if not native.supports(dy, x, s) or not native.has_short_offsets(x):
         return None
     dy = native.packed(dy, x, dy)
     dx = torch.empty_like(dy)
@@ -128,7 +128,7 @@ def epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
 ) -> tuple[torch.Tensor, ...] | None:
     """Native form of the operator modulated_epilogue_grad."""
     x = x if wants[1] else None
-    if not native.supports(dy, x, y, d) or not _is_map(noise_shape, y):
+    if not native.supports(dy, x, y, d) or not native.has_short_offsets(y) or not _is_map(noise_shape, y):
         return None
     dy = native.packed(dy, y, dy)
     y, x, d = native.dense(y, dy), None if x is None else native.dense(x, dy), _contiguous(d)

@@ -220,7 +220,7 @@ def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: 
     while vec > 1 and _pixel_sums(x.dtype, geometry, vec) > PIXEL_SUMS:
         vec //= 2
     units = _ceil(w, unit_x * pixel_across(x.dtype, geometry, vec))
-    # Narrow pictures have more channels side by side instead.
+    # Narrow images have more channels side by side instead.
     lanes = min(_power_of_two(c // vec), max(PIXEL_LANES, PIXEL_THREADS // _power_of_two(units)))
     block = (lanes, PIXEL_THREADS // lanes, 1)
     chunks, across = _ceil(c // vec, lanes), _ceil(units, block[1])

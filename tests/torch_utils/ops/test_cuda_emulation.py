@@ -11,7 +11,15 @@ from contract.samples import SAMPLES
 from cuda_emulation import launcher
 
 from torch_utils import custom_ops
-from torch_utils.ops import bias_act, epilogue, modulated_conv2d, upfirdn2d
+from torch_utils.ops import (
+    bias_act,
+    epilogue,
+    epilogue_cuda,
+    modulated_conv2d,
+    native,
+    upfirdn2d,
+    upfirdn2d_cuda,
+)
 
 pytestmark = pytest.mark.usefixtures('emulated')
 CPU = torch.device('cpu')
@@ -85,6 +93,43 @@ def test_specialised_filters_of_pictures_larger_than_a_tile(layout, up, down, pa
     assert emulated[-1].entry == entry
 
 
+OUTER = [1.0, 3.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('blocks', [1, 10 ** 6], ids=['long strips', 'short strips'])
+@pytest.mark.parametrize('up, down, padding', [
+    ([1, 1], [1, 1], [2, 1, 2, 1]), ([2, 2], [1, 1], [2, 1, 3, 2]), ([1, 1], [2, 2], [1, 1, 0, 2]),
+    ([2, 2], [2, 2], [1, 2, 1, 1]), ([2, 1], [1, 2], [-1, 2, 1, -2])])
+def test_strips_of_nhwc_by_vectors_of_eight(up, down, padding, blocks, dtype, emulated, monkeypatch):
+    monkeypatch.setattr(upfirdn2d_cuda, 'PIXEL_BLOCKS', blocks)
+    # An idle lane; more columns than a block has; rows that end within a strip.
+    x = picture(2, 24, 41, 35, dtype=dtype, layout=torch.channels_last)
+    wide = picture(1, 8, 19, 71, dtype=dtype, layout=torch.channels_last)
+    outer = torch.outer(torch.tensor(OUTER), torch.tensor([1.0, 2.0, -4.0, 0.5]))
+    for f in (torch.tensor(FILTER), outer, torch.outer(torch.ones(2), torch.ones(3))):
+        for flip in (False, True):
+            agree(upfirdn2d._upfirdn2d, x, f, up, down, padding, flip, 0.25)
+        agree(upfirdn2d._upfirdn2d, wide, f, up, down, padding, False, 0.25)
+    assert {kernel.entry for kernel in emulated} == {'upfirdn2d_pixel'}
+
+
+def test_filters_with_many_taps_take_fewer_channels_a_thread(emulated):
+    x = picture(1, 16, 9, 8, dtype=torch.float16, layout=torch.channels_last)
+    agree(upfirdn2d._upfirdn2d, x, torch.randn(6, 6), [2, 2], [1, 1], [2, 3, 3, 2], False, 1.0)
+    assert emulated[-1].entry == 'upfirdn2d_pixel' and dict(emulated[-1].defines)['VEC'] == '4'
+
+
+def test_samples_beyond_offsets_of_32_bits_are_left_to_others(emulated, monkeypatch):
+    monkeypatch.setattr(native, 'MAX_OFFSET', 8 * 6 * 6 - 1)
+    x, d = picture(2, 8, 6, 6, layout=torch.channels_last), torch.randn(2, 8)
+    agree(epilogue.scale_channels, x, d, by_kernel=False)
+    agree(epilogue.scale_channels_grad, x, x, d, by_kernel=False)
+    assert not emulated
+    agree(upfirdn2d._upfirdn2d, x, torch.tensor(FILTER), [1, 1], [1, 1], [1, 2, 2, 1], False, 1.0)
+    assert [kernel.entry for kernel in emulated] == ['upfirdn2d']
+
+
 @pytest.mark.parametrize('up, down', [(2, 1), (1, 2)])
 def test_the_separable_filter_of_the_augmentation(up, down, emulated):
     x = picture(1, 3, 34, 69)
@@ -133,6 +178,36 @@ def test_both_gradients_of_a_bias_and_an_activation_come_of_one_kernel(act, layo
     emulated.clear()
     torch.autograd.grad(bias_act.bias_act(x.flatten(2), b, act=act, clamp=1.0).sum(), [x, b])
     assert [kernel.entry for kernel in emulated] == ['bias_act', 'bias_act_grad']
+
+
+# As large layers: many blocks, of which each goes down several rows. Odd sides; in NCHW only one, for VEC=8.
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('shape, layout', [
+    ((3, 24, 107, 107), torch.channels_last), ((2, 264, 33, 33), torch.channels_last),
+    ((4, 267, 24, 41), torch.contiguous_format)], ids=['nhwc_narrow', 'nhwc_wide', 'nchw'])
+def test_blocks_that_go_down_several_rows(shape, layout, dtype, monkeypatch):
+    monkeypatch.setattr(epilogue_cuda, 'MANY_BLOCKS', 264)
+    walk = epilogue_cuda.Walk(
+        shape[0], shape[1], shape[2] * shape[3], layout is torch.channels_last, vec=8)
+    assert walk.blocks >= 264 and walk.chunk_rows > native.THREADS // walk.lanes
+    x, dy, y = (picture(*shape, dtype=dtype, layout=layout) for _ in range(3))
+    d, b = torch.randn(shape[:2]).to(dtype), torch.randn(shape[1]).to(dtype)
+    noise = torch.randn(shape[0], 1, *shape[2:]).to(dtype)
+    spec = ('lrelu', 0.2, 1.3, 0.875)  # the same clamp in every datatype
+    agree(epilogue.epilogue, x, d, noise, b, *spec)
+    agree(epilogue.epilogue_grad, dy, x, y, d, noise.shape, [True] * 4, *spec)
+    assert all(dict(kernel.defines)['VEC'] == '8' for kernel in launcher.launched)
+
+
+@both_layouts
+def test_sums_of_many_rows_on_few_blocks(layout, monkeypatch):
+    monkeypatch.setattr(epilogue_cuda, 'MANY_BLOCKS', 1)
+    for shape in [(1, 16, 37, 40), (1, 300, 9, 9), (2, 200, 16, 3)]:
+        x, dy, y = (picture(*shape, layout=layout) for _ in range(3))
+        d, noise = torch.randn(shape[:2]), torch.randn(1, 1, *shape[2:])
+        agree(epilogue.epilogue, x, d, noise, torch.randn(shape[1]), 'lrelu', 0.2, 1.3, -1.0)
+        agree(epilogue.epilogue_grad, dy, x, y, d, noise.shape, [True] * 4, 'lrelu', 0.2, 1.3, -1.0)
+        agree(epilogue.scale_channels_grad, dy, x, d)
 
 
 @both_layouts

@@ -8,8 +8,14 @@
 #define BIAS 0
 #endif
 
-// One vector a thread; `size` is a multiple of VEC. The bias index of element i is i / step % count.
+// One vector a thread; `size` is a multiple of VEC.
 __device__ __forceinline__ i64 first_element() { return (i64(blockIdx.x) * blockDim.x + threadIdx.x) * VEC; }
+
+// The bias index of element i, i / step % count. Divisions of 64 bits cost a hundred instructions.
+__device__ __forceinline__ i64 bias_index(i64 i, i64 size, i64 step, i64 count) {
+    if (size >> 32) return BIAS == 2 ? i % count : i / step % count;
+    return (BIAS == 2 ? unsigned(i) : unsigned(i) / unsigned(step)) % unsigned(count);
+}
 
 extern "C" __global__ void __launch_bounds__(256) bias_act(
     const scalar_t* __restrict__ x, const scalar_t* __restrict__ b, scalar_t* __restrict__ y, i64 size,
@@ -21,8 +27,8 @@ extern "C" __global__ void __launch_bounds__(256) bias_act(
     acc_t u[VEC], bias[VEC];
     load(x + i, u);
     fill(bias, 0);
-    if constexpr (BIAS == 1) fill(bias, widen(b[i / step % count]));
-    if constexpr (BIAS == 2) load(b + i % count, bias);
+    if constexpr (BIAS == 1) fill(bias, widen(b[bias_index(i, size, step, count)]));
+    if constexpr (BIAS == 2) load(b + bias_index(i, size, step, count), bias);
 #pragma unroll
     for (int k = 0; k < VEC; k++) u[k] = shape.value(u[k] + bias[k]);
     store(y + i, u);
@@ -39,8 +45,13 @@ extern "C" __global__ void __launch_bounds__(256) bias_act_grad(
     acc_t g[VEC], s[VEC];
     load(dy + i, g);
     load(saved + i, s);
+    if (from_output) {
 #pragma unroll
-    for (int k = 0; k < VEC; k++) g[k] = shape.gradient(g[k], s[k], from_output);
+        for (int k = 0; k < VEC; k++) g[k] = shape.gradient(g[k], s[k], true);
+    } else {
+#pragma unroll
+        for (int k = 0; k < VEC; k++) g[k] = shape.gradient(g[k], s[k], false);
+    }
     store(dx + i, g);
 }
 

@@ -17,23 +17,31 @@ __device__ __forceinline__ acc_t sum_of_lanes(acc_t v, int lanes) {
     return v;
 }
 
-// Sum over the rows of the block for each of its columns; the first row's threads write the result.
+// Sum over the rows of the block for each of its columns: within a warp first, then over the warps, a thread a column.
 __device__ __forceinline__ void store_column_sums(
-    const acc_t (&sums)[VEC], acc_t* __restrict__ out, const Place& at, int lanes
+    acc_t (&sums)[VEC], acc_t* __restrict__ out, const Place& at, int lanes, int cols
 ) {
-    __shared__ acc_t shared[VEC][THREADS];
+    __shared__ acc_t shared[THREADS / 32][32 * VEC];
+    for (int offset = 16; offset >= lanes; offset /= 2)
+#pragma unroll
+        for (int k = 0; k < VEC; k++) sums[k] += __shfl_xor_sync(all_lanes, sums[k], offset);
     __syncthreads();  // the buffer may still be read for the sums before
+    if (threadIdx.x % 32 < lanes) {
 #pragma unroll
-    for (int k = 0; k < VEC; k++) shared[k][threadIdx.x] = sums[k];
-    __syncthreads();
-    if (threadIdx.x >= lanes || !at.has_columns) return;
-#pragma unroll
-    for (int k = 0; k < VEC; k++) {
-        acc_t total = 0;
-        for (int t = threadIdx.x; t < THREADS; t += lanes) total += shared[k][t];
-        out[at.col + k] = total;
+        for (int k = 0; k < VEC; k++) shared[threadIdx.x / 32][at.lane * VEC + k] = sums[k];
     }
+    __syncthreads();
+    const int own = threadIdx.x, col = at.col_chunk * lanes * VEC + own;
+    if (own >= lanes * VEC || col >= cols) return;
+    acc_t total = 0;
+#pragma unroll
+    for (int w = 0; w < THREADS / 32; w++) total += shared[w][own];
+    out[col] = total;
 }
+
+struct Vectors {  // what a thread reads of one row
+    Raw<VEC> dy, y, x;
+};
 
 // With g = dy * slope(y):  dx = g * d,  row and column sums of g, and sums of g * x along the pixels.
 // sum_g: per channel, sum_gx: per channel, sum_noise: per pixel; each may be null. x is null if sum_gx is.
@@ -52,30 +60,40 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
     fill(column_g, 0);
     fill(column_gx, 0);
     if (CHANNELS_LAST && d) load_columns(d + at.n * channels + at.col, at, scale);
-    const i64 base = at.n * rows * cols + at.col, row_sums = (at.n * col_chunks + at.col_chunk) * rows;
+    const i64 base = at.n * rows * cols + at.col;
+    const int pitch = cols, own_row = at.own_row();
+    acc_t* const row_target = CHANNELS_LAST ? sum_noise : sum_g;
+    const i64 row_sums = (at.n * col_chunks + at.col_chunk) * rows;
+    Vectors next;
+    const auto read = [&](int r) {
+        next.dy.clear(), next.y.clear(), next.x.clear();
+        if (!at.has_columns || r >= at.row_end) return;
+        const i64 i = base + r * pitch;
+        next.dy.load(dy + i);
+        if (y) next.y.load(y + i);
+        if (sum_gx) next.x.load(x + i);
+    };
+    read(at.row + own_row);
     // All threads go round equally often, since the sums along a row need every lane.
-#pragma unroll 2
-    for (i64 first = at.row; first < at.row_end; first += at.row_step) {
-        const i64 r = first + at.own_row(), i = base + r * cols;
+#pragma unroll 1
+    for (int first = at.row; first < at.row_end; first += at.row_step) {
+        const int r = first + own_row;
         const bool here = at.has_columns && r < at.row_end;
         acc_t g[VEC], v[VEC], row_g = 0, row_gx = 0;
-        fill(g, 0);
-        fill(v, 0);
-        if (here) {
-            load(dy + i, g);
-            if (y) {
-                load(y + i, v);
+        next.dy.unpack(g);
+        next.y.unpack(v);
+        if (y) {
 #pragma unroll
-                for (int k = 0; k < VEC; k++) g[k] = shape.gradient(g[k], v[k], true);
-            }
-            if (sum_gx) load(x + i, v);
+            for (int k = 0; k < VEC; k++) g[k] = shape.gradient(g[k], v[k], true);
+        }
+        next.x.unpack(v);
+        read(r + at.row_step);
+        if (dx && here) {
             if (!CHANNELS_LAST && d) fill(scale, widen(d[at.n * channels + r]));
-            if (dx) {
-                acc_t scaled[VEC];
+            acc_t scaled[VEC];
 #pragma unroll
-                for (int k = 0; k < VEC; k++) scaled[k] = g[k] * scale[k];
-                store(dx + i, scaled);
-            }
+            for (int k = 0; k < VEC; k++) scaled[k] = g[k] * scale[k];
+            store(dx + base + r * pitch, scaled);
         }
 #pragma unroll
         for (int k = 0; k < VEC; k++) {
@@ -84,7 +102,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
             column_g[k] += g[k];
             column_gx[k] += g[k] * v[k];
         }
-        acc_t* const row_target = CHANNELS_LAST ? sum_noise : sum_g;
         if (row_target) {
             row_g = sum_of_lanes(row_g, lanes);
             if (at.lane == 0 && r < at.row_end) row_target[row_sums + r] = row_g;
@@ -96,6 +113,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
     }
     const i64 column_sums = (at.n * row_chunks + at.row_chunk) * cols;
     acc_t* const column_target = CHANNELS_LAST ? sum_g : sum_noise;
-    if (column_target) store_column_sums(column_g, column_target + column_sums, at, lanes);
-    if (CHANNELS_LAST && sum_gx) store_column_sums(column_gx, sum_gx + column_sums, at, lanes);
+    if (column_target) store_column_sums(column_g, column_target + column_sums, at, lanes, pitch);
+    if (CHANNELS_LAST && sum_gx) store_column_sums(column_gx, sum_gx + column_sums, at, lanes, pitch);
 }

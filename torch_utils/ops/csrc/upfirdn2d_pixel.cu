@@ -15,6 +15,12 @@ constexpr int wide = ACROSS * AxisX::unit, columns = AxisX::span(wide);  // outp
 // Units down the strip that see a row, the oldest of which is complete after it.
 constexpr int pending = (AxisY::span(AxisY::unit) + AxisY::step - 1) / AxisY::step;
 typedef acc_t Line[wide][VEC];  // of outputs
+// Before the sums are added to; the compiler for Blackwell has no registers left for that and would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool loads_early = false;
+#else
+constexpr bool loads_early = true;
+#endif
 
 struct Taps {  // of f as it is correlated; of an outer product, `rows` and `cols` with f[i][j] = rows[i] * cols[j]
     acc_t all[FH][FW], rows[FH], cols[FW];
@@ -44,7 +50,7 @@ struct Taps {  // of f as it is correlated; of an outer product, `rows` and `col
 };
 
 struct Window {  // the columns of inputs that a thread sees, in one row
-    const scalar_t* at;  // the first of them; outside the picture it is not read
+    const scalar_t* at;  // the first of them; outside the image it is not read
     int row, left, in_h, in_w, channels;
     bool is_inside;  // all columns are
 
@@ -68,31 +74,33 @@ struct Window {  // the columns of inputs that a thread sees, in one row
     }
 };
 
-// What becomes of a finished line of outputs.
-struct Target {
-    scalar_t* y;  // of the sample, at the thread's first channel
+struct Target {  // where the outputs of one row go, and what becomes of them on the way
+    scalar_t* at;  // the first of them
     const scalar_t* noise;
-    int left, out_h, out_w, channels;
+    int columns, pitch, channels;  // columns up to the edge of the image, and from row to row
     Raw<VEC> d, b;
     Shape shape;
 
-    __device__ __forceinline__ void put(int row, Line& line) const {
-        if (row >= out_h) return;
+    __device__ __forceinline__ void put(Line& line) const {
         acc_t scale[VEC], bias[VEC];
         if constexpr (EPILOGUE) d.unpack(scale);
         if constexpr (BIAS) b.unpack(bias);
         else fill(bias, 0);
 #pragma unroll
         for (int u = 0; u < wide; u++) {
-            if (left + u >= out_w) return;
-            const int pixel = row * out_w + left + u;
+            if (u >= columns) return;
             if constexpr (EPILOGUE) {
-                const acc_t extra = NOISE ? widen(noise[pixel]) : acc_t(0);
+                const acc_t extra = NOISE ? widen(noise[u]) : acc_t(0);
 #pragma unroll
                 for (int k = 0; k < VEC; k++) line[u][k] = shape.value(line[u][k] * scale[k] + (bias[k] + extra));
             }
-            store(y + pixel * channels, line[u]);
+            store(at + u * channels, line[u]);
         }
+    }
+
+    __device__ __forceinline__ void go_down() {
+        at += pitch * channels;
+        if constexpr (NOISE) noise += pitch;
     }
 };
 
@@ -113,7 +121,7 @@ __device__ __forceinline__ void add(acc_t (&sums)[VEC], const acc_t (&v)[VEC], a
         const int q = (pending - 1 - k) * AxisY::step + s; \
         if (!AxisY::has(q, o)) continue;
 template <bool IS_OUTER>
-__device__ __forceinline__ void filter_strip(Window window, const Taps& taps, const Target& target, int top, int units) {
+__device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Target target, int rows) {
     Line sums[pending][AxisY::unit];
 #pragma unroll
     for (int k = 0; k < pending; k++)
@@ -121,9 +129,9 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, co
         for (int o = 0; o < AxisY::unit; o++) clear(sums[k][o]);
     Raw<VEC> raw[columns];
     window.load(raw);
-    top -= (pending - 1) * AxisY::unit;
+    // A round completes the outputs from `row` on; those above the strip are not stored.
 #pragma unroll 1
-    for (int i = 0; i < units + pending - 1; i++, top += AxisY::unit) {
+    for (int row = (1 - pending) * AxisY::unit; row < rows; row += AxisY::unit) {
 #pragma unroll
         for (int s = 0; s < AxisY::step; s++) {
             if constexpr (IS_OUTER) {
@@ -138,11 +146,12 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, co
                         if (AxisX::has(p, u)) add(line[u], v, taps.cols[AxisX::tap(p, u)]);
                 }
                 window.go_down();
-                window.load(raw);
+                if (loads_early) window.load(raw);
                 FOR_OUTPUTS(s)
 #pragma unroll
                     for (int u = 0; u < wide; u++) add(sums[k][o][u], line[u], taps.rows[AxisY::tap(q, o)]);
                 }
+                if (!loads_early) window.load(raw);
             } else {
 #pragma unroll
                 for (int p = 0; p < columns; p++) {
@@ -159,9 +168,12 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, co
                 window.load(raw);
             }
         }
-        if (i >= pending - 1) {
+        if (row >= 0) {
 #pragma unroll
-            for (int o = 0; o < AxisY::unit; o++) target.put(top + o, sums[0][o]);
+            for (int o = 0; o < AxisY::unit; o++) {
+                if (o == 0 || row + o < rows) target.put(sums[0][o]);
+                target.go_down();
+            }
         }
 #pragma unroll
         for (int o = 0; o < AxisY::unit; o++) {
@@ -195,14 +207,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) upfirdn2d_pixel(
     const Window window = {
         x + n * in_h * in_w * channels + c + (i64(in_top) * in_w + in_left) * channels, in_top, in_left, int(in_h),
         int(in_w), int(channels), in_left >= 0 && in_left + columns <= in_w};
+    const i64 pixel = i64(top) * out_w + left;
     Target target = {
-        y + n * out_h * out_w * channels + c, NOISE ? noise + n * noise_step : nullptr, left, int(out_h), int(out_w),
-        int(channels), {}, {}, Shape(alpha, gain, clamp)};
+        y + (n * out_h * out_w + pixel) * channels + c, NOISE ? noise + n * noise_step + pixel : nullptr,
+        int(out_w) - left, int(out_w), int(channels), {}, {}, Shape(alpha, gain, clamp)};
     if constexpr (EPILOGUE) target.d.load(d + n * channels + c);
     if constexpr (BIAS) target.b.load(b + c);
+    const int rows_left = int(out_h) - top, strip = int(strip_units) * AxisY::unit;
+    const int rows = rows_left < strip ? rows_left : strip;
     const Taps taps(f, flip, float(filter_gain));
-    const int units_left = (int(out_h) - top + AxisY::unit - 1) / AxisY::unit;
-    const int units = units_left < strip_units ? units_left : int(strip_units);
-    if (taps.is_outer) filter_strip<true>(window, taps, target, top, units);
-    else filter_strip<false>(window, taps, target, top, units);
+    if (taps.is_outer) filter_strip<true>(window, taps, target, rows);
+    else filter_strip<false>(window, taps, target, rows);
 }

@@ -2,7 +2,7 @@
 // How a block walks over a sample that is a matrix [rows, cols], dense by rows: channels x pixels in NCHW, pixels x
 // channels in NHWC (CHANNELS_LAST). A block of 256 threads holds `lanes` vectors of columns side by side and goes
 // down `chunk_rows` rows, 256 / lanes at a time. So what belongs to a column stays in registers and nothing is
-// divided in the loop.
+// divided in the loop. Offsets within a sample are of 32 bits.
 #pragma once
 #include "epilogue.cuh"
 
@@ -12,7 +12,8 @@
 #define THREADS 256
 
 struct Place {  // of a thread: its columns, its rows, and which part of the matrix the block has
-    i64 n, col, row, row_end, row_step, col_chunk, row_chunk;
+    i64 n;
+    int col, row, row_end, row_step, col_chunk, row_chunk;  // a sample has less than 2^31 elements
     int lane;
     bool has_columns;
 
@@ -20,12 +21,13 @@ struct Place {  // of a thread: its columns, its rows, and which part of the mat
         i64 rows, i64 cols, i64 lanes, i64 chunk_rows, i64 col_chunks, i64 row_chunks
     ) {
         lane = threadIdx.x % unsigned(lanes);
-        col_chunk = blockIdx.x % col_chunks;
-        row_chunk = blockIdx.x / col_chunks % row_chunks;
-        n = blockIdx.x / (col_chunks * row_chunks);
-        col = (col_chunk * lanes + lane) * VEC;
-        row = row_chunk * chunk_rows;
-        row_end = row + chunk_rows < rows ? row + chunk_rows : rows;
+        col_chunk = blockIdx.x % unsigned(col_chunks);
+        const unsigned rest = blockIdx.x / unsigned(col_chunks);
+        row_chunk = rest % unsigned(row_chunks);
+        n = rest / unsigned(row_chunks);
+        col = (col_chunk * int(lanes) + lane) * VEC;
+        row = row_chunk * int(chunk_rows);
+        row_end = rows - row < chunk_rows ? rows : row + chunk_rows;
         row_step = THREADS / unsigned(lanes);
         has_columns = col < cols;
     }
