@@ -52,6 +52,7 @@ def test_filters_with_all_that_a_thread_does_for_a_strip(dtype, geometry, epilog
 @pytest.mark.parametrize('act', ['linear', 'lrelu'])
 @pytest.mark.parametrize('entry, loads, budget', [('epilogue', 1, 15), ('epilogue_grad', 3, 20)])
 def test_the_epilogue_and_its_gradient(dtype, act, entry, loads, budget, code_of):
+    # The shortest path of the gradient is that without optional parts: noise sums, and the slope of y.
     is_full = act == 'lrelu' and entry == 'epilogue'
     kernel = epilogue_cuda.epilogue_kernel(entry, dtype, True, VEC, act, is_full, is_full)
     used = code_of(kernel).shortest(loads * ROWS, ROWS)

@@ -2,7 +2,8 @@
 // Compile-time geometry of upfirdn2d. The output at o is a sum over taps t of f[t] * z[o * down - pad + t], and
 // z[u] is input u / up where up divides u, else zero. `phase` = (-pad) mod up makes all of that known at
 // compile time for a unit: the fewest outputs after which the pattern of taps repeats.
-// Macros: UPX UPY DOWNX DOWNY FW FH PHASEX PHASEY; of the tile kernel UNITS (units down a column that a thread computes).
+// Macros: UPX UPY DOWNX DOWNY FW FH PHASEX PHASEY; of the tile kernel also UNITS, the units down a
+// column that a thread computes.
 #pragma once
 #include "epilogue.cuh"
 
