@@ -90,9 +90,10 @@ def _continue(x: torch.Tensor, x_pad: Sequence[int], y_pad: Sequence[int]) -> to
     """Continue x by reflection, [before, after] on each axis, by less than its size."""
     if not torch.are_deterministic_algorithms_enabled():
         return F.pad(x, [*x_pad, *y_pad], mode='reflect')
-    # The gradient of F.pad adds in any order on a GPU; that of index_select need not.
-    for dim, pad in ((3, x_pad), (2, y_pad)):
-        x = x.index_select(dim, _reflected(x.shape[dim], *pad, x.device))
+    # The gradient of F.pad adds in any order on a GPU.
+    for dim, (before, after) in ((3, x_pad), (2, y_pad)):
+        ends = x.narrow(dim, 1, before), x.narrow(dim, x.shape[dim] - 1 - after, after)
+        x = torch.cat([ends[0].flip(dim), x, ends[1].flip(dim)], dim)
     return x
 
 

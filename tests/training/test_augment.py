@@ -184,7 +184,7 @@ def test_matrix_products_resample_as_filters_do(size):
     torch.testing.assert_close(by_matrix, by_filter, rtol=0, atol=1e-6)  # the filter is float32
 
 
-def test_where_algorithms_are_to_be_deterministic_what_is_padded_is_selected(monkeypatch):
+def test_where_algorithms_are_to_be_deterministic_images_are_padded_by_joining(monkeypatch):
     x, pads = torch.randn(2, 3, 5, 6, dtype=torch.float64), ([2, 5], [4, 0])
     expected = augment_resample._continue(x, *pads)
     monkeypatch.setattr(augment_resample.F, 'pad', lambda *args, **options: pytest.fail('F.pad'))

@@ -17,8 +17,8 @@ from training.sampling_graphs import by_graphs
 pytestmark = pytest.mark.gpu
 CUDA = torch.device('cuda')
 # On CUDA the gradients of grid_sample and of F.pad by reflection add in any order. With these transforms, and
-# at this side, every sample lies on a pixel, so that there is nothing but zeros to add; and what is padded is
-# selected instead where deterministic algorithms are wanted.
+# at this side, every sample lies on a pixel, so that there is nothing but zeros to add; and where
+# deterministic algorithms are wanted, images are padded in another way.
 SIDE = 32
 FLAGS = {'aug': 'ada', 'augpipe': 'blit', 'device': 'cuda', 'mirror': False}
 
