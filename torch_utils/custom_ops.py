@@ -143,16 +143,19 @@ def obtain_all(
     cache, kernels = default_cache(), list(kernels)
     names = {key(kernel, arch, nvrtc.release(), folder): kernel for kernel in kernels}
     missing = {name: kernel for name, kernel in names.items() if cache.load(name) is None}
-    jobs = [nvrtc.job_for(*_recipe(kernel, arch, folder)) for kernel in missing.values()]
+    jobs = [job_for(kernel, arch, folder) for kernel in missing.values()]
     if num_processes is None:
         # A process that compiles less than two kernels takes longer to start than it saves.
         cpus = (os.cpu_count() or 1) // distributed.local_world_size()
         num_processes = max(min(cpus, len(jobs) // 2), 1)
-    results = dict(zip(missing, nvrtc_process.run_all(jobs, num_processes), strict=True))
-    codes = {name: code for name, code in results.items() if isinstance(code, bytes)}
-    for name, code in codes.items():
-        _keep(cache, name, code)
-    return len(names) - len(missing) + len(codes)
+    names_in_order = list(missing)
+
+    def keep(i: int, result: bytes | CompileError) -> None:
+        if isinstance(result, bytes):
+            _keep(cache, names_in_order[i], result)
+
+    results = nvrtc_process.run_all(jobs, num_processes, keep)
+    return len(names) - sum(isinstance(result, CompileError) for result in results)
 
 
 def launch(
@@ -205,6 +208,11 @@ def compile_cubin(
     with the compiler's complaint, UserError if there is no compiler.
     """
     return nvrtc.compile_source(*_recipe(kernel, arch, folder), report)
+
+
+def job_for(kernel: Kernel, arch: str, folder: Path = SOURCE_FOLDER) -> nvrtc_process.Job:
+    """What compile_cubin does, for another process. Raises UserError if there is no compiler."""
+    return nvrtc.job_for(*_recipe(kernel, arch, folder))
 
 
 def obtain(kernel: Kernel, arch: str, cache: CubinCache | None = None, folder: Path = SOURCE_FOLDER) -> bytes:

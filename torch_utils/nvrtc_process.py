@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -58,25 +59,33 @@ class Job:
             api.nvrtcDestroyProgram(program)
 
 
-def run_all(jobs: Sequence[Job], num_processes: int) -> list[bytes | CompileError]:
-    """The result of each job, or why there is none. Whatever happens, the processes have ended afterwards."""
+def run_all(
+    jobs: Sequence[Job], num_processes: int,
+    finished: Callable[[int, bytes | CompileError], object] = lambda i, result: None,
+) -> list[bytes | CompileError]:
+    """The result of each job, or why there is none. Whatever happens, the processes have ended afterwards.
+
+    finished(i, result): called as soon as job number i has one, by one thread at a time; an error that it
+    raises ends everything.
+    """
     results: list[bytes | CompileError] = [CompileError('not compiled')] * len(jobs)
-    waiting = iter(range(len(jobs)))  # shared: every thread takes the next
+    waiting, lock = iter(range(len(jobs))), threading.Lock()  # shared: every thread takes the next
 
     def serve() -> None:
         with _Compiler() as compiler:
             for i in waiting:
                 results[i] = compiler.run(jobs[i])
+                with lock:
+                    finished(i, results[i])
 
-    threads = [threading.Thread(target=serve) for _ in range(min(num_processes, len(jobs)))]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    finally:
-        for _ in waiting:  # after an interruption nothing more is begun
-            pass
+    with ThreadPoolExecutor(max(num_processes, 1)) as pool:
+        threads = [pool.submit(serve) for _ in range(min(num_processes, len(jobs)))]
+        try:
+            for thread in threads:
+                thread.result()
+        finally:
+            for _ in waiting:  # after an error or an interruption nothing more is begun
+                pass
     return results
 
 

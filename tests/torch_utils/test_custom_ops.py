@@ -177,7 +177,7 @@ def test_kernels_are_obtained_side_by_side_and_failures_are_left_for_later(folde
     kernels = [Kernel('double.cu', 'double_it', (('FACTOR', factor), ('REAL', 'float')))
                for factor in ('2', '3', 'nonsense')]
     assert custom_ops.obtain_all(kernels, 'sm_90', num_processes=2, folder=folder) == 2
-    monkeypatch.setattr(nvrtc_process, 'run_all', lambda jobs, num_processes: [None] * len(jobs))
+    monkeypatch.setattr(nvrtc_process, 'run_all', lambda jobs, *_: [nvrtc.CompileError('')] * len(jobs))
     assert custom_ops.obtain_all(kernels, 'sm_90', folder=folder) == 2
     monkeypatch.setattr(nvrtc, 'compile_source', lambda *args: pytest.fail('compiled again'))
     assert custom_ops.obtain(kernels[0], 'sm_90', folder=folder).startswith(b'\x7fELF')
@@ -193,7 +193,7 @@ def test_as_many_processes_compile_as_gain_something(monkeypatch, kernels, cpus,
     monkeypatch.setattr(nvrtc, 'release', lambda: '13.0')
     monkeypatch.setattr(custom_ops, '_source', lambda kernel, folder: '')
     monkeypatch.setattr(
-        nvrtc_process, 'run_all', lambda jobs, number: asked.append(number) or [b'code'] * len(jobs))
+        nvrtc_process, 'run_all', lambda jobs, number, keep: asked.append(number) or [b'code'] * len(jobs))
     all_kernels = [Kernel('f.cu', f'f{i}', ()) for i in range(kernels)]
     assert custom_ops.obtain_all(all_kernels, 'sm_90') == kernels and asked == [processes]
     assert custom_ops.obtain_all(all_kernels, 'sm_90') == kernels

@@ -63,6 +63,18 @@ def test_a_process_that_ends_costs_its_jobs_and_hangs_nobody(started, monkeypatc
         b'ok', *['the process that compiles has ended'] * 2]
 
 
+def test_an_error_in_what_follows_a_result_ends_everything(started, monkeypatch):
+    monkeypatch.setattr(nvrtc_process, 'COMMAND', (sys.executable, '-c', SERVE))
+    seen = []
+
+    def full(i, result):
+        seen.append(i)
+        raise OSError('disk full')
+    with pytest.raises(OSError, match='disk full'):
+        nvrtc_process.run_all(jobs('a', 'b', 'c'), 1, full)
+    assert seen == [0]
+
+
 def test_without_any_process_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(nvrtc_process, 'COMMAND', ('/no/such/program',))
     assert said(nvrtc_process.run_all(jobs('a'), 2)) == ['the process that compiles has ended']

@@ -4,7 +4,6 @@
 With nvcc under ninja where they are there and of the CUDA release that launches use, else with NVRTC.
 """
 import functools
-import multiprocessing
 import os
 import re
 import shlex
@@ -12,8 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import torch
 from dnnlib.cli import run_command
 from dnnlib.progress import progress
 from dnnlib.util import UserError
-from torch_utils import custom_ops, nvrtc
+from torch_utils import custom_ops, nvrtc, nvrtc_process
 from torch_utils.cubin_cache import CubinCache
 from torch_utils.custom_ops import Kernel
 from torch_utils.ops.variants import all_variants
@@ -177,35 +175,16 @@ def main() -> None:
 
 
 def _with_nvrtc(plan: Plan, jobs: Sequence[Job], processes: int) -> list[Failure]:
-    make = functools.partial(_compile_one, plan)
+    keys, failures = [plan.key(job, nvrtc.release()) for job in jobs], []
     with progress(total=len(jobs), desc='Compiling', unit='kernel') as bar:
-        if min(processes, len(jobs)) == 1:
-            return _failures(jobs, map(make, jobs), bar.update)
-        # Fresh processes: a forked one may not use CUDA libraries that its parent has loaded.
-        context = multiprocessing.get_context('spawn')
-        with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
-            return _failures(jobs, pool.map(make, jobs), bar.update)
-
-
-def _failures(
-    jobs: Sequence[Job], complaints: Iterable[str | None], count: Callable[[int], None],
-) -> list[Failure]:
-    failed = []
-    for job, why in zip(jobs, complaints, strict=True):
-        count(1)
-        if why is not None:
-            failed.append((job, why))
-    return failed
-
-
-def _compile_one(plan: Plan, job: Job) -> str | None:
-    """Compile into the cache; the complaint if that fails."""
-    try:
-        key = plan.key(job, nvrtc.release())
-        plan.cache.store(key, custom_ops.compile_cubin(*job, plan.folder))
-    except nvrtc.CompileError as error:
-        return str(error)
-    return None
+        def finished(i: int, result: bytes | nvrtc.CompileError) -> None:
+            bar.update(1)
+            if isinstance(result, bytes):
+                plan.cache.store(keys[i], result)
+            else:
+                failures.append((jobs[i], str(result)))
+        nvrtc_process.run_all([custom_ops.job_for(*job, plan.folder) for job in jobs], processes, finished)
+    return failures
 
 
 def _with_nvcc(plan: Plan, jobs: Sequence[Job], toolkit: Toolkit, processes: int) -> list[Failure]:

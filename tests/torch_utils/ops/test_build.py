@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import custom_ops, nvrtc
+from torch_utils import custom_ops, nvrtc, nvrtc_process
 from torch_utils.cubin_cache import CubinCache
 from torch_utils.custom_ops import Kernel
 from torch_utils.ops import build
@@ -123,7 +123,8 @@ def test_the_command_builds_counts_and_fails_with_status_2(folder, monkeypatch, 
 
 def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(compilers, monkeypatch, tmp_path, capsys):
     compilers(None, '13.0')
-    monkeypatch.setattr(custom_ops, 'compile_cubin', lambda *a: b'code')
+    monkeypatch.setattr(custom_ops, 'job_for', lambda *recipe: None)
+    monkeypatch.setattr(nvrtc_process, 'run_all', lambda jobs, number, finished: finished(0, b'code'))
     monkeypatch.setattr(build, 'all_variants', lambda: HOT[:1])
     (tmp_path / 'file').touch()
     monkeypatch.setattr('sys.argv', ['build', '--arch=sm_75', '--jobs=1', f'--cache={tmp_path}/file/cache'])
