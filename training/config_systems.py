@@ -112,9 +112,15 @@ SYSTEM_FORMS = {
 
 
 def system_of(kwargs: Mapping[str, Any]) -> str:
-    """The system whose generator has these arguments, by their class_name; the published one if unknown."""
+    """The system whose generator has these arguments, by their class_name; by default the published one.
+
+    Raises UserError for another class.
+    """
     names = {form.generator: name for name, form in SYSTEM_FORMS.items()}
-    return names.get(kwargs.get('class_name', ''), 'stylegan2')
+    found = kwargs.get('class_name', SYSTEM_FORMS['stylegan2'].generator)
+    if found not in names:
+        raise UserError(f'training options: the generator {found} is none of {", ".join(names)}')
+    return names[found]
 
 
 def check_unused(system: str, preset: str, flag: str, value: Any) -> None:

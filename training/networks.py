@@ -57,7 +57,7 @@ class Conv2dLayer(torch.nn.Module):
     def __init__(  # noqa: PLR0913 (published signature)
         self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True,
         activation: str = 'linear', up: int = 1, down: int = 1, resample_filter: Any = (1, 3, 3, 1),
-        conv_clamp: float | None = None, channels_last: bool | None = False, trainable: bool = True,
+        conv_clamp: float | None = None, channels_last: bool = False, trainable: bool = True,
     ):
         super().__init__()
         self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
@@ -166,7 +166,7 @@ class SynthesisLayer(torch.nn.Module):
     def __init__(  # noqa: PLR0913 (published signature)
         self, in_channels: int, out_channels: int, w_dim: int, resolution: Size, kernel_size: int = 3,
         up: int = 1, use_noise: bool = True, activation: str = 'lrelu', resample_filter: Any = (1, 3, 3, 1),
-        conv_clamp: float | None = None, channels_last: bool | None = False,
+        conv_clamp: float | None = None, channels_last: bool = False,
     ):
         super().__init__()
         self.resolution, self.up, self.use_noise = resolution, up, use_noise
@@ -217,7 +217,7 @@ class ToRGBLayer(torch.nn.Module):
 
     def __init__(
         self, in_channels: int, out_channels: int, w_dim: int, kernel_size: int = 1,
-        conv_clamp: float | None = None, channels_last: bool | None = False,
+        conv_clamp: float | None = None, channels_last: bool = False,
     ):
         super().__init__()
         self.conv_clamp = conv_clamp
@@ -251,7 +251,7 @@ class SynthesisBlock(torch.nn.Module):
         self.in_channels, self.w_dim, self.resolution = in_channels, w_dim, resolution
         self.img_channels, self.is_last, self.architecture = img_channels, is_last, architecture
         self.use_fp16, self.half_dtype = use_fp16, half_dtype
-        self.channels_last = fp16_channels_last
+        self.channels_last, self.wants_nhwc = use_fp16 and bool(fp16_channels_last), fp16_channels_last
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(resample_filter))
         self.num_conv = 1 if in_channels == 0 else 2
         enlarge = {'up': 2, 'resample_filter': resample_filter}
@@ -400,7 +400,7 @@ class DiscriminatorBlock(torch.nn.Module):
         self.in_channels, self.resolution, self.img_channels = in_channels, resolution, img_channels
         self.first_layer_idx, self.architecture = first_layer_idx, architecture
         self.use_fp16, self.half_dtype = use_fp16, half_dtype
-        self.channels_last = fp16_channels_last
+        self.channels_last, self.wants_nhwc = use_fp16 and bool(fp16_channels_last), fp16_channels_last
         self.register_buffer('resample_filter', upfirdn2d.setup_filter(resample_filter))
         self.num_layers = 0
 
@@ -567,9 +567,7 @@ def _constant(shape: list[int], value: float) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.full(shape, float(value)))
 
 
-def _conv_weight(
-    in_channels: int, out_channels: int, kernel_size: int, channels_last: bool | None,
-) -> torch.Tensor:
+def _conv_weight(in_channels: int, out_channels: int, kernel_size: int, channels_last: bool) -> torch.Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.randn([out_channels, in_channels, kernel_size, kernel_size]).to(memory_format=layout)
 
@@ -599,6 +597,6 @@ def _compute_format(
     """
     half = block.use_fp16 and not force_fp32
     by_tensor_cores = half or torch.backends.cudnn.allow_tf32
-    channels_last = device.type == 'cpu' or (by_tensor_cores and block.channels_last is not False)
+    channels_last = device.type == 'cpu' or (by_tensor_cores and block.wants_nhwc is not False)
     dtype = getattr(torch, block.half_dtype) if half else torch.float32
     return dtype, torch.channels_last if channels_last else torch.contiguous_format

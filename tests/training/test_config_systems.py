@@ -24,7 +24,9 @@ def test_each_system_has_a_form_and_the_classes_that_it_names():
                             (form.loss, system.loss)):
             assert dotted == f'{cls.__module__}.{cls.__name__}'
         assert system_of({'class_name': form.generator}) == name
-    assert system_of({'class_name': 'another.Generator'}) == system_of({}) == 'stylegan2'
+    assert system_of({}) == 'stylegan2'
+    with pytest.raises(UserError, match=r'another\.Generator is none of'):
+        system_of({'class_name': 'another.Generator'})
 
 
 def test_dcgan_is_that_of_the_paper():
