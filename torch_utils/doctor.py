@@ -238,6 +238,11 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
         r(*SHAPE), r(*SHAPE), r(*SHAPE), r(_N, _C), [_N, 1, _H, _W], [True] * 4, *LRELU, 1.5),
     'filtered_epilogue': lambda r: (
         r(*SHAPE), _taps(r), [1, 2, 1, 2], False, 2.0, r(_N, _C), r(_N, 1, _H, _W), r(_C), *LRELU, 1.5),
+    'scaled_filtered_epilogue': lambda r: (
+        r(*SHAPE), _taps(r), [1, 2, 1, 2], False, 2.0, r(_N, _C), r(_N, 1, _H, _W), r(_C), r(_N, _C), True,
+        *LRELU, 1.5),
+    'scaled_epilogue_grad': lambda r: (
+        r(*SHAPE), r(*SHAPE), r(*SHAPE), r(_N, _C), [_N, 1, _H, _W], [True] * 4, *LRELU, 1.5),
     'pixel_product': lambda r: (r(*SHAPE), r(_N, IMAGE_CHANNELS, _C), r(IMAGE_CHANNELS), False),
     'pixel_outer': lambda r: (r(_N, IMAGE_CHANNELS, _H, _W), r(*SHAPE)),
     'demodulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8),

@@ -183,22 +183,27 @@ class SynthesisLayer(torch.nn.Module):
 
     def forward(
         self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = 'random', fused_modconv: bool = True,
-        gain: float = 1,
+        gain: float = 1, next_scale: torch.Tensor | None = None,
+        modulation: modulated_conv2d.Modulation | None = None,
     ) -> torch.Tensor:
-        """x [N, I, H, W], w [N, w_dim] -> [N, O, H * up, W * up].  noise_mode: random, const or none."""
-        styles, noise = self.affine(w), self._noise(x, noise_mode)
+        """x [N, I, H, W], w [N, w_dim] -> [N, O, H * up, W * up].  noise_mode: random, const or none.
+
+        Without fused_modconv: next_scale [N, O] multiplies the result; modulation is what w makes of weight.
+        """
+        noise = self._noise(x, noise_mode)
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         how = {'up': self.up, 'padding': self.padding, 'flip_weight': self.up == 1}
         if fused_modconv:
             x = modulated_conv2d.modulated_conv2d(
-                x, self.weight, styles, noise, resample_filter=self.resample_filter,
-                fused_modconv=True, **how)
+                x, self.weight, self.affine(w), noise, resample_filter=self.resample_filter, **how)
             return bias_act(
                 x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp)
         alpha = activation_funcs[self.activation].def_alpha
         epilogue = modulated_conv2d.Epilogue(self.activation, alpha, self.act_gain * gain, clamp)
+        if modulation is None:
+            modulation = modulated_conv2d.modulate(self.weight, self.affine(w), x.dtype)
         return modulated_conv2d.modulated_layer(
-            x, self.weight, styles, noise, self.bias, epilogue, f=self.resample_filter, **how)
+            x, modulation, noise, self.bias, epilogue, next_scale, f=self.resample_filter, **how)
 
     def _noise(self, x: torch.Tensor, noise_mode: str) -> torch.Tensor | None:
         if noise_mode not in ('random', 'const', 'none'):
@@ -229,11 +234,8 @@ class ToRGBLayer(torch.nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor, fused_modconv: bool = True) -> torch.Tensor:
         """x [N, I, H, W], w [N, w_dim] -> [N, O, H, W] in the dtype of x."""
         styles = self.affine(w) * self.weight_gain
-        if self.weight.shape[2:].numel() == 1:
-            return modulated_conv2d.modulated_product(x, self.weight, styles, self.bias, self.conv_clamp)
-        x = modulated_conv2d.modulated_conv2d(
-            x, self.weight, styles, demodulate=False, fused_modconv=fused_modconv)
-        return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
+        return modulated_conv2d.modulated_product(
+            x, self.weight, styles, self.bias, self.conv_clamp, fused_modconv)
 
 
 @persistence.persistent_class
@@ -302,11 +304,17 @@ class SynthesisBlock(torch.nn.Module):
             x = self.const.to(dtype).expand(w.shape[0], -1, -1, -1).contiguous(memory_format=layout)
             return self.conv1(x, w, **layer_kwargs)
         x = x.to(dtype=dtype, memory_format=layout)
+        w0, w1, before, after = next(styles), next(styles), {}, {}
+        if not layer_kwargs['fused_modconv']:
+            # Nobody else reads what conv0 makes, so it multiplies by conv1's styles before it writes.
+            # Not conv1.affine(w1): hooks would see it outside of its layer.
+            modulation = modulated_conv2d.modulate(self.conv1.weight, self.conv1.affine.forward(w1), dtype)
+            before, after = {'next_scale': modulation.styles}, {'modulation': modulation.applied()}
         if self.architecture != 'resnet':
-            return self.conv1(self.conv0(x, next(styles), **layer_kwargs), next(styles), **layer_kwargs)
+            return self.conv1(self.conv0(x, w0, **before, **layer_kwargs), w1, **after, **layer_kwargs)
         y = self.skip(x, gain=math.sqrt(0.5))
-        x = self.conv0(x, next(styles), **layer_kwargs)
-        return y + self.conv1(x, next(styles), gain=math.sqrt(0.5), **layer_kwargs)
+        x = self.conv0(x, w0, **before, **layer_kwargs)
+        return y + self.conv1(x, w1, gain=math.sqrt(0.5), **after, **layer_kwargs)
 
     def _prefers_fused(self, ws: torch.Tensor) -> bool:
         # A single image needs no scaling of activations if its weights are scaled; more would need a grouped

@@ -127,6 +127,36 @@ FILTERED = {
 }
 
 
+def _scaled_filtered_epilogue(noise_shape, layout=torch.contiguous_format):
+    def make(dtype, device):
+        *before, act, alpha, gain, clamp = _filtered_epilogue(noise_shape, FILTER_2D, layout)(dtype, device)
+        return *before, randn(2, 2, dtype=dtype, device=device), True, act, alpha, gain, clamp
+    return make
+
+
+def _scaled_epilogue_grad(noise_shape, wants=(True, True, True, True), has_dy=True,
+                          layout=torch.contiguous_format):
+    def make(dtype, device):
+        dscaled, dy, y = (randn(3, 2, 4, 5, dtype=dtype, device=device, layout=layout) for _ in range(3))
+        s = randn(3, 2, dtype=dtype, device=device)
+        return dscaled, dy if has_dy else None, y, s, list(noise_shape), list(wants), 'lrelu', 0.2, 1.25, 0.8
+    return make
+
+
+SCALED_FILTERED = {
+    'no_noise': _scaled_filtered_epilogue(None),
+    'noise': _scaled_filtered_epilogue((2, 1, 7, 6)),
+    'channels_last': _scaled_filtered_epilogue((7, 6), torch.channels_last),
+}
+SCALED_GRAD = {
+    'all': _scaled_epilogue_grad((3, 1, 4, 5)),
+    'shared_noise': _scaled_epilogue_grad((4, 5), has_dy=False),
+    'only_picture': _scaled_epilogue_grad((), (True, False, False, False)),
+    'only_sums': _scaled_epilogue_grad((3, 1, 4, 5), (False, True, True, True)),
+    'channels_last': _scaled_epilogue_grad((3, 1, 4, 5), layout=torch.channels_last),
+}
+
+
 def _tensors(*shapes, after=()):
     def make(dtype, device):
         return (*[randn(*shape, dtype=dtype, device=device) for shape in shapes], *after)
@@ -206,6 +236,9 @@ SAMPLES = [
     *[Sample(f'filtered_epilogue-{k}', epilogue.filtered_epilogue, v) for k, v in FILTERED.items()],
     Sample('scaled_cast', scaled_cast._scaled_cast, _scaled_cast()),
     Sample('scaled_cast-channels_last', scaled_cast._scaled_cast, _scaled_cast(torch.channels_last)),
+    *[Sample(f'scaled_filtered_epilogue-{k}', epilogue.scaled_filtered_epilogue, v)
+      for k, v in SCALED_FILTERED.items()],
+    *[Sample(f'scaled_epilogue_grad-{k}', epilogue.scaled_epilogue_grad, v) for k, v in SCALED_GRAD.items()],
     Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
     Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
     *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v) for k, v in PIXEL_PRODUCT.items()],

@@ -193,14 +193,113 @@ def _filtered_backward(ctx: Any, dy: torch.Tensor) -> tuple:
     of_input = wants[0] or wants[5]
     g, _, dnoise, db = epilogue_grad(
         dy, None, y, None, ctx.noise_shape, [of_input, False, wants[6], wants[7]], *ctx.spec)
-    dx = dd = None
-    if of_input:
-        padding = adjoint_padding(
-            filter_size(f), [1, 1], [1, 1], ctx.padding, x.shape[2:], y.shape[2:])
-        g = _upfirdn2d(g, f, [1, 1], [1, 1], padding, not ctx.flip, ctx.filter_gain)
-        dx, dd = scale_channels_grad(g, x, d)
+    dx, dd = _through_filter(ctx, g, x, f, d) if of_input else (None, None)
     return (dx, None, None, None, None, dd, dnoise if wants[6] else None, db if wants[7] else None,
             None, None, None, None)
+
+
+def _through_filter(
+    ctx: Any, g: torch.Tensor, x: torch.Tensor, f: torch.Tensor, d: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dx, dd) of filter(x) * d, of which g is the gradient."""
+    padding = adjoint_padding(filter_size(f), [1, 1], [1, 1], ctx.padding, x.shape[2:], g.shape[2:])
+    g = _upfirdn2d(g, f, [1, 1], [1, 1], padding, not ctx.flip, ctx.filter_gain)
+    return scale_channels_grad(g, x, d)
+
+
+# filtered_epilogue() with the scaling of channels that the next layer starts with: (y * s, y). Without
+# keeps_y, y is empty, and there is no gradient.
+
+def _scaled_filtered_reference(  # noqa: PLR0913 (three operators in one)
+    x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, d: torch.Tensor,
+    noise: torch.Tensor | None, b: torch.Tensor, s: torch.Tensor, keeps_y: bool, act: str, alpha: float,
+    gain: float, clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    y = filtered_epilogue.run(x, f, padding, flip, filter_gain, d, noise, b, act, alpha, gain, clamp)
+    return (scale_channels.run(y, s), y) if keeps_y else (y.mul_(_columns(s)), y.new_empty(0))
+
+
+def _scaled_filtered_fake(  # noqa: PLR0913 (as above)
+    x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, d: torch.Tensor,
+    noise: torch.Tensor | None, b: torch.Tensor, s: torch.Tensor, keeps_y: bool, act: str, alpha: float,
+    gain: float, clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    y = _upfirdn2d.fake(x, f, [1, 1], [1, 1], padding, flip, filter_gain)
+    return y, torch.empty_like(y) if keeps_y else y.new_empty(0)
+
+
+def _scaled_filtered_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, f, ctx.padding, ctx.flip, ctx.filter_gain, d, noise, _, s, keeps_y, *ctx.spec = inputs
+    assert keeps_y, 'the gradient needs y'
+    ctx.noise_shape = [] if noise is None else list(noise.shape)
+    ctx.save_for_backward(x, f, d, s, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _scaled_filtered_backward(ctx: Any, dscaled: torch.Tensor | None, dy: torch.Tensor | None) -> tuple:
+    x, f, d, s, y = ctx.saved_tensors
+    wants = ctx.needs_input_grad
+    of_input = wants[0] or wants[5]
+    dscaled = torch.zeros_like(y) if dscaled is None else dscaled
+    g, dnoise, db, ds = scaled_epilogue_grad(
+        dscaled, dy, y, s, ctx.noise_shape, [of_input, wants[6], wants[7], wants[8]], *ctx.spec)
+    dx, dd = _through_filter(ctx, g, x, f, d) if of_input else (None, None)
+    sums = [value if wanted else None for value, wanted in zip((dnoise, db, ds), wants[6:9], strict=True)]
+    return (dx, None, None, None, None, dd, *sums, *[None] * 5)
+
+
+# Its gradient up to the filter: g = (dscaled * s + dy) * slope, and (dnoise, db, ds); of what is not wanted,
+# an empty tensor.
+
+def _scaled_grad_reference(  # noqa: PLR0913 (as above)
+    dscaled: torch.Tensor, dy: torch.Tensor | None, y: torch.Tensor, s: torch.Tensor,
+    noise_shape: Sequence[int], wants: Sequence[bool], act: str, alpha: float, gain: float, clamp: float,
+) -> tuple[torch.Tensor, ...]:
+    of_y = dscaled * _columns(s)
+    g = act_grad.run(of_y if dy is None else of_y.add_(dy), y, act, alpha, gain, clamp)
+    empty = y.new_empty
+    dnoise = _sum_to(g, noise_shape) if wants[1] else empty(0)
+    db = g.sum([0, 2, 3]) if wants[2] else empty(0)
+    ds = (dscaled * y).sum([2, 3]).contiguous() if wants[3] else empty(0)
+    return laid_out_as(g, y, dscaled) if wants[0] else empty(0), dnoise, db, ds
+
+
+def _scaled_grad_fake(  # noqa: PLR0913 (as above)
+    dscaled: torch.Tensor, dy: torch.Tensor | None, y: torch.Tensor, s: torch.Tensor,
+    noise_shape: Sequence[int], wants: Sequence[bool], act: str, alpha: float, gain: float, clamp: float,
+) -> tuple[torch.Tensor, ...]:
+    shapes = [y.shape, noise_shape, y.shape[1:2], y.shape[:2]]
+    g, *sums = [y.new_empty(shape if wanted else [0]) for shape, wanted in zip(shapes, wants, strict=True)]
+    return (empty_as(y, dscaled) if wants[0] else g, *sums)
+
+
+def _scaled_grad_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    dscaled, dy, y, s, _, ctx.wants, *ctx.spec = inputs
+    ctx.has_dy = dy is not None
+    ctx.save_for_backward(dscaled, y, s)
+    ctx.set_materialize_grads(False)
+
+
+def _scaled_grad_backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple:
+    dscaled, y, s = ctx.saved_tensors
+    to_g, to_dnoise, to_db, to_ds = [
+        c if wanted else None for c, wanted in zip(cotangents, ctx.wants, strict=True)]
+    total = to_g
+    if to_dnoise is not None:
+        total = plus(total, to_dnoise.expand_as(y))
+    if to_db is not None:
+        total = plus(total, bias_shaped(to_db, 4, 1).expand_as(y))
+    to_dscaled = to_dy = to_y = to_s = None
+    if total is not None:
+        to_dy = act_grad(total, y, *ctx.spec)
+        if ctx.needs_input_grad[3]:
+            to_dscaled, to_s = scale_channels_grad(to_dy, dscaled, s)
+        else:
+            to_dscaled = scale_channels(to_dy, s)
+    if to_ds is not None:
+        to_dscaled = plus(to_dscaled, scale_channels(y, to_ds))
+        to_y = scale_channels(dscaled, to_ds)
+    return (to_dscaled, to_dy if ctx.has_dy else None, to_y, to_s, *[None] * 6)
 
 
 scale_channels = define_op(
@@ -234,4 +333,20 @@ filtered_epilogue = define_op(
     'Tensor? noise, Tensor b, str act, float alpha, float gain, float clamp) -> Tensor',
     reference=_filtered_reference, fake=_filtered_fake, setup_context=_filtered_setup_context,
     backward=_filtered_backward, cuda=epilogue_cuda.filtered_epilogue,
+)
+
+scaled_filtered_epilogue = define_op(
+    'scaled_filtered_epilogue(Tensor x, Tensor f, int[] padding, bool flip_filter, float filter_gain, '
+    'Tensor d, Tensor? noise, Tensor b, Tensor s, bool keeps_y, str act, float alpha, float gain, '
+    'float clamp) -> (Tensor, Tensor)',
+    reference=_scaled_filtered_reference, fake=_scaled_filtered_fake,
+    setup_context=_scaled_filtered_setup_context, backward=_scaled_filtered_backward,
+    cuda=epilogue_cuda.scaled_filtered_epilogue,
+)
+
+scaled_epilogue_grad = define_op(
+    'scaled_epilogue_grad(Tensor dscaled, Tensor? dy, Tensor y, Tensor s, int[] noise_shape, bool[] wants, '
+    'str act, float alpha, float gain, float clamp) -> (Tensor, Tensor, Tensor, Tensor)',
+    reference=_scaled_grad_reference, fake=_scaled_grad_fake, setup_context=_scaled_grad_setup_context,
+    backward=_scaled_grad_backward, cuda=epilogue_cuda.scaled_epilogue_grad,
 )

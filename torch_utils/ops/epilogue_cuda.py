@@ -4,6 +4,7 @@ returns None for a case that is left to the reference.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -78,12 +79,13 @@ class Walk:
 
 def epilogue_kernel(
     entry: str, dtype: torch.dtype, channels_last: bool, vec: int, act: str = 'linear', noise: bool = False,
-    bias: bool = False,
+    bias: bool = False, is_scaled: bool = False,
 ) -> Kernel:
-    """One specialisation; entry: epilogue or epilogue_grad."""
+    """One specialisation; entry: epilogue or epilogue_grad; is_scaled: the gradient of a scaled result."""
+    scaled = {'NEXT': 1} if is_scaled else {}
     return native.kernel(
         f'{entry}.cu', entry, SCALAR_T=native.TYPE_NAMES[dtype], CHANNELS_LAST=int(channels_last), VEC=vec,
-        ACT=ACT_NUMBERS[act], NOISE=int(noise), BIAS=int(bias))
+        ACT=ACT_NUMBERS[act], NOISE=int(noise), BIAS=int(bias), **scaled)
 
 
 def scale(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor | None:
@@ -151,11 +153,53 @@ def act_grad_both(
     return None if grads is None else (grads[0], grads[3])
 
 
+def scaled_epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
+    dscaled: torch.Tensor, dy: torch.Tensor | None, y: torch.Tensor, s: torch.Tensor,
+    noise_shape: Sequence[int], wants: Sequence[bool], act: str, alpha: float, gain: float, clamp: float,
+) -> tuple[torch.Tensor, ...] | None:
+    """Native form of the operator scaled_epilogue_grad."""
+    if not native.supports(dscaled, dy, y, s) or not _is_map(noise_shape, y):
+        return None
+    dscaled = native.packed(dscaled, y, dscaled)
+    y, dy = native.dense(y, dscaled), None if dy is None else native.dense(dy, dscaled)
+    g = torch.empty_like(dscaled) if wants[0] else None
+    sum_g, sum_y, sum_noise = _launch_grad(
+        dscaled, dy, y, s.contiguous(), g, [wants[2], wants[3], wants[1]], (act, alpha, gain, clamp),
+        is_scaled=True)
+    db = y.new_empty(0) if sum_g is None else sum_g.sum((0, 1)).to(y.dtype)
+    ds = y.new_empty(0) if sum_y is None else sum_y.sum(1).to(y.dtype)
+    return y.new_empty(0) if g is None else g, _noise_gradient(sum_noise, y, noise_shape), db, ds
+
+
 def filtered_epilogue(  # noqa: PLR0913 (the operator's arguments)
     x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, d: torch.Tensor,
     noise: torch.Tensor | None, b: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
 ) -> torch.Tensor | None:
     """Native form of the operator filtered_epilogue."""
+    results = _filtered(x, f, padding, flip, filter_gain, (d, noise, b, act, alpha, gain, clamp))
+    return None if results is None else results[0]
+
+
+def scaled_filtered_epilogue(  # noqa: PLR0913 (the operator's arguments)
+    x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, d: torch.Tensor,
+    noise: torch.Tensor | None, b: torch.Tensor, s: torch.Tensor, keeps_y: bool, act: str, alpha: float,
+    gain: float, clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Native form of the operator scaled_filtered_epilogue."""
+    finish = (d, noise, b, act, alpha, gain, clamp)
+    results = _filtered(
+        x, f, padding, flip, filter_gain, finish, next_scale=s.contiguous(), keeps_unscaled=keeps_y)
+    if results is None:
+        return None
+    scaled, y = results
+    return scaled, x.new_empty(0) if y is None else y
+
+
+def _filtered(
+    x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, finish: tuple,
+    **scaling: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    d, noise, b, act, *numbers = finish
     out_h = x.shape[2] + padding[2] + padding[3] - f.shape[0] + 1
     out_w = x.shape[3] + padding[0] + padding[1] - f.shape[-1] + 1
     noise_step = noise_step_of(noise, x[:, :, :1, :1].expand(-1, -1, out_h, out_w))
@@ -163,7 +207,7 @@ def filtered_epilogue(  # noqa: PLR0913 (the operator's arguments)
         return None
     fused = upfirdn2d_cuda.Fused(
         d.contiguous(), _contiguous(noise), b.contiguous(), noise_step, ACT_NUMBERS[act],
-        float(alpha), float(gain), float(clamp))
+        *map(float, numbers), **scaling)
     return upfirdn2d_cuda.filtered_epilogue(x, f, padding, flip, filter_gain, fused)
 
 
@@ -260,12 +304,14 @@ def _walk(
 def _launch_grad(
     dy: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | None, d: torch.Tensor | None,
     dx: torch.Tensor | None, sums: Sequence[bool], spec: tuple[str, float, float, float],
+    is_scaled: bool = False,
 ) -> list[torch.Tensor | None]:
     """Fill dx and return the partial sums that are wanted: of g and of g * x a channel, of g a pixel."""
     walk = _walk(dy, (x, y, dx), along_channels=(d,))
     parts = [walk.partial_sums(i < 2, dy) if wanted else None for i, wanted in enumerate(sums)]
     act, *rest = spec
-    kernel = epilogue_kernel('epilogue_grad', dy.dtype, walk.channels_last, walk.vec, act)
+    kernel = epilogue_kernel(
+        'epilogue_grad', dy.dtype, walk.channels_last, walk.vec, act, is_scaled=is_scaled)
     arguments = (dy, x, y, d, dx, *parts, *walk.arguments(), *map(float, rest))
     native.launch(kernel, walk.blocks, arguments, dy.device)
     return parts

@@ -18,7 +18,7 @@ from torch_utils.ops._registry import define_op, empty_as, laid_out_as
 from torch_utils.ops.bias_act import bias_act, saves_output
 from torch_utils.ops.conv2d_resample import conv2d_resample, convolve_before_filter
 from torch_utils.ops.epilogue import epilogue as apply_epilogue
-from torch_utils.ops.epilogue import filtered_epilogue, plus, scale_channels
+from torch_utils.ops.epilogue import filtered_epilogue, plus, scale_channels, scaled_filtered_epilogue
 from torch_utils.ops.pixel_product import is_channels_last, pixel_product
 
 DEMODULATION_EPS = 1e-8  # inside the square root
@@ -32,6 +32,21 @@ class Epilogue:
     alpha: float
     gain: float
     clamp: float | None
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What styles make of a layer's weight: weight [O, I, k, k], styles [N, I] and demodulation coefficients
+    d [N, O], all in the dtype of the activations. Without styles: the activations are scaled by them already.
+    """
+
+    weight: torch.Tensor
+    styles: torch.Tensor | None
+    d: torch.Tensor | None
+
+    def applied(self) -> 'Modulation':
+        """For activations that have been multiplied by the styles."""
+        return Modulation(self.weight, None, self.d)
 
 
 def modulated_conv2d(  # noqa: PLR0913 (published signature)
@@ -54,8 +69,8 @@ def modulated_conv2d(  # noqa: PLR0913 (published signature)
     if fused_modconv:
         x = _grouped(x, weight, styles, demodulate, resample)
         return x if noise is None else x + noise.to(x.dtype)
-    weight, styles, d = _prepared(x.dtype, weight, styles, demodulate)
-    x = conv2d_resample(scale_channels(x, styles), weight, **resample)
+    modulation = modulate(weight, styles, x.dtype, demodulate)
+    x, d = conv2d_resample(scale_channels(x, modulation.styles), modulation.weight, **resample), modulation.d
     if d is not None and noise is not None:
         return torch.addcmul(noise.to(x.dtype), x, d[:, :, None, None])
     if d is not None:
@@ -63,44 +78,69 @@ def modulated_conv2d(  # noqa: PLR0913 (published signature)
     return x if noise is None else x + noise.to(x.dtype)
 
 
+def modulate(
+    weight: torch.Tensor, styles: torch.Tensor, dtype: torch.dtype, demodulate: bool = True,
+) -> Modulation:
+    """weight [O, I, k, k] and styles [N, I] as a layer with activations of dtype uses them: pre-normalised
+    for float16 where demodulation cancels that.
+    """
+    if demodulate and dtype.itemsize < weight.dtype.itemsize:
+        weight, styles, d, *_ = _modulation(weight, styles, DEMODULATION_EPS, dtype == torch.float16, dtype)
+        return Modulation(weight, styles, d)
+    if demodulate and dtype == torch.float16:
+        weight, styles = _normalised(weight, styles)
+    d = demodulation(weight, styles).to(dtype) if demodulate else None
+    return Modulation(weight.to(dtype), styles.to(dtype), d)
+
+
 def modulated_layer(
-    x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None,
-    bias: torch.Tensor, epilogue: Epilogue, **resample: Any,
+    x: torch.Tensor, modulation: Modulation, noise: torch.Tensor | None, bias: torch.Tensor,
+    epilogue: Epilogue, next_scale: torch.Tensor | None = None, **resample: Any,
 ) -> torch.Tensor:
     """A whole synthesis layer: demodulated convolution, act((x * d + noise) + bias) * gain in one operator.
 
-    Arguments as modulated_conv2d(); bias: [O]; resample: f, up, padding, flip_weight of conv2d_resample().
+    x: [N, I, H, W].  modulation: of modulate(), with x.dtype.  noise: as modulated_conv2d().  bias: [O].
+    next_scale: [N, O], by which the result is multiplied on its way to memory: the next layer's styles.
+    resample: f, up, padding, flip_weight of conv2d_resample().
     """
-    if not saves_output(epilogue.act, epilogue.alpha, epilogue.gain):
-        resample_filter = resample.pop('f', None)
-        x = modulated_conv2d(
-            x, weight, styles, noise, resample_filter=resample_filter, fused_modconv=False, **resample)
-        return bias_act(
-            x, bias.to(x.dtype), act=epilogue.act, alpha=epilogue.alpha, gain=epilogue.gain,
-            clamp=epilogue.clamp)
-    _check_styles(x, weight, styles)
-    weight, styles, d = _prepared(x.dtype, weight, styles, demodulate=True)
-    x = scale_channels(x, styles)
-    noise = None if noise is None else noise.to(x.dtype)
-    clamp = -1.0 if epilogue.clamp is None else float(epilogue.clamp)
-    finish = (d, noise, bias.to(x.dtype), epilogue.act, epilogue.alpha, epilogue.gain, clamp)
+    weight, d = modulation.weight, modulation.d
+    if modulation.styles is not None:
+        _check_styles(x, weight, modulation.styles)
+        x = scale_channels(x, modulation.styles)
+    noise, bias = None if noise is None else noise.to(x.dtype), bias.to(x.dtype)
     f, up = resample.get('f'), resample.get('up', 1)
-    if f is None or up == 1 or resample.get('down', 1) > 1 or weight.shape[2:].numel() == 1:
-        return apply_epilogue(conv2d_resample(x, weight, **resample), *finish)
-    x, padding = convolve_before_filter(x, weight, **resample)
-    flip_filter = False
-    return filtered_epilogue(x, f, padding, flip_filter, float(up ** 2), *finish)
+    is_piecewise = saves_output(epilogue.act, epilogue.alpha, epilogue.gain)
+    clamp = -1.0 if epilogue.clamp is None else float(epilogue.clamp)
+    spec = (epilogue.act, epilogue.alpha, epilogue.gain, clamp)
+    if is_piecewise and f is not None and up > 1 == resample.get('down', 1) and weight.shape[2:].numel() > 1:
+        x, padding = convolve_before_filter(x, weight, **resample)
+        finish = (x, f, padding, False, float(up ** 2), d, noise, bias)
+        if next_scale is None:
+            return filtered_epilogue(*finish, *spec)
+        return scaled_filtered_epilogue(*finish, next_scale, torch.is_grad_enabled(), *spec)[0]
+    x = conv2d_resample(x, weight, **resample)
+    if is_piecewise:
+        x = apply_epilogue(x, d, noise, bias, *spec)
+    else:
+        x = scale_channels(x, d) if noise is None else torch.addcmul(noise, x, d[:, :, None, None])
+        act, alpha, gain, _ = spec
+        x = bias_act(x, bias, act=act, alpha=alpha, gain=gain, clamp=epilogue.clamp)
+    return x if next_scale is None else scale_channels(x, next_scale)
 
 
 def modulated_product(
     x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, bias: torch.Tensor, clamp: float | None,
+    fused_modconv: bool = False,
 ) -> torch.Tensor:
-    """Modulated 1x1 convolution to few channels, without demodulation, then bias and clamp: one pass over x.
+    """Modulated convolution to few channels, without demodulation, then bias and clamp: one pass over x.
 
-    x: [N, I, H, W].  weight: [O, I, 1, 1].  styles: [N, I].  bias: [O].  Returns [N, O, H, W], dtype of x.
-    The weights of all samples are small, and a product reads x as it lies. Raises ValueError as
-    modulated_conv2d().
+    x: [N, I, H, W].  weight: [O, I, 1, 1]; fused_modconv says how larger ones are computed.  styles: [N, I].
+    bias: [O].  Returns [N, O, H, W] in the dtype of x. The weights of all samples are small, and a product
+    reads x as it lies. Raises ValueError as modulated_conv2d().
     """
+    if weight.shape[2:].numel() > 1:
+        x = modulated_conv2d(x, weight, styles, demodulate=False, fused_modconv=fused_modconv)
+        return bias_act(x, bias.to(x.dtype), clamp=clamp)
     _check_styles(x, weight, styles)
     weight = _modulated_weight(weight, styles, None, x.dtype).flatten(2)  # [N, O, I]
     # Filters on a CPU want NHWC; elsewhere images are NCHW, and cuBLAS wants rows that are not 3 long.
@@ -119,18 +159,9 @@ def _check_styles(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor) -
         raise ValueError(f'styles must be [N, I] = {[x.shape[0], weight.shape[1]]}, not {list(styles.shape)}')
 
 
-def _prepared(
-    dtype: torch.dtype, weight: torch.Tensor, styles: torch.Tensor, demodulate: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(weight, styles, demodulation coefficients) in dtype; the first two are pre-normalised for float16."""
-    if demodulate and dtype.itemsize < weight.dtype.itemsize:
-        weight, styles, d, *_ = _modulation(weight, styles, DEMODULATION_EPS, dtype == torch.float16, dtype)
-        return weight, styles, d
-    if demodulate and dtype == torch.float16:
-        a, b = _factors(weight, styles)
-        weight, styles = weight * a[:, None, None, None], styles * b[:, None]
-    d = demodulation(weight, styles).to(dtype) if demodulate else None
-    return weight.to(dtype), styles.to(dtype), d
+def _normalised(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = _factors(weight, styles)
+    return weight * a[:, None, None, None], styles * b[:, None]
 
 
 @torch.no_grad()
@@ -147,8 +178,7 @@ def _grouped(
     """One convolution with N groups, each with the weight of its sample."""
     n, _, h, w = x.shape
     if demodulate and x.dtype == torch.float16:
-        a, b = _factors(weight, styles)
-        weight, styles = weight * a[:, None, None, None], styles * b[:, None]
+        weight, styles = _normalised(weight, styles)
     d = demodulation(weight, styles) if demodulate else None
     grouped = _modulated_weight(weight, styles, d, x.dtype).flatten(0, 1)
     y = conv2d_resample(x.reshape(1, -1, h, w), grouped, groups=n, **resample)

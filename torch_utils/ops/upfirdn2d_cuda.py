@@ -4,6 +4,7 @@
 Small filters at factors of 1 and 2 get a kernel made for them: NCHW through shared memory, NHWC by whole
 vectors of channels. All else gets the general one, separable filters in two passes.
 """
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -87,10 +88,18 @@ class Fused:
     alpha: float
     gain: float
     clamp: float
+    next_scale: torch.Tensor | None = None  # [N, C], by which the result is multiplied
+    keeps_unscaled: bool = False  # whether the result without it is wanted, too
+    unscaled: torch.Tensor | None = None  # the memory for that
 
     def macros(self) -> dict[str, int]:
         """For the compiler."""
-        return {'EPILOGUE': 1, 'NOISE': int(self.noise is not None), 'BIAS': 1, 'ACT': self.act_number}
+        macros = {'EPILOGUE': 1, 'NOISE': int(self.noise is not None), 'BIAS': 1, 'ACT': self.act_number}
+        return macros if self.next_scale is None else {**macros, 'NEXT': 1}
+
+    def last_pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """What kernels made with NEXT take after all else."""
+        return () if self.next_scale is None else (self.next_scale, self.unscaled)
 
 
 def upfirdn2d(
@@ -119,15 +128,19 @@ def upfirdn2d(
 
 def filtered_epilogue(
     x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, fused: Fused,
-) -> torch.Tensor | None:
-    """Filter x and finish the result in the same pass; None where only the general kernel would do."""
-    if not native.supports(x, fused.d, fused.noise, fused.b) or not _fits(f, x):
+) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """(result, unscaled result): filter x and finish it in the same pass. None where only the general kernel
+    would do.
+    """
+    if not native.supports(x, fused.d, fused.noise, fused.b, fused.next_scale) or not _fits(f, x):
         return None
     x, geometry = native.packed(x), geometry_of(f, [1, 1], [1, 1], padding)
     y = _empty_output(x, geometry, padding)
+    if fused.keeps_unscaled:
+        fused = dataclasses.replace(fused, unscaled=torch.empty_like(y))
     done = y.numel() > 0 and _launch_specialised(
         x, f.contiguous(), y, geometry, padding, flip, filter_gain, fused)
-    return y if done else None
+    return (y, fused.unscaled) if done else None
 
 
 def geometry_of(f: torch.Tensor, up: list[int], down: list[int], padding: list[int]) -> Geometry:
@@ -162,12 +175,16 @@ def pixel_kernel(dtype: torch.dtype, geometry: Geometry, vec: int, epilogue: tup
     """A specialisation for NHWC with `vec` channels a thread."""
     return native.kernel(
         'upfirdn2d_pixel.cu', 'upfirdn2d_pixel', SCALAR_T=native.TYPE_NAMES[dtype], VEC=vec,
-        ACROSS=pixel_across(dtype, geometry, vec), **geometry.macros(), **dict(epilogue))
+        ACROSS=pixel_across(dtype, geometry, vec, 'NEXT' in dict(epilogue)), **geometry.macros(),
+        **dict(epilogue))
 
 
-def pixel_across(dtype: torch.dtype, geometry: Geometry, vec: int) -> int:
-    """Units across a thread of the NHWC kernel: two outputs share most of their inputs."""
-    return 2 if geometry.unit[0] == 1 and 2 * _pixel_sums(dtype, geometry, vec) <= PIXEL_SUMS else 1
+def pixel_across(dtype: torch.dtype, geometry: Geometry, vec: int, is_scaled: bool = False) -> int:
+    """Units across a thread of the NHWC kernel: two outputs share most of their inputs. One where the result
+    is also scaled: there is no register left for that.
+    """
+    is_possible = geometry.unit[0] == 1 and 2 * _pixel_sums(dtype, geometry, vec) <= PIXEL_SUMS
+    return 2 if is_possible and not is_scaled else 1
 
 
 def _pixel_sums(dtype: torch.dtype, geometry: Geometry, vec: int) -> int:
@@ -213,13 +230,15 @@ def _launch_specialised(
 def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | None) -> bool:
     x, _, y, *_ = pointers
     (n, c, h, w), (unit_x, unit_y) = y.shape, geometry.unit
-    tensors = (x, y) if fused is None else (x, y, fused.d, fused.b)
+    last = () if fused is None else fused.last_pointers()
+    tensors = (x, y) if fused is None else (x, y, fused.d, fused.b, *last)
     vec = native.vector_width(c, *tensors)
     if (vec == 1 and c > 1) or geometry.separable or not native.has_short_offsets(x, y):
         return False
     while vec > 1 and _pixel_sums(x.dtype, geometry, vec) > PIXEL_SUMS:
         vec //= 2
-    units = _ceil(w, unit_x * pixel_across(x.dtype, geometry, vec))
+    is_scaled = fused is not None and fused.next_scale is not None
+    units = _ceil(w, unit_x * pixel_across(x.dtype, geometry, vec, is_scaled))
     # Narrow images have more channels side by side instead.
     lanes = min(_power_of_two(c // vec), max(PIXEL_LANES, PIXEL_THREADS // _power_of_two(units)))
     block = (lanes, PIXEL_THREADS // lanes, 1)
@@ -231,7 +250,7 @@ def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: 
             break
     *sizes, gain, alpha, act_gain, clamp = numbers
     kernel = pixel_kernel(x.dtype, geometry, vec, _epilogue_macros(fused))
-    arguments = (*pointers, *sizes, chunks, across, strips, strip, gain, alpha, act_gain, clamp)
+    arguments = (*pointers, *sizes, chunks, across, strips, strip, gain, alpha, act_gain, clamp, *last)
     native.launch(kernel, blocks, arguments, x.device, block)
     return True
 
@@ -251,7 +270,8 @@ def _fill_by_tiles(pointers: tuple, numbers: tuple, geometry: Geometry, fused: F
     width, height = tile.size(geometry)
     kernel = tile_kernel(x.dtype, geometry, tile, _epilogue_macros(fused))
     blocks = n * c * _ceil(h, height) * _ceil(w, width)
-    native.launch(kernel, blocks, (*pointers, *numbers), x.device, (LANES, ROWS, 1))
+    last = () if fused is None else fused.last_pointers()
+    native.launch(kernel, blocks, (*pointers, *numbers, *last), x.device, (LANES, ROWS, 1))
     return True
 
 

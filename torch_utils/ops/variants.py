@@ -57,8 +57,8 @@ def _filters() -> Iterator[Kernel]:
 
 def _hot_filters() -> Iterator[Kernel]:
     plain, down, *_ = _layer_geometries()
-    for dtype, noise in itertools.product(LAYERS, (1, 0)):
-        epilogue = (*EPILOGUE, ('NOISE', noise))
+    for dtype, noise, scaled in itertools.product(LAYERS, (1, 0), ((('NEXT', 1),), ())):
+        epilogue = (*EPILOGUE, ('NOISE', noise), *scaled)
         yield from _tiles(dtype, plain, epilogue)
         yield upfirdn2d_cuda.pixel_kernel(dtype, plain, widest(dtype), epilogue)
     for dtype, geometry in itertools.product(LAYERS, (plain, down)):
@@ -109,6 +109,7 @@ def _hot_elementwise() -> Iterator[Kernel]:
             noise = entry == 'epilogue'
             yield epilogue_cuda.epilogue_kernel(entry, dtype, last, vec, 'lrelu', noise, noise)
             yield epilogue_cuda.epilogue_kernel(entry, dtype, last, vec)
+        yield epilogue_cuda.epilogue_kernel('epilogue_grad', dtype, last, vec, 'lrelu', is_scaled=True)
         mode = bias_act_cuda.BIAS_ALONG_VECTOR if last else bias_act_cuda.BIAS_PER_VECTOR
         yield bias_act_cuda.bias_act_kernel('bias_act', dtype, 'lrelu', vec, mode)
         yield bias_act_cuda.bias_act_kernel('bias_act_grad', dtype, 'lrelu', vec)

@@ -219,6 +219,25 @@ def test_filter_and_epilogue_in_one_kernel(layout, emulated):
     assert len(emulated) == 1
 
 
+@both_layouts
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('keeps_y', [True, False])
+@pytest.mark.parametrize('shape', [(2, 8, 18, 40), (1, 8, 5, 7), (2, 4, 34, 65)])
+def test_a_scaled_epilogue_and_its_gradient(layout, dtype, keeps_y, shape, emulated):
+    n, c, h, w = shape
+    x = picture(n, c, h + 1, w + 1, dtype=dtype, layout=layout)
+    d, s = torch.randn(n, c).to(dtype), torch.randn(n, c).to(dtype)
+    noise, b = torch.randn(n, 1, h, w).to(dtype), torch.randn(c).to(dtype)
+    spec = ('lrelu', 0.2, 1.3, 3.0)
+    agree(epilogue.scaled_filtered_epilogue, x, torch.tensor(FILTER) / 8, [1] * 4, False, 1.0, d, noise, b, s,
+          keeps_y, *spec)
+    assert len(emulated) == 1
+    dscaled, dy, y = (picture(*shape, dtype=dtype, layout=layout) for _ in range(3))
+    for wants in ([True] * 4, [True, False, False, True]):
+        for of_y in (dy, None):
+            agree(epilogue.scaled_epilogue_grad, dscaled, of_y, y, s, noise.shape, wants, *spec)
+
+
 def test_noise_of_another_shape_is_left_to_the_reference(emulated):
     x, d, b = picture(2, 3, 4, 5), torch.randn(2, 3), torch.randn(3)
     for shape in [(2, 3, 4, 5), (), (4, 1), (1, 3, 1, 1)]:

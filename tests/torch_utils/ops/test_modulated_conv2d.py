@@ -28,17 +28,29 @@ def test_scaling_activations_or_weights_gives_the_same_numbers_and_gradients(up,
         torch.testing.assert_close(fused, unfused)
 
 
-def test_the_layer_is_convolution_then_noise_then_bias_and_activation():
-    kwargs = arguments(up=2)
-    noise, bias = torch.randn(3, 1, 10, 12).double(), torch.randn(2).double()
-    for act in ('lrelu', 'swish'):
-        y = modulated_conv2d.modulated_conv2d(**kwargs, noise=noise, fused_modconv=False)
-        expected = bias_act.bias_act(y, bias, act=act, gain=0.5, clamp=0.4)
-        epilogue = modulated_conv2d.Epilogue(act, bias_act.activation_funcs[act].def_alpha, 0.5, 0.4)
-        layer = {k: kwargs[k] for k in ('x', 'weight', 'styles', 'up', 'padding', 'flip_weight')}
-        actual = modulated_conv2d.modulated_layer(
-            **layer, noise=noise, bias=bias, epilogue=epilogue, f=kwargs['resample_filter'])
-        torch.testing.assert_close(actual, expected)
+@pytest.mark.parametrize('act', ['lrelu', 'swish'])
+@pytest.mark.parametrize('up', [1, 2])
+@pytest.mark.parametrize('is_scaled', [True, False])
+def test_the_layer_is_convolution_then_noise_then_bias_and_activation(act, up, is_scaled):
+    kwargs = arguments(up=up)
+    noise, bias = torch.randn(3, 1, 5 * up, 6 * up).double(), torch.randn(2).double()
+    next_scale = torch.randn(3, 2).double() if is_scaled else None
+    inputs = [kwargs['x'], kwargs['weight'], kwargs['styles'], bias, *([next_scale] if is_scaled else [])]
+    inputs = [t.requires_grad_() for t in inputs]
+    y = modulated_conv2d.modulated_conv2d(**kwargs, noise=noise, fused_modconv=False)
+    expected = bias_act.bias_act(y, bias, act=act, gain=0.5, clamp=0.4)
+    expected = expected * next_scale[:, :, None, None] if is_scaled else expected
+    epilogue = modulated_conv2d.Epilogue(act, bias_act.activation_funcs[act].def_alpha, 0.5, 0.4)
+    how = {k: kwargs[k] for k in ('up', 'padding', 'flip_weight')}
+
+    def layer():
+        modulation = modulated_conv2d.modulate(kwargs['weight'], kwargs['styles'], torch.float64)
+        return modulated_conv2d.modulated_layer(
+            kwargs['x'], modulation, noise, bias, epilogue, next_scale, f=kwargs['resample_filter'], **how)
+    for one, other in zip(gradients(layer(), inputs), gradients(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(), expected)
 
 
 def test_large_float16_styles_do_not_overflow():
@@ -67,9 +79,10 @@ def test_wrong_styles_are_named():
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
-def test_the_product_for_few_channels_is_the_convolution_with_its_gradients(layout):
+@pytest.mark.parametrize('kernel_size', [1, 3])
+def test_the_product_for_few_channels_is_the_convolution_with_its_gradients(layout, kernel_size):
     x = torch.randn(3, 4, 5, 6).double().contiguous(memory_format=layout)
-    weight, styles, bias = (torch.randn(s).double() for s in [(2, 4, 1, 1), (3, 4), (2,)])
+    weight, styles, bias = (torch.randn(s).double() for s in [(2, 4, *[kernel_size] * 2), (3, 4), (2,)])
     inputs = [t.requires_grad_() for t in (x, weight, styles, bias)]
     y = modulated_conv2d.modulated_conv2d(x, weight, styles, demodulate=False, fused_modconv=False)
     expected = bias_act.bias_act(y, bias, clamp=0.7)

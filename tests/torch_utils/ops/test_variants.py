@@ -76,15 +76,17 @@ def test_nvcc_makes_the_same_of_a_hot_kernel_of_each_entry_point(kernel, arch, t
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
-@pytest.mark.parametrize('up', [1, 2])
-def test_a_layer_of_the_presets_asks_for_listed_kernels_only(dtype, layout, up, emulated):
+@pytest.mark.parametrize('up, is_scaled', [(1, False), (2, False), (2, True)])
+def test_a_layer_of_the_presets_asks_for_listed_kernels_only(dtype, layout, up, is_scaled, emulated):
     x = torch.randn(2, 8, 16, 16).to(dtype).contiguous(memory_format=layout).requires_grad_()
     weight, styles = torch.randn(16, 8, 3, 3, requires_grad=True), torch.randn(2, 8, requires_grad=True)
     f = upfirdn2d.setup_filter([1, 3, 3, 1])
     layer = modulated_conv2d.Epilogue('lrelu', 0.2, 1.4, 256.0)
+    modulation = modulated_conv2d.modulate(weight, styles, dtype)
+    next_scale = torch.randn(2, 16).to(dtype).requires_grad_() if is_scaled else None
     y = modulated_conv2d.modulated_layer(
-        x, weight, styles, torch.randn(2, 1, 16 * up, 16 * up), torch.zeros(16), layer, f=f, up=up, padding=1,
-        flip_weight=up == 1)
+        x, modulation, torch.randn(2, 1, 16 * up, 16 * up), torch.zeros(16), layer, next_scale, f=f, up=up,
+        padding=1, flip_weight=up == 1)
     b = torch.zeros(16, dtype=dtype, requires_grad=True)
     small = bias_act(upfirdn2d.downsample2d(y, f), b, act='lrelu')
     cast = scaled_cast(weight, 0.1, torch.bfloat16)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradients of epilogue.cu in one pass: sums along rows and columns leave it as partial sums of fixed order.
-// Macros: SCALAR_T, VEC, CHANNELS_LAST, ACT.
+// Macros: SCALAR_T, VEC, CHANNELS_LAST, ACT, NEXT.
 #include "walk.cuh"
 
 constexpr unsigned all_lanes = 0xffffffffu;
@@ -45,6 +45,8 @@ struct Vectors {  // what a thread reads of one row
 
 // With g = dy * slope(y):  dx = g * d,  row and column sums of g, and sums of g * x along the pixels.
 // sum_g: per channel, sum_gx: per channel, sum_noise: per pixel; each may be null. x is null if sum_gx is.
+// NEXT: dy is the gradient of y * d; that of y itself is x, which may be null. g = (dy * d + x) * slope(y), dx = g, and
+// sum_gx is of dy * y.
 // Partial sums: [n, col_chunks, rows] along a row, [n, row_chunks, cols] along a column.
 extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
     const scalar_t* __restrict__ dy, const scalar_t* __restrict__ x, const scalar_t* __restrict__ y,
@@ -71,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
         const i64 i = base + r * pitch;
         next.dy.load(dy + i);
         if (y) next.y.load(y + i);
-        if (sum_gx) next.x.load(x + i);
+        if (NEXT ? x != nullptr : sum_gx != nullptr) next.x.load(x + i);
     };
     read(at.row + own_row);
     // All threads go round equally often, since the sums along a row need every lane.
@@ -82,6 +84,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
         acc_t g[VEC], v[VEC], row_g = 0, row_gx = 0;
         next.dy.unpack(g);
         next.y.unpack(v);
+#if NEXT
+        acc_t of_y[VEC];
+        next.x.unpack(of_y);
+        if (!CHANNELS_LAST && here) fill(scale, widen(d[at.n * channels + r]));
+#pragma unroll
+        for (int k = 0; k < VEC; k++) {
+            const acc_t scaled = g[k];
+            g[k] = shape.gradient(scaled * scale[k] + of_y[k], v[k], true);
+            v[k] *= scaled;
+        }
+        read(r + at.row_step);
+        if (dx && here) store(dx + base + r * pitch, g);
+#else
         if (y) {
 #pragma unroll
             for (int k = 0; k < VEC; k++) g[k] = shape.gradient(g[k], v[k], true);
@@ -95,12 +110,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
             for (int k = 0; k < VEC; k++) scaled[k] = g[k] * scale[k];
             store(dx + base + r * pitch, scaled);
         }
+#endif
 #pragma unroll
         for (int k = 0; k < VEC; k++) {
             row_g += g[k];
-            row_gx += g[k] * v[k];
+            const acc_t gx = NEXT ? v[k] : g[k] * v[k];
+            row_gx += gx;
             column_g[k] += g[k];
-            column_gx[k] += g[k] * v[k];
+            column_gx[k] += gx;
         }
         if (row_target) {
             row_g = sum_of_lanes(row_g, lanes);

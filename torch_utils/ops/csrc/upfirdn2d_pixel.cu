@@ -80,6 +80,10 @@ struct Target {  // where the outputs of one row go, and what becomes of them on
     int columns, pitch, channels;  // columns up to the edge of the image, and from row to row
     Raw<VEC> d, b;
     Shape shape;
+#if NEXT
+    Raw<VEC> next;
+    i64 to_unscaled;  // elements from y to where the unscaled result goes; 0 if nobody asks for that
+#endif
 
     __device__ __forceinline__ void put(Line& line) const {
         acc_t scale[VEC], bias[VEC];
@@ -94,6 +98,13 @@ struct Target {  // where the outputs of one row go, and what becomes of them on
 #pragma unroll
                 for (int k = 0; k < VEC; k++) line[u][k] = shape.value(line[u][k] * scale[k] + (bias[k] + extra));
             }
+#if NEXT
+            if (to_unscaled) store(at + u * channels + to_unscaled, line[u]);
+            acc_t factor[VEC];
+            next.unpack(factor);
+#pragma unroll
+            for (int k = 0; k < VEC; k++) line[u][k] *= factor[k];
+#endif
             store(at + u * channels, line[u]);
         }
     }
@@ -194,6 +205,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) upfirdn2d_pixel(
     i64 channels, i64 in_h, i64 in_w, i64 out_h, i64 out_w, i64 pad_x, i64 pad_y, i64 flip, i64 noise_step,
     i64 chunks, i64 blocks_across, i64 strips, i64 strip_units, double filter_gain, double alpha, double gain,
     double clamp
+#if NEXT
+    , const scalar_t* __restrict__ next_scale, scalar_t* __restrict__ unscaled
+#endif
 ) {
     unsigned rest = blockIdx.x;
     const int c = (rest % unsigned(chunks) * blockDim.x + threadIdx.x) * VEC;
@@ -213,6 +227,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) upfirdn2d_pixel(
         int(out_w) - left, int(out_w), int(channels), {}, {}, Shape(alpha, gain, clamp)};
     if constexpr (EPILOGUE) target.d.load(d + n * channels + c);
     if constexpr (BIAS) target.b.load(b + c);
+#if NEXT
+    target.next.load(next_scale + n * channels + c);
+    target.to_unscaled = unscaled ? unscaled - y : 0;
+#endif
     const int rows_left = int(out_h) - top, strip = int(strip_units) * AxisY::unit;
     const int rows = rows_left < strip ? rows_left : strip;
     const Taps taps(f, flip, float(filter_gain));

@@ -105,6 +105,19 @@ struct Target {
     acc_t scale, bias;
     Shape shape;
     bool in_pairs;  // rows start at even addresses, so that two outputs can be stored at once
+#if NEXT
+    scalar_t* unscaled;  // null if nobody asks for it
+    acc_t next;
+#endif
+
+    template <int N> __device__ __forceinline__ void keep(i64 pixel, acc_t (&values)[N]) const {
+#if NEXT
+        if (unscaled) store(unscaled + pixel, values);
+#pragma unroll
+        for (int k = 0; k < N; k++) values[k] *= next;
+#endif
+        store(plane + pixel, values);
+    }
 
     __device__ __forceinline__ acc_t finished(acc_t v, i64 pixel) const {
         if constexpr (!EPILOGUE) return v;
@@ -116,13 +129,16 @@ struct Target {
         if constexpr (AxisX::unit == 2) {
             if (in_pairs) {
                 if (x >= out_w) return;
-                const acc_t pair[2] = {finished(values[0], pixel), finished(values[1], pixel + 1)};
-                return store(plane + pixel, pair);
+                acc_t pair[2] = {finished(values[0], pixel), finished(values[1], pixel + 1)};
+                return keep(pixel, pair);
             }
         }
 #pragma unroll
-        for (int u = 0; u < AxisX::unit; u++)
-            if (x + u < out_w) plane[pixel + u] = Narrow<scalar_t>::from(finished(values[u], pixel + u));
+        for (int u = 0; u < AxisX::unit; u++) {
+            if (x + u >= out_w) return;
+            acc_t one[1] = {finished(values[u], pixel + u)};
+            keep(pixel + u, one);
+        }
     }
 };
 
@@ -131,6 +147,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) upfirdn2d_tile(
     const scalar_t* __restrict__ d, const scalar_t* __restrict__ noise, const scalar_t* __restrict__ b,
     i64 channels, i64 in_h, i64 in_w, i64 out_h, i64 out_w, i64 pad_x, i64 pad_y, i64 flip, i64 noise_step,
     double filter_gain, double alpha, double gain, double clamp
+#if NEXT
+    , const scalar_t* __restrict__ next_scale, scalar_t* __restrict__ unscaled
+#endif
 ) {
     __shared__ acc_t tile[in_h_tile][row_size];
     const i64 tiles_x = (out_w + tile_w - 1) / tile_w, tiles_y = (out_h + tile_h - 1) / tile_h;
@@ -141,7 +160,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) upfirdn2d_tile(
     const Target target = {
         y + plane * out_h * out_w, NOISE ? noise + n * noise_step : nullptr, out_h, out_w,
         EPILOGUE ? widen(d[plane]) : acc_t(1), BIAS ? widen(b[c]) : acc_t(0), Shape(alpha, gain, clamp),
-        out_w % 2 == 0};
+        out_w % 2 == 0,
+#if NEXT
+        unscaled ? unscaled + plane * out_h * out_w : nullptr, widen(next_scale[plane])
+#endif
+    };
 #if SEPARABLE
     __shared__ Rows rows;
     acc_t taps_x[FW], taps_y[FH];
