@@ -16,7 +16,6 @@ from traffic_count import Recorder
 from dnnlib.cli import run_command
 from dnnlib.util import UserError
 from torch_utils import training_stats
-from torch_utils.ops.grid_sample_gradfix import grid_sample
 from training.config import OPTIONS, DatasetInfo, resolve
 from training.iteration import phases_of, run_iteration
 from training.state import build_state, seed_iteration
@@ -80,8 +79,6 @@ def count(config, label_dim=0, channels=3, p=0.5, seed=0):
         state = build_state(config, label_dim, channels, META, store.report)
     if state.augment_pipe is not None:
         state.augment_pipe.__dict__['_p_read'] = (state.augment_pipe.p, state.augment_pipe.p._version, p)
-        # The first call in a process tries what torch can differentiate.
-        grid_sample(torch.empty([1, 1, 1, 1], device=META), torch.empty([1, 1, 1, 2], device=META))
     recorder = Recorder({'G': state.G, 'D': state.D, 'augment': state.augment_pipe or torch.nn.Module()})
     state.G_opt, state.D_opt = _Adam(state.G_opt, recorder), _Adam(state.D_opt, recorder)
     phases = phases_of(state, config)

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The heavy part of augmentation: pictures warped and filtered, each by a matrix or filter of its own."""
-import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import grid_sample_gradfix, upfirdn2d
+from torch_utils.ops import upfirdn2d
+from torch_utils.ops.warp import axis_matrix, continued, is_small, reflected
+from torch_utils.ops.warp import warp as sample
 from training import transforms
 
 MARGIN_SHARES = (0.5, 1.0)  # of the side: margins where the form is to depend little on what is drawn
-MATRIX_SIDE = 80  # longest side that a CPU resamples by matrix products; beyond, filtering is faster
 
 
 @dataclass(frozen=True)
@@ -56,77 +55,17 @@ def warp(x: torch.Tensor, margins: Margins, matrix: torch.Tensor, taps: torch.Te
     low-pass filter `taps` [12], which limits aliasing. x: [N, C, H, W]; so is the result.
     """
     slack = len(taps) // 4
-    height, width = (2 * (size + 2 * slack) for size in x.shape[2:])
-    x = _pad_and_upsample(x, taps, list(margins.x), list(margins.y))
-    grid = _affine_grid(matrix, height, width)
-    return _crop_and_downsample(grid_sample_gradfix.grid_sample(x, grid), taps, 2 * slack)
-
-
-def _affine_grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Positions [N, height, width, (x, y)] that matrices [N, 3, 3] make of the pixel centres of [-1, 1]^2."""
-    x, y = ((torch.arange(size, dtype=matrix.dtype, device=matrix.device) * 2 + (1 - size)) / size
-            for size in (width, height))
-    to_xy = matrix[:, None, None, :2]  # [N, 1, 1, 2, 3]
-    lines = to_xy[..., 1] * y[:, None, None] + to_xy[..., 2]  # [N, height, 1, 2]
-    return torch.addcmul(lines, to_xy[..., 0], x[:, None])
-
-
-def _pad_and_upsample(
-    x: torch.Tensor, taps: torch.Tensor, x_pad: list[int], y_pad: list[int],
-) -> torch.Tensor:
-    """Continue x by reflection, [before, after] on each axis, and upsample it by 2."""
-    if not _is_small(x):
-        return upfirdn2d.upsample2d(_continue(x, x_pad, y_pad), taps, up=2)
-
-    def matrix(size: int, pad: list[int]) -> torch.Tensor:
-        sources = _reflected(size, *pad, x.device)
-        whole = _axis_matrix(3 * size, x.dtype, tuple(taps.tolist()), is_up=True)
-        part = whole[:len(sources), :2 * len(sources)]
-        return x.new_zeros([size, part.shape[1]]).index_add(0, sources, part)
-    return matrix(x.shape[2], y_pad).T @ (x @ matrix(x.shape[3], x_pad))
-
-
-def _continue(x: torch.Tensor, x_pad: Sequence[int], y_pad: Sequence[int]) -> torch.Tensor:
-    """Continue x by reflection, [before, after] on each axis, by less than its size."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return F.pad(x, [*x_pad, *y_pad], mode='reflect')
-    # The gradient of F.pad adds in any order on a GPU.
-    for dim, (before, after) in ((3, x_pad), (2, y_pad)):
-        ends = x.narrow(dim, 1, before), x.narrow(dim, x.shape[dim] - 1 - after, after)
-        x = torch.cat([ends[0].flip(dim), x, ends[1].flip(dim)], dim)
-    return x
+    size = [2 * (side + 2 * slack) for side in x.shape[2:]]
+    return _crop_and_downsample(sample(x, taps, matrix, size, [*margins.x, *margins.y]), taps, 2 * slack)
 
 
 def _crop_and_downsample(x: torch.Tensor, taps: torch.Tensor, crop: int) -> torch.Tensor:
     """Downsample by 2 what is left of x without `crop` pixels on each side; the filter sees those, too."""
-    if not _is_small(x):
+    if not is_small(x.shape[2:], x.device):
         return upfirdn2d.downsample2d(x, taps, down=2, padding=-crop, flip_filter=True)
-    x_matrix, y_matrix = (_axis_matrix(size, x.dtype, tuple(taps.tolist()), is_up=False, crop=crop)
+    x_matrix, y_matrix = (axis_matrix(size, x.dtype, tuple(taps.tolist()), is_up=False, crop=crop)
                           for size in (x.shape[3], x.shape[2]))
     return y_matrix.T @ (x @ x_matrix)
-
-
-def _is_small(x: torch.Tensor) -> bool:
-    return x.device.type == 'cpu' and max(x.shape[2:]) <= MATRIX_SIDE
-
-
-@functools.lru_cache(maxsize=32)
-def _axis_matrix(
-    size: int, dtype: torch.dtype, taps: tuple[float, ...], is_up: bool, crop: int = 0,
-) -> torch.Tensor:
-    """[size, new size]: what becomes of each unit vector of that size."""
-    with torch.inference_mode(mode=False):  # the result is for later calls as well
-        units, f = torch.eye(size, dtype=dtype)[None, None], torch.tensor([taps])
-        if is_up:
-            return upfirdn2d.upsample2d(units, f, up=[2, 1])[0, 0]
-        return upfirdn2d.downsample2d(units, f, down=[2, 1], padding=[-crop, 0], flip_filter=True)[0, 0]
-
-
-def _reflected(size: int, before: int, after: int, device: torch.device) -> torch.Tensor:
-    """Indices that continue 0 .. size - 1 on both sides by endless reflection about the first and last."""
-    last = size - 1
-    index = torch.arange(-before, size + after, device=device)
-    return ((index + last) % (2 * last) - last).abs() if last else torch.zeros_like(index)
 
 
 def _margins(row: np.ndarray, side: int, other_side: int, slack: int) -> tuple[int, int]:
@@ -163,7 +102,7 @@ def filter_each(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
 def _pad_reflect(x: torch.Tensor, margin: int) -> torch.Tensor:
     """Continue x by reflection on all sides, also by more than its own size."""
     if margin < min(x.shape[2:]):
-        return _continue(x, [margin] * 2, [margin] * 2)
+        return continued(x, [margin] * 4)
     for dim in (2, 3):
-        x = x.index_select(dim, _reflected(x.shape[dim], margin, margin, x.device))
+        x = x.index_select(dim, reflected(x.shape[dim], margin, margin, x.device))
     return x

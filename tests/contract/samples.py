@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils.ops import bias_act, epilogue, modulated_conv2d, pixel_product, scaled_cast, upfirdn2d
+from torch_utils.ops import bias_act, epilogue, modulated_conv2d, pixel_product, scaled_cast, upfirdn2d, warp
 from torch_utils.ops._registry import Op
 
 
@@ -220,6 +220,28 @@ PIXEL_PRODUCT = {
     'nhwc_to_nchw': _pixel_product(torch.channels_last, False, bias=False),
     'nchw_to_nhwc': _pixel_product(torch.contiguous_format, True, bias=False),
 }
+
+
+# Turned, mirrored and shrunk, so that margins, corners outside of them and the image itself take part.
+MATRICES = [[[0.6, -0.3, 0.1], [0.2, 0.5, -0.2], [0, 0, 1]], [[-1.1, 0, 0.3], [0, 0.7, 0.4], [0, 0, 1]]]
+
+
+def _warp(in_size, size, margins, taps=12, is_adjoint=False):
+    def make(dtype, device):
+        x = randn(2, 3, *(size if is_adjoint else in_size), dtype=dtype, device=device)
+        f = torch.linspace(-0.3, 1.0, taps, dtype=torch.float32, device=device)
+        matrix = torch.tensor(MATRICES, dtype=torch.float32, device=device)
+        return x, f, matrix, list(in_size if is_adjoint else size), list(margins)
+    return make
+
+
+WARP = {
+    'margins': ((5, 4), (7, 6), (3, 2, 1, 4)),
+    'no_margins': ((3, 6), (5, 9), (0, 0, 0, 0)),
+    'one_pixel': ((1, 1), (4, 3), (0, 0, 0, 0)),
+}
+
+
 PICTURE, COLUMNS = (3, 2, 4, 5), (3, 2)
 SMOOTH = [act for act, spec in bias_act.activation_funcs.items() if spec.curvature is not None]
 SAMPLES = [
@@ -239,6 +261,8 @@ SAMPLES = [
     *[Sample(f'scaled_filtered_epilogue-{k}', epilogue.scaled_filtered_epilogue, v)
       for k, v in SCALED_FILTERED.items()],
     *[Sample(f'scaled_epilogue_grad-{k}', epilogue.scaled_epilogue_grad, v) for k, v in SCALED_GRAD.items()],
+    *[Sample(f'warp-{k}', warp.warp, _warp(*v)) for k, v in WARP.items()],
+    *[Sample(f'warp_adjoint-{k}', warp.warp_adjoint, _warp(*v, is_adjoint=True)) for k, v in WARP.items()],
     Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
     Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
     *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v) for k, v in PIXEL_PRODUCT.items()],

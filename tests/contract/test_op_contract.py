@@ -22,7 +22,8 @@ def results(value):
 
 def filter_index(op):
     """Which argument is a filter: float32, and nobody differentiates it."""
-    return 1 if op.name in ('upfirdn2d', 'filtered_epilogue', 'scaled_filtered_epilogue') else None
+    filtered = 'upfirdn2d', 'filtered_epilogue', 'scaled_filtered_epilogue', 'warp', 'warp_adjoint'
+    return 1 if op.name in filtered else None
 
 
 def call_on(sample, args):

@@ -13,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from dnnlib.util import UserError
 from torch_utils import host_draws
+from torch_utils.ops import warp
 from training import augment_resample
 from training.augment import TRANSFORMS, AugmentPipe
 
@@ -179,18 +180,20 @@ def test_matrix_products_resample_as_filters_do(size):
     torch.manual_seed(1)
     by_matrix = pipe(images)
     torch.manual_seed(1)
-    with mock.patch.object(augment_resample, 'MATRIX_SIDE', 0):
+    with mock.patch.object(warp, 'MATRIX_SIDE', 0):
         by_filter = pipe(images)
     torch.testing.assert_close(by_matrix, by_filter, rtol=0, atol=1e-6)  # the filter is float32
 
 
 def test_where_algorithms_are_to_be_deterministic_images_are_padded_by_joining(monkeypatch):
-    x, pads = torch.randn(2, 3, 5, 6, dtype=torch.float64), ([2, 5], [4, 0])
-    expected = augment_resample._continue(x, *pads)
-    monkeypatch.setattr(augment_resample.F, 'pad', lambda *args, **options: pytest.fail('F.pad'))
+    x, margins = torch.randn(2, 3, 5, 6, dtype=torch.float64), [2, 5, 4, 0]
+    expected = warp.continued(x, margins)
+    gradient = warp.continued_grad(expected, [5, 6], margins)
+    monkeypatch.setattr(warp.F, 'pad', lambda *args, **options: pytest.fail('F.pad'))
     torch.use_deterministic_algorithms(mode=True)
     try:
-        assert torch.equal(augment_resample._continue(x, *pads), expected)
+        assert torch.equal(warp.continued(x, margins), expected)
+        torch.testing.assert_close(warp.continued_grad(expected, [5, 6], margins), gradient)
     finally:
         torch.use_deterministic_algorithms(mode=False)
 
@@ -198,14 +201,14 @@ def test_where_algorithms_are_to_be_deterministic_images_are_padded_by_joining(m
 @pytest.mark.parametrize(('side', 'is_exact'), [(8, False), (32, True)])
 def test_flips_turns_and_shifts_take_samples_at_pixels_where_the_enlarged_side_is_a_power_of_two(
         monkeypatch, side, is_exact):
-    distances, sample = [], augment_resample.grid_sample_gradfix.grid_sample
+    distances, sample = [], warp.F.grid_sample
 
-    def measure(x, grid):
+    def measure(x, grid, **options):
         positions = ((grid + 1) * torch.tensor(x.shape[:1:-1]) - 1) / 2
         distances.append((positions - positions.round()).abs().max())
-        return sample(x, grid)
-    monkeypatch.setattr(augment_resample.grid_sample_gradfix, 'grid_sample', measure)
-    monkeypatch.setattr(augment_resample, '_is_small', lambda x: False)
+        return sample(x, grid, **options)
+    monkeypatch.setattr(warp.F, 'grid_sample', measure)
+    monkeypatch.setattr(warp, 'MATRIX_SIDE', 0)
     with host_draws.force_static():
         for _ in range(20):
             build(BLIT, p=0.6)(torch.randn(4, 3, side, side))
@@ -231,7 +234,7 @@ def test_gradients_of_second_order_where_only_some_pictures_change():
 
 def test_filtering_beyond_the_matrix_size_has_second_derivatives_too():
     images = torch.randn(1, 1, 4, 3, dtype=torch.float64, requires_grad=True)
-    with mock.patch.object(augment_resample, 'MATRIX_SIDE', 0):
+    with mock.patch.object(warp, 'MATRIX_SIDE', 0):
         assert gradgradcheck(lambda x: build(GEOM)(x, debug_percentile=0.6).square(), images, fast_mode=True)
 
 
@@ -249,7 +252,7 @@ def test_autocast_does_not_lower_the_precision():
 
 
 def test_tables_made_in_inference_mode_serve_training_later():
-    augment_resample._axis_matrix.cache_clear()
+    warp.axis_matrix.cache_clear()
     images, pipe = torch.randn(2, 3, 6, 6), build(GEOM)
     with torch.inference_mode():
         pipe(images)

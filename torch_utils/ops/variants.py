@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from torch_utils.custom_ops import Kernel
-from torch_utils.ops import bias_act_cuda, epilogue_cuda, native, upfirdn2d_cuda
+from torch_utils.ops import bias_act_cuda, epilogue_cuda, native, upfirdn2d_cuda, warp_cuda
 from torch_utils.ops.scaled_cast import scaled_cast_kernel
 from torch_utils.ops.upfirdn2d_cuda import Geometry
 
@@ -23,7 +23,8 @@ EPILOGUE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('EPILOGUE
 
 def all_variants() -> list[Kernel]:
     """Each kernel once, the hot ones first."""
-    return list(dict.fromkeys([*HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights(), *_casts()]))
+    return list(dict.fromkeys([
+        *HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights(), *_casts(), *_warps()]))
 
 
 def widest(dtype: torch.dtype) -> int:
@@ -100,6 +101,11 @@ def _casts() -> Iterator[Kernel]:
         for vec in (widest(torch.float32), 1):
             yield scaled_cast_kernel(torch.float32, half, vec)
             yield scaled_cast_kernel(half, torch.float32, vec)
+
+
+def _warps() -> Iterator[Kernel]:
+    for entry, channels in itertools.product(('warp', 'warp_adjoint'), (3, 1, 4)):
+        yield warp_cuda.warp_kernel(entry, torch.float32, channels)
 
 
 def _hot_elementwise() -> Iterator[Kernel]:

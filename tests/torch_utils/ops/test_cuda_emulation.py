@@ -19,7 +19,9 @@ from torch_utils.ops import (
     native,
     upfirdn2d,
     upfirdn2d_cuda,
+    warp,
 )
+from training.augment import AugmentPipe
 
 pytestmark = pytest.mark.usefixtures('emulated')
 CPU = torch.device('cpu')
@@ -301,3 +303,45 @@ def test_what_a_layer_of_16_bits_needs_of_any_width(layout, normalise, dtype, ke
         # In 16 bits, a rounding error of float32 may tip the rounding to either side.
         tolerance = TOLERANCE[value.dtype] / (4 if value.dtype.itemsize == 2 else 1)
         torch.testing.assert_close(value, reference, rtol=tolerance, atol=1e-6)
+
+
+def transform(kind):
+    """A matrix [1, 3, 3] on positions in [-1, 1]^2."""
+    rows = {
+        'turned': [[0.5, -0.4, 0.1], [0.3, 0.6, -0.2]], 'mirrored': [[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+        'far outside': [[1.0, 0.0, 5.0], [0.0, 1e6, 0.0]],
+        'enlarged': [[0.05, 0.0, 0.3], [0.02, 0.04, 0.1]], 'flattened': [[0.4, 0.4, 0.0], [0.2, 0.2, 0.1]]}
+    return torch.tensor([[*rows[kind], [0.0, 0.0, 1.0]]])
+
+
+@pytest.mark.parametrize('kind', ['turned', 'mirrored', 'far outside', 'enlarged', 'flattened'])
+@pytest.mark.parametrize(
+    'channels, size, margins', [(3, (19, 37), [36, 20, 5, 18]), (5, (9, 4), [0, 3, 8, 0])])
+def test_images_are_warped_in_one_pass(kind, channels, size, margins, emulated):
+    taps, matrix = torch.randn(12), transform(kind).double()
+    x, out_size = picture(1, channels, *size, dtype=torch.float64), [2 * side + 5 for side in size]
+    with mock.patch.object(warp, 'MATRIX_SIDE', 0):
+        agree(warp.warp, x, taps, matrix, out_size, margins)
+        dy = picture(1, channels, *out_size, dtype=torch.float64)
+        agree(warp.warp_adjoint, dy, taps, matrix, list(size), margins)
+    assert {kernel.entry for kernel in emulated} == {'warp', 'warp_adjoint'}
+
+
+def test_another_filter_warps_by_the_reference(emulated):
+    x, args = picture(1, 3, 6, 5), (torch.randn(10), transform('turned'), [9, 8], [1, 2, 3, 0])
+    torch.testing.assert_close(warp.warp.run_native(x, *args), warp.warp.reference(x, *args))
+    assert 'warp' not in {kernel.entry for kernel in emulated}
+
+
+def test_the_augmentation_by_kernels_is_the_one_by_torch(emulated):
+    pipe = AugmentPipe(rotate90=1, xint=1, scale=1, rotate=1, aniso=1, xfrac=1)
+    images, dy = picture(3, 3, 20, 33).requires_grad_(), picture(3, 3, 20, 33)
+    outcomes = []
+    for is_native in (True, False):
+        torch.manual_seed(3)
+        with mock.patch.object(custom_ops, 'is_available', lambda device, answer=is_native: answer):
+            y = pipe(images)
+            outcomes.append([y, *torch.autograd.grad(y, images, dy)])
+    assert {'warp', 'warp_adjoint'} <= {kernel.entry for kernel in emulated}
+    for by_kernel, by_torch in zip(*outcomes, strict=True):
+        torch.testing.assert_close(by_kernel, by_torch, rtol=0, atol=3e-4)  # white noise, positions of 1e-5
