@@ -305,7 +305,7 @@ class SynthesisBlock(torch.nn.Module):
             return self.conv1(x, w, **layer_kwargs)
         x = x.to(dtype=dtype, memory_format=layout)
         w0, w1, before, after = next(styles), next(styles), {}, {}
-        if not layer_kwargs['fused_modconv']:
+        if not layer_kwargs['fused_modconv'] and (self.training or not self._is_watched()):
             # Nobody else reads what conv0 makes, so it multiplies by conv1's styles before it writes.
             # Not conv1.affine(w1): hooks would see it outside of its layer.
             modulation = modulated_conv2d.modulate(self.conv1.weight, self.conv1.affine.forward(w1), dtype)
@@ -315,6 +315,11 @@ class SynthesisBlock(torch.nn.Module):
         y = self.skip(x, gain=math.sqrt(0.5))
         x = self.conv0(x, w0, **before, **layer_kwargs)
         return y + self.conv1(x, w1, gain=math.sqrt(0.5), **after, **layer_kwargs)
+
+    def _is_watched(self) -> bool:
+        """Whether hooks read what the layers exchange, as programs do that edit features."""
+        return bool(self.conv0._forward_hooks or self.conv1._forward_hooks or self.conv1._forward_pre_hooks
+                    or self.conv1.affine._forward_hooks)
 
     def _prefers_fused(self, ws: torch.Tensor) -> bool:
         # A single image needs no scaling of activations if its weights are scaled; more would need a grouped

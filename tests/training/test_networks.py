@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import arrays, assert_close, cases, index, resolve
+from small_networks import small_generator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_utils import misc
@@ -370,3 +371,15 @@ def test_gain_multiplies_result_and_clamp_of_any_layer(kwargs):
     y = layer(x, gain=0.3)
     torch.testing.assert_close(y, layer(x) * 0.3)
     assert y.abs().max() == torch.tensor(0.8 * 0.3)
+
+
+def test_hooks_of_a_trained_network_see_features_and_not_what_is_fused():
+    G, seen = small_generator(), []
+    ws = torch.randn(2, G.num_ws, G.w_dim)
+    with torch.no_grad():
+        plain = G.synthesis(ws, noise_mode='const')
+        G.synthesis.b8.conv0.register_forward_hook(
+            lambda module, args, kwargs, y: seen.append(set(kwargs)), with_kwargs=True)
+        watched = G.synthesis(ws, noise_mode='const')
+    assert seen and 'next_scale' not in seen[0]
+    torch.testing.assert_close(watched, plain)

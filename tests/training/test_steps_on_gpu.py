@@ -106,6 +106,7 @@ def test_pictures_by_graphs_are_the_same_to_the_bit(deterministic, noise_mode, b
     assert network._run.num_graphs == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='torch.compile needs Triton')
 def test_compiled_networks_train_the_same_within_rounding():
     plain, other = small_run(aug='noaug'), small_run(aug='noaug')
