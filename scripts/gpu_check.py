@@ -60,21 +60,19 @@ STAGES = {
     'first': (
         benchmark('ceilings', 40, 'ceilings'),
         Step('doctor', 40, ('-m', 'torch_utils.doctor')),
-        train_step('train-auto-256', 110, 'auto', 256,
-                   'nhwc+tf32+graphs,nhwc+tf32,nchw+tf32+graphs,nhwc+ieee+graphs', '--cycles=2'),
+        train_step('train-auto-256', 90, 'auto', 256, 'graphs,graphs+ada,eager', '--cycles=3'),
         benchmark('ops', 60, 'ops', '--dtype=fp16'),
         Step('tests', 100, (
             '-m', 'pytest', '-m', 'gpu and not slow', '--continue-on-collection-errors',
             '-p', 'no:cacheprovider', '-n', '12', '--failures={out}/' + FAILURES)),
-        train_step('train-auto-1024', 80, 'auto', 1024, 'nhwc+tf32+graphs', '--cycles=1'),
+        train_step('train-auto-1024', 90, 'auto', 1024, 'graphs', '--cycles=1'),
         Step('profile-256', 60, ('profile_step.py', '--cfg=auto', '--resolution=256', '--rows=40',
                                  '--aug=noaug', '--json={out}/{name}.json')),
     ),
     # The rest, once the first stage is right.
     'second': (
-        train_step('train-auto-256', 90, 'auto', 256, 'nhwc+tf32+graphs,nhwc+tf32+graphs+ada', '--cycles=3'),
-        train_step('train-auto-512', 60, 'auto', 512, 'nhwc+tf32+graphs', '--cycles=2'),
-        train_step('train-auto-1024', 80, 'auto', 1024, 'nhwc+tf32+graphs,nchw+ieee', '--cycles=1'),
+        train_step('train-auto-256', 90, 'auto', 256, 'graphs,nchw+graphs,ieee+graphs', '--cycles=3'),
+        train_step('train-auto-512', 60, 'auto', 512, 'graphs', '--cycles=2'),
         benchmark('ops', 60, 'ops', '--dtype=fp16'),
         benchmark('first-tick', 60, 'first_tick', '--cfg=auto', '--resolution=256'),
         benchmark('generate-auto-256', 30, 'generate', '--cfg=auto', '--resolution=256'),
@@ -89,7 +87,7 @@ STAGES = {
 REHEARSAL = (
     (r'--device=cuda', '--device=cpu'), (r'--resolution=\d+', '--resolution=16'),
     (r'--cfg=auto', '--cfg=demo'),
-    (r'\+graphs|\+ada', ''), (r'--cycles=\d+', '--cycles=1'), (r'--dtype=fp16', '--size=1x8x16x16'),
+    (r'\+?(graphs|ada)(?=[,+]|$)', ''), (r'--cycles=\d+', '--cycles=1'), (r'--dtype=fp16', '--size=1x8x16x16'),
     (r'--batch=1,8', '--batch=1'), (r'^12$', '2'))
 COLUMNS = ('step', 'result', 'seconds', 'summary')
 TESTS_SUMMARY = re.compile(r'\d+ (?:passed|failed|errors?|skipped|deselected).* in [\d.]+s')
