@@ -56,6 +56,12 @@ def plain_modulated_conv2d(  # noqa: PLR0913
     return y if noise is None else y + noise
 
 
+def plain_modulated_product(x, weight, styles, bias, clamp, fused_modconv=False):
+    """As any other modulated convolution."""
+    y = plain_modulated_conv2d(x, weight, styles, demodulate=False, padding=weight.shape[2] // 2)
+    return plain_bias_act(y, bias, clamp=clamp)
+
+
 def plain_linear(layer, x):
     """Scaled copies of weight and bias, then a linear layer."""
     bias = None if layer.bias is None else layer.bias * layer.bias_gain
@@ -76,9 +82,10 @@ def straightforward() -> Iterator[None]:
         (upfirdn2d, 'upfirdn2d', plain_upfirdn2d), (conv2d_resample, 'upfirdn2d', plain_upfirdn2d),
         (networks, 'bias_act', plain_bias_act),
         (modulated_conv2d, 'modulated_conv2d', plain_modulated_conv2d),
+        (modulated_conv2d, 'modulated_product', plain_modulated_product),
         (networks, '_compute_format',
          lambda block, device, force_fp32: (torch.float32, torch.contiguous_format)),
-        (networks.SynthesisBlock, '_prefers_fused', lambda self, ws, dtype: True),
+        (networks.SynthesisBlock, '_prefers_fused', lambda self, ws: True),
         (networks.FullyConnectedLayer, 'forward', plain_linear),
     ]
     with contextlib.ExitStack() as stack:

@@ -87,7 +87,8 @@ STAGES = {
 REHEARSAL = (
     (r'--device=cuda', '--device=cpu'), (r'--resolution=\d+', '--resolution=16'),
     (r'--cfg=auto', '--cfg=demo'),
-    (r'\+?(graphs|ada)(?=[,+]|$)', ''), (r'--cycles=\d+', '--cycles=1'), (r'--dtype=fp16', '--size=1x8x16x16'),
+    (r'\+?(graphs|ada)(?=[,+]|$)', ''), (r'--cycles=\d+', '--cycles=1'),
+    (r'--dtype=fp16', '--size=1x8x16x16'),
     (r'--batch=1,8', '--batch=1'), (r'^12$', '2'))
 COLUMNS = ('step', 'result', 'seconds', 'summary')
 TESTS_SUMMARY = re.compile(r'\d+ (?:passed|failed|errors?|skipped|deselected).* in [\d.]+s')

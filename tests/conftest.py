@@ -3,7 +3,6 @@
 cuda.
 """
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -25,8 +24,7 @@ def pytest_addoption(parser):
 
 def pytest_runtest_logreport(report):
     path = _failures['path']
-    # With several workers only the first process, which gets all reports, writes.
-    if path is not None and report.failed and 'PYTEST_XDIST_WORKER' not in os.environ:
+    if path is not None and report.failed:
         lines = report.longreprtext.strip().splitlines()
         text = {'test': report.nodeid, 'when': report.when, 'end': lines[-FAILURE_LINES:]}
         with open(path, 'a', encoding='utf-8') as file:
@@ -34,7 +32,8 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_configure(config):
-    _failures['path'] = config.getoption('--failures')
+    # With several workers only the first process, which gets all reports, writes.
+    _failures['path'] = None if hasattr(config, 'workerinput') else config.getoption('--failures')
 
 
 def pytest_collection_modifyitems(items):

@@ -318,8 +318,8 @@ class SynthesisBlock(torch.nn.Module):
 
     def _is_watched(self) -> bool:
         """Whether hooks read what the layers exchange, as programs do that edit features."""
-        return bool(self.conv0._forward_hooks or self.conv1._forward_hooks or self.conv1._forward_pre_hooks
-                    or self.conv1.affine._forward_hooks)
+        layers = self.conv0, self.conv1, self.conv1.affine
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
     def _prefers_fused(self, ws: torch.Tensor) -> bool:
         # A single image needs no scaling of activations if its weights are scaled; more would need a grouped
