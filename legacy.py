@@ -9,7 +9,7 @@ import click
 import dnnlib
 from dnnlib.cli import run_command
 from dnnlib.util import UserError
-from torch_utils import safe_pickle, torch_file
+from torch_utils.pickles import describe, torch_file
 from training.formats import convert, inspection, pickled, rosinality, safetensors_file, tensorflow
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
 
@@ -64,11 +64,11 @@ def _read(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
         return safetensors_file.read(data, name)
     if torch_file.is_torch_file(data):
         return rosinality.read(data, name), None
-    held = safe_pickle.load(io.BytesIO(data), name)
+    held = describe.load(io.BytesIO(data), name)
     if tensorflow.is_tensorflow(held):
         return tensorflow.recipes(name, held), None
     networks = pickled.blueprints(name, held)
-    return networks, safe_pickle.plain(held.get('training_set_kwargs'), name)
+    return networks, describe.plain(held.get('training_set_kwargs'), name)
 
 
 class _OldStyleGroup(click.Group):

@@ -15,9 +15,9 @@ from dnnlib import image_io
 from dnnlib.cli import run_command
 from dnnlib.cli_options import MAX_SEED, make_folder
 from dnnlib.progress import progress
+from dnnlib.resolution import height_width
 from dnnlib.util import replace_file
 from dnnlib.video import open_video
-from torch_utils.resolution import height_width
 from training.checkpoint import save_network_snapshot
 from training.noise_maps import replaced_noise
 from training.pivotal_tuning import tune

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The few functions of the CUDA driver that torch_utils/cuda_driver.py calls, as strict as the driver is about
+// The few functions of the CUDA driver that torch_utils/kernels/driver.py calls, as strict as the driver is about
 // contexts and captures, for machines without a GPU. Launches are recorded instead of run.
 #include <cstdint>
 #include <cstring>

@@ -20,8 +20,9 @@ import torch.distributed.run
 from source_tree import ROOT
 
 import train
-from torch_utils import custom_ops, nvrtc
-from torch_utils.cubin_cache import CubinCache
+from torch_utils import custom_ops
+from torch_utils.kernels import nvrtc
+from torch_utils.kernels.cubin_cache import CubinCache
 from torch_utils.ops import build
 from torch_utils.ops.variants import all_variants
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of version 0.1, made before modules got packages: they still open, and resume alike."""
 import json
+import subprocess
+import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -16,7 +19,8 @@ from training.config import TrainConfig
 from training.continuation import Continuation
 from training.run_state_file import read_state
 
-RUNS = Path(__file__).resolve().parent / 'data' / 'runs'
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / 'tests' / 'data' / 'runs'
 SYSTEMS = {'sg2': 'stylegan2', 'sg1': 'stylegan1', 'dcgan': 'dcgan'}
 every_run = pytest.mark.parametrize('name', SYSTEMS)
 
@@ -82,3 +86,25 @@ def test_a_run_resumes_with_the_same_numbers(name, place, monkeypatch):
         for key, value in wanted[network].items():
             # Another processor rounds differently, and Adam amplifies what is small.
             torch.testing.assert_close(found[network][key], value, rtol=1e-3, atol=1e-4)
+
+
+@every_run
+def test_the_source_inside_a_network_still_runs(name, place):
+    # By pickle itself, where only torch_utils and dnnlib can be imported.
+    path = extract(name, place) / 'network-snapshot-000000-060.pkl'
+    code = '''
+        import pickle, sys
+
+        class Hide:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition('.')[0] in ('training', 'legacy', 'metrics'):
+                    raise ImportError(f'{name} is hidden')
+        sys.meta_path.insert(0, Hide())
+        import torch
+        G = pickle.load(open(sys.argv[1], 'rb'))['G_ema']
+        print(list(G(torch.zeros(2, G.z_dim), torch.zeros(2, G.c_dim)).shape))
+    '''
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(code), str(path)], cwd=ROOT, capture_output=True, text=True)
+    side = 16 if name == 'dcgan' else 8
+    assert done.stdout == f'[2, 3, {side}, {side}]\n', done.stderr

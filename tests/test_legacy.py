@@ -16,7 +16,8 @@ from tensorflow_files import tensorflow_pickle
 
 import legacy
 from dnnlib.util import UserError
-from torch_utils import persistence, safe_pickle
+from torch_utils import persistence
+from torch_utils.pickles import describe
 from training import augment, checkpoint, networks
 from training.formats import pickled, rebuild
 
@@ -52,7 +53,7 @@ def check(actual, expected):
 def test_official_files_give_our_classes_with_every_tensor(case):
     found, _ = open_recorded('official_pickle', case)
     with open(FOLDER / case['file'], 'rb') as file:
-        described = safe_pickle.load(file)
+        described = describe.load(file)
     assert found.training_set_kwargs == case['training_set_kwargs']
     for key, expected in case['nets'].items():
         if expected is None:
@@ -209,7 +210,7 @@ def test_missing_submodules_are_noticed():
 
 def described_generator(**changes):
     """What the safe loader makes of a small generator, with changes."""
-    described = safe_pickle.load(io.BytesIO(pickle.dumps(small_generator())))
+    described = describe.load(io.BytesIO(pickle.dumps(small_generator())))
     return dataclasses.replace(described, **changes)
 
 
@@ -240,7 +241,7 @@ def test_positional_arguments_are_understood():
 
 
 def test_a_stylegan3_generator_is_named_as_such():
-    child = safe_pickle.ModuleDescription('SynthesisNetwork', children={'input': None})
+    child = describe.ModuleDescription('SynthesisNetwork', children={'input': None})
     with pytest.raises(UserError, match='StyleGAN3 generator'):
         build(described_generator(children={'synthesis': child}))
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from torch_utils import host_draws, nvrtc
+from torch_utils import host_draws
+from torch_utils.kernels import nvrtc
 
 MAX_GRAPHS = 8  # of one function; a graph costs about a megabyte for every few thousand kernels
 TOLERANCE = 0.02  # relative to the norm of a tensor; kernels that add in any order differ by far less

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from dnnlib.util import UserError, make_cache_dir_path
-from torch_utils import cuda_driver, distributed, nvrtc, nvrtc_process
-from torch_utils.cubin_cache import CubinCache, key_of
-from torch_utils.nvrtc import CompileError
+from torch_utils import distributed
+from torch_utils.kernels import driver, nvrtc, nvrtc_process
+from torch_utils.kernels.cubin_cache import CubinCache, key_of
+from torch_utils.kernels.nvrtc import CompileError
 
 SOURCE_FOLDER = Path(__file__).resolve().parent / 'ops' / 'csrc'
 MODES = ('auto', 'cuda', 'torch')
@@ -42,7 +43,7 @@ class _State:
 
     mode: str = 'auto'
     usable: dict[torch.device, bool] = field(default_factory=dict)
-    loaded: dict[tuple[Kernel, int], cuda_driver.Function | None] = field(default_factory=dict)
+    loaded: dict[tuple[Kernel, int], driver.Function | None] = field(default_factory=dict)
     said: set[str] = field(default_factory=set)
     noted: dict[Kernel, None] | None = None  # an ordered set
 
@@ -96,7 +97,7 @@ def why_not(device: torch.device) -> str | None:
         return nvrtc.problem()
     try:
         architecture_of(device)
-        cuda_driver.library()
+        driver.library()
     except (RuntimeError, OSError) as error:  # CompileError and DriverError are RuntimeErrors
         return nvrtc.first_line(error)
     return None
@@ -175,8 +176,8 @@ def launch(
     if function is None:
         raise CompileError(f'{kernel} is not available')
     try:
-        cuda_driver.launch(function, grid, block, shared_bytes, _stream(index), pack(args))
-    except cuda_driver.DriverError as error:
+        driver.launch(function, grid, block, shared_bytes, _stream(index), pack(args))
+    except driver.DriverError as error:
         if not error.is_refusal:
             raise
         _state.loaded[kernel, index] = None
@@ -258,7 +259,7 @@ def _decide(device: torch.device) -> bool:
     return False
 
 
-def _loaded(kernel: Kernel, index: int) -> cuda_driver.Function | None:
+def _loaded(kernel: Kernel, index: int) -> driver.Function | None:
     name = (kernel, index)
     if name not in _state.loaded and _state.noted is not None:
         _state.noted[kernel] = None
@@ -268,11 +269,11 @@ def _loaded(kernel: Kernel, index: int) -> cuda_driver.Function | None:
     return _state.loaded[name]
 
 
-def _load(kernel: Kernel, device: torch.device) -> cuda_driver.Function | None:
+def _load(kernel: Kernel, device: torch.device) -> driver.Function | None:
     """The kernel on the device, which has a number, or None after a warning."""
     try:
         code = obtain(kernel, architecture_of(device))
-        return cuda_driver.load(code, kernel.entry, device.index)
+        return driver.load(code, kernel.entry, device.index)
     except (RuntimeError, OSError) as error:  # CompileError and DriverError are RuntimeErrors
         _give_up(kernel, error)
     return None

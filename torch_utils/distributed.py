@@ -25,8 +25,8 @@ import torch.distributed as dist
 
 from dnnlib.launched import is_launched
 from dnnlib.util import UserError
-from torch_utils.meeting import REFUSED, is_first_to_say, meet, reason_of
-from torch_utils.watch import GRACE_SEC, HERE, Watch
+from torch_utils.processes.rendezvous import REFUSED, is_first_to_say, meet, reason_of
+from torch_utils.processes.watchdog import GRACE_SEC, HERE, Watch
 
 TIMEOUT_SEC = 600  # a process that does not answer for so long ends the run
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # that end a program or, the last, a run

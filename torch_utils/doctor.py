@@ -12,8 +12,9 @@ import click
 import torch
 
 from dnnlib.cli import run_command
-from torch_utils import custom_ops, nvrtc
-from torch_utils.cubin_cache import CubinCache
+from torch_utils import custom_ops
+from torch_utils.kernels import nvrtc
+from torch_utils.kernels.cubin_cache import CubinCache
 from torch_utils.ops import modulated_conv2d, scaled_cast  # noqa: F401 (their import registers all operators)
 from torch_utils.ops._registry import OPS, Op
 from torch_utils.ops.variants import HOT

@@ -2,7 +2,7 @@
 """Classes whose instances pickle together with the source text of their module.
 
 Such a pickle opens wherever `torch_utils` and `dnnlib` can be imported, even after the class has changed.
-Opening it with `pickle.load` executes that text; `torch_utils.safe_pickle` reads the file without doing so.
+Opening it with `pickle.load` executes that text; `torch_utils.pickles.describe` reads the file without.
 """
 import contextlib
 import copy

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from dnnlib.util import UserError
-from torch_utils.nvrtc import first_line
+from torch_utils.kernels.nvrtc import first_line
 
 # Noise from the generators that the other phases and --compile=0 use, so that the numbers are the same.
 OPTIONS = {'fallback_random': True}

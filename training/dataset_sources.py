@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dnnlib.util import UserError
-from torch_utils import stored_array
-from torch_utils.pickle_machine import Damaged, Machine, Refused
+from torch_utils.pickles import arrays
+from torch_utils.pickles.machine import Damaged, Machine, Refused
 from training.dataset_files import LABEL_FILE, DatasetPathError, ImageFiles
 from training.dataset_images import ImageError, decode_image, read_header
 from training.dataset_labels import Label, LabelTable, labels_from_csv, labels_from_folders, parse_label_json
@@ -198,7 +198,7 @@ class CifarSource(ArraySource):
 
 def _read_cifar_batch(archive: tarfile.TarFile, member: str) -> tuple[np.ndarray, np.ndarray]:
     # Not NumPy itself: a pickle that may call numpy.ndarray can point it at any memory.
-    machine = Machine(io.BytesIO(archive.extractfile(member).read()), stored_array.TABLE)
+    machine = Machine(io.BytesIO(archive.extractfile(member).read()), arrays.TABLE)
     try:
         batch = machine.load()
     except Refused as error:
@@ -212,7 +212,7 @@ def _read_cifar_batch(archive: tarfile.TarFile, member: str) -> tuple[np.ndarray
 
 
 def _as_array(value: object) -> np.ndarray:
-    if isinstance(value, stored_array.StoredArray):
+    if isinstance(value, arrays.StoredArray):
         return value.array()
     if type(value) is not list or not all(type(item) is int for item in value):
         raise TypeError(f'a {type(value).__name__} in place of numbers')

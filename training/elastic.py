@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.util import UserError
-from torch_utils.meeting import Meeting, meet
+from torch_utils.processes.rendezvous import Meeting, meet
 from training.config import TrainConfig, fitting_group
 from training.continuation import Continuation, find_state, rewind_records
 from training.interrupt import STOPPED

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dnnlib.resolution import levels_of
 from dnnlib.util import format_time
 from torch_utils.misc import convolutions_in_tf32
-from torch_utils.resolution import levels_of
 from training import augment
 from training.config import TrainConfig
 from training.device_speed import measure_speed, relative_speed

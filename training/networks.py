@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from dnnlib.resolution import Size, height_width, levels_of, size_at
 from torch_utils import persistence
 from torch_utils.ops import conv2d_resample, modulated_conv2d, upfirdn2d
 from torch_utils.ops.bias_act import activation_funcs, bias_act
 from torch_utils.ops.scaled_cast import scaled_cast
-from torch_utils.resolution import Size, height_width, levels_of, size_at
 
 NORM_EPS = 1e-8  # inside the square root
 
@@ -202,7 +202,7 @@ class SynthesisLayer(torch.nn.Module):
         epilogue = modulated_conv2d.Epilogue(self.activation, alpha, self.act_gain * gain, clamp)
         if modulation is None:
             modulation = modulated_conv2d.modulate(self.weight, self.affine(w), x.dtype)
-        return modulated_conv2d.modulated_layer(
+        return modulated_conv2d.finished_convolution(
             x, modulation, noise, self.bias, epilogue, next_scale, f=self.resample_filter, **how)
 
     def _noise(self, x: torch.Tensor, noise_mode: str) -> torch.Tensor | None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from dnnlib.resolution import Size, height_width, levels_of, size_at
 from torch_utils import persistence
-from torch_utils.resolution import Size, height_width, levels_of, size_at
 from training import networks
 
 NEGATIVE_SLOPE = 0.2  # of all leaky ReLUs

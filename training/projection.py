@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from dnnlib.progress import Progress, progress
+from dnnlib.resolution import height_width
 from dnnlib.util import UserError
 from metrics.detectors import VGG16, load_detector
-from torch_utils.resolution import height_width
 from training.noise_maps import noise_maps, noise_penalty, normalize_noise_, replaced_noise, stack_maps
 from training.projection_distance import Distance, perceptual_distance
 

@@ -14,9 +14,10 @@ from dnnlib.progress import Progress, progress
 from dnnlib.util import UserError
 from metrics.metric_utils import all_processes
 from metrics.training_metrics import TrainingMetrics
-from torch_utils import custom_ops, distributed, misc, watch
-from torch_utils.agreement import check_agreement
+from torch_utils import custom_ops, distributed, misc
 from torch_utils.host_memory import keep_freed_memory
+from torch_utils.processes import watchdog
+from torch_utils.processes.consistency import check_agreement
 from torch_utils.training_stats import Store
 from training.background import Snapshot, SnapshotWriter
 from training.batches import Batches, draw_labels
@@ -121,7 +122,7 @@ class Training:
             config.run_dir, config.keep, next(iter(config.metrics), None),
             config.snapshot_formats) if self.is_writer else None
         if self.writer is not None:
-            watch.HERE.finish = lambda: self.writer.wait_for_files(FINISH_SEC)
+            watchdog.HERE.finish = lambda: self.writer.wait_for_files(FINISH_SEC)
         self.sheet = Sheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
         self.guards = Guards(
             self.state, self.phases, self._diversity_probe(), SYSTEM_FORMS[config.system].unused)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 import legacy
+from dnnlib.resolution import Size, height_width
 from dnnlib.util import UserError, replace_file
 from torch_utils import distributed, misc
-from torch_utils.resolution import Size, height_width
 from training.transfer_rules import Pair, fit_tensor
 
 ACTIONS = KEPT, RESIZED, FRESH, NOT_USED = 'kept', 'resized', 'fresh', 'not used'

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils.resolution import height_width
+from dnnlib.resolution import height_width
 
 COLOUR_PLANES = {1: 1, 2: 1, 3: 3, 4: 3}  # channels of a picture -> those that are not alpha
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import cuda_driver, custom_ops, nvrtc, nvrtc_process
+from torch_utils import custom_ops
 from torch_utils.custom_ops import Kernel
+from torch_utils.kernels import driver, nvrtc, nvrtc_process
 
 CUDA = torch.device('cuda', 0)
 DOUBLE_IT = '''#include "twice.cuh"
@@ -43,7 +44,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
     monkeypatch.setattr(nvrtc, 'problem', lambda: None)
-    monkeypatch.setattr(cuda_driver, 'library', lambda: None)
+    monkeypatch.setattr(driver, 'library', lambda: None)
     monkeypatch.setattr(nvrtc, 'architectures', lambda: (75, 80, 90))
 
 
@@ -51,7 +52,7 @@ def fake_gpu(monkeypatch):
 def launches(monkeypatch, fake_gpu):
     """What would reach the driver: (function, grid, block, shared_bytes, stream, values)."""
     seen = []
-    monkeypatch.setattr(cuda_driver, 'launch', lambda *a: seen.append(a))
+    monkeypatch.setattr(driver, 'launch', lambda *a: seen.append(a))
     monkeypatch.setattr(custom_ops, '_stream', lambda index: 77 + index)
     return seen
 

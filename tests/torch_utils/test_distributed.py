@@ -11,7 +11,7 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed
-from torch_utils.agreement import check_agreement
+from torch_utils.processes.consistency import check_agreement
 
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
 

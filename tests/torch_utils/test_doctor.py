@@ -4,8 +4,9 @@ import click.testing
 import pytest
 import torch
 
-from torch_utils import custom_ops, doctor, nvrtc
-from torch_utils.cubin_cache import CubinCache
+from torch_utils import custom_ops, doctor
+from torch_utils.kernels import nvrtc
+from torch_utils.kernels.cubin_cache import CubinCache
 from torch_utils.ops._registry import OPS, Op
 
 CPU = torch.device('cpu')

@@ -109,7 +109,7 @@ def test_sizes_split_into_a_start_and_doublings_or_are_refused(size, expected):
 
 
 def test_config_and_networks_agree_on_the_sizes_that_fit():
-    resolution = pytest.importorskip('torch_utils.resolution')
+    resolution = pytest.importorskip('dnnlib.resolution')
 
     def outcome(split, *args):
         try:

@@ -14,7 +14,7 @@ if not torch.distributed.is_available():
 
 from small_run import small_config
 
-from torch_utils.meeting import Meeting
+from torch_utils.processes.rendezvous import Meeting
 from training import elastic
 from training.background import Snapshot, SnapshotWriter
 from training.checkpoint import HostCopies

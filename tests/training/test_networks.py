@@ -9,8 +9,8 @@ from golden_cases import arrays, assert_close, cases, index, resolve
 from small_networks import small_generator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dnnlib import resolution as resolution_module
 from torch_utils import misc
-from torch_utils import resolution as resolution_module
 from training import networks
 
 SMALL_G = {'z_dim': 8, 'w_dim': 8, 'synthesis_kwargs': {'channel_base': 64, 'channel_max': 8}}

@@ -21,9 +21,10 @@ import torch
 from dnnlib.cli import run_command
 from dnnlib.progress import progress
 from dnnlib.util import UserError
-from torch_utils import custom_ops, nvrtc, nvrtc_process
-from torch_utils.cubin_cache import CubinCache
+from torch_utils import custom_ops
 from torch_utils.custom_ops import Kernel
+from torch_utils.kernels import nvrtc, nvrtc_process
+from torch_utils.kernels.cubin_cache import CubinCache
 from torch_utils.ops.variants import all_variants
 
 COMPILERS = ('auto', 'nvcc', 'nvrtc')

@@ -93,7 +93,7 @@ def modulate(
     return Modulation(weight.to(dtype), styles.to(dtype), d)
 
 
-def modulated_layer(
+def finished_convolution(
     x: torch.Tensor, modulation: Modulation, noise: torch.Tensor | None, bias: torch.Tensor,
     epilogue: Epilogue, next_scale: torch.Tensor | None = None, **resample: Any,
 ) -> torch.Tensor:
@@ -126,6 +126,15 @@ def modulated_layer(
         act, alpha, gain, _ = spec
         x = bias_act(x, bias, act=act, alpha=alpha, gain=gain, clamp=epilogue.clamp)
     return x if next_scale is None else scale_channels(x, next_scale)
+
+
+def modulated_layer(
+    x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None,
+    bias: torch.Tensor, epilogue: Epilogue, **resample: Any,
+) -> torch.Tensor:
+    """finished_convolution() of modulate(weight, styles), as sources inside snapshots of version 0.1 call it."""
+    _check_styles(x, weight, styles)
+    return finished_convolution(x, modulate(weight, styles, x.dtype), noise, bias, epilogue, **resample)
 
 
 def modulated_product(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import torch_file
-from torch_utils.pickle_machine import Buildable, Damaged, Global, Machine
-from torch_utils.safe_pickle import ALLOWED, RECONSTRUCT
+from torch_utils.pickles import torch_file
+from torch_utils.pickles.describe import ALLOWED, RECONSTRUCT
+from torch_utils.pickles.machine import Buildable, Damaged, Global, Machine
 from training.formats import safetensors_file
 from training.formats.exported import NEEDED, optional
 from training.formats.rebuild import MODULES, shown

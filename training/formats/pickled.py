@@ -12,8 +12,8 @@ import torch
 
 import dnnlib
 from dnnlib.util import UserError
-from torch_utils.safe_pickle import TRUST, ModuleDescription, explained
-from torch_utils.stored_tensor import make_tensors
+from torch_utils.pickles.describe import TRUST, ModuleDescription, explained
+from torch_utils.pickles.tensors import make_tensors
 from training import networks
 from training.formats import rebuild
 from training.formats.rebuild import KEYS, MODULES, NETWORKS, check_sizes, construct, shown

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError, replace_file
-from torch_utils import torch_file
-from torch_utils.safe_pickle import explained
-from torch_utils.stored_tensor import StoredTensor, make_tensors
+from torch_utils.pickles import torch_file
+from torch_utils.pickles.describe import explained
+from torch_utils.pickles.tensors import StoredTensor, make_tensors
 from training import networks
 from training.formats.rebuild import Recipe, arguments_of, shown
 

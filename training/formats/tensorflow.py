@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from torch_utils.safe_pickle import TensorFlowNetwork, plain
-from torch_utils.stored_array import StoredArray
+from torch_utils.pickles.arrays import StoredArray
+from torch_utils.pickles.describe import TensorFlowNetwork, plain
 from training.formats.rebuild import NETWORKS, Recipe, check_sizes, class_of, construct, shown
 
 MIN_VERSION = 4  # 4: StyleGAN2, 5: StyleGAN2-ADA; those before are other architectures

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import custom_ops, nvrtc, nvrtc_process
-from torch_utils.cubin_cache import CubinCache
+from torch_utils import custom_ops
 from torch_utils.custom_ops import Kernel
+from torch_utils.kernels import nvrtc, nvrtc_process
+from torch_utils.kernels.cubin_cache import CubinCache
 from torch_utils.ops import build
 from torch_utils.ops.variants import HOT, all_variants
 

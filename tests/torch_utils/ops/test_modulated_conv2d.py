@@ -45,7 +45,7 @@ def test_the_layer_is_convolution_then_noise_then_bias_and_activation(act, up, i
 
     def layer():
         modulation = modulated_conv2d.modulate(kwargs['weight'], kwargs['styles'], torch.float64)
-        return modulated_conv2d.modulated_layer(
+        return modulated_conv2d.finished_convolution(
             kwargs['x'], modulation, noise, bias, epilogue, next_scale, f=kwargs['resample_filter'], **how)
     for one, other in zip(gradients(layer(), inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(one, other)

@@ -8,7 +8,7 @@ import pytest
 import sass
 import torch
 
-from torch_utils import nvrtc
+from torch_utils.kernels import nvrtc
 from torch_utils.ops import bias_act_cuda, epilogue_cuda, upfirdn2d_cuda, variants
 
 ARCH, VEC = 'sm_90', 8

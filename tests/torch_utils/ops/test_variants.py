@@ -84,7 +84,7 @@ def test_a_layer_of_the_presets_asks_for_listed_kernels_only(dtype, layout, up, 
     layer = modulated_conv2d.Epilogue('lrelu', 0.2, 1.4, 256.0)
     modulation = modulated_conv2d.modulate(weight, styles, dtype)
     next_scale = torch.randn(2, 16).to(dtype).requires_grad_() if is_scaled else None
-    y = modulated_conv2d.modulated_layer(
+    y = modulated_conv2d.finished_convolution(
         x, modulation, torch.randn(2, 1, 16 * up, 16 * up), torch.zeros(16), layer, next_scale, f=f, up=up,
         padding=1, flip_weight=up == 1)
     b = torch.zeros(16, dtype=dtype, requires_grad=True)

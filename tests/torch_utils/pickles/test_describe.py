@@ -18,7 +18,7 @@ from small_networks import without_end
 
 import legacy
 from dnnlib.util import EasyDict, UserError
-from torch_utils import safe_pickle
+from torch_utils.pickles import describe
 from training import networks
 
 FOLDER = golden_dir() / 'official_pickle'
@@ -28,7 +28,7 @@ def load(value_or_bytes, protocol=4):
     data = value_or_bytes
     if not isinstance(data, bytes):
         data = pickle.dumps(data, protocol=protocol)
-    return safe_pickle.load(io.BytesIO(data), 'net.pkl')
+    return describe.load(io.BytesIO(data), 'net.pkl')
 
 
 def refusal(data):
@@ -179,13 +179,13 @@ def test_a_list_that_contains_itself_is_refused():
 
 
 def test_submodules_that_are_shared_beyond_measure_are_refused():
-    described = safe_pickle.ModuleDescription('A')
+    described = describe.ModuleDescription('A')
     for _ in range(30):
-        described = safe_pickle.ModuleDescription('A', children={'a': described, 'b': described})
+        described = describe.ModuleDescription('A', children={'a': described, 'b': described})
     with pytest.raises(UserError, match='so many submodules'):
         described.state()
     for _ in range(3000):
-        described = safe_pickle.ModuleDescription('A', children={'a': described})
+        described = describe.ModuleDescription('A', children={'a': described})
     with pytest.raises(UserError, match='so many submodules'):
         list(described.modules())
 
@@ -233,7 +233,7 @@ def test_other_kinds_of_files_are_recognised(data, hint):
 @pytest.mark.parametrize('case', cases('official_pickle'))
 def test_an_official_file_is_described_as_recorded(case):
     with open(FOLDER / case['file'], 'rb') as file:
-        held = safe_pickle.load(file, case['file'])
+        held = describe.load(file, case['file'])
     assert list(held) == case['keys'] and held['training_set_kwargs'] == case['training_set_kwargs']
     for key, net in case['nets'].items():
         if net is None:
@@ -268,7 +268,7 @@ def test_five_hundred_mutations_end_in_a_value_or_a_clean_line(monkeypatch, empt
     generator, outcomes = random.Random(1), collections.Counter()
     for _ in range(500):
         try:
-            safe_pickle.load(io.BytesIO(mutated(good, generator)))
+            describe.load(io.BytesIO(mutated(good, generator)))
             outcomes['loaded'] += 1
         except UserError as error:
             assert str(error).isprintable()

@@ -11,8 +11,8 @@ from dnnlib.util import UserError
 if not torch.distributed.is_available():
     pytest.skip('torch without distributed', allow_module_level=True)
 
-from torch_utils import meeting
-from torch_utils.meeting import Meeting
+from torch_utils.processes import rendezvous
+from torch_utils.processes.rendezvous import Meeting
 
 
 def in_threads(*functions):
@@ -39,17 +39,17 @@ def store():
 
 
 def test_every_start_has_a_name_of_its_own_that_all_its_processes_know(store):
-    guests = [lambda r=r: meeting._join(store, r) for r in (1, 2)]
-    names = [in_threads(lambda: meeting._host(store, 3), *guests) for _ in range(3)]
+    guests = [lambda r=r: rendezvous._join(store, r) for r in (1, 2)]
+    names = [in_threads(lambda: rendezvous._host(store, 3), *guests) for _ in range(3)]
     assert all(len(set(start)) == 1 for start in names) and len({start[0] for start in names}) == 3
 
 
 def test_processes_that_do_not_come_are_named(store, monkeypatch):
-    monkeypatch.setattr(meeting, 'WAIT_SEC', 0.1)
+    monkeypatch.setattr(rendezvous, 'WAIT_SEC', 0.1)
     # This one asked in an earlier start and is gone.
     store.set('asks/2', 'word')
     with pytest.raises(UserError, match=r'^processes 1, 2 of 3 have not come within 0.1 seconds'):
-        meeting._host(store, 3)
+        rendezvous._host(store, 3)
 
 
 def test_what_the_first_decides_holds_for_all(store):
@@ -63,7 +63,7 @@ def test_an_error_of_the_first_lets_the_others_leave_in_silence(store, capsys):
         meeting_of(store, 0).from_first(fail)
     with pytest.raises(SystemExit) as left:
         meeting_of(store, 1).from_first(fail)
-    assert left.value.code == meeting.REFUSED and capsys.readouterr() == ('', '')
+    assert left.value.code == rendezvous.REFUSED and capsys.readouterr() == ('', '')
 
 
 def fail():
@@ -94,7 +94,7 @@ def test_without_the_launcher_everyone_speaks(store, monkeypatch):
     monkeypatch.setattr(torch.distributed.PrefixStore, 'compare_set', lose)
     assert meeting_of(store, 1).is_first_to_say('a')
     # Who has not met the others does not wait for them to say so.
-    assert not meeting.meet.cache_info().currsize and meeting.is_first_to_say('a')
+    assert not rendezvous.meet.cache_info().currsize and rendezvous.is_first_to_say('a')
 
 
 @pytest.mark.parametrize(('rank', 'words'), [('0', 'cannot listen there'), ('1', 'cannot reach it')])
@@ -108,5 +108,5 @@ def test_a_port_that_is_taken_or_silent_is_one_line(rank, words, monkeypatch):
             monkeypatch.setenv(name, value)
         monkeypatch.delenv('TORCHELASTIC_USE_AGENT_STORE', raising=False)
         with pytest.raises(UserError, match=rf'^MASTER_PORT={port} of .*process {rank} {words}') as raised:
-            meeting.open_store(timeout_sec=1)
+            rendezvous.open_store(timeout_sec=1)
         assert '\n' not in str(raised.value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import nvrtc
+from torch_utils.kernels import nvrtc
 
 SOURCE = '#include <cuda_fp16.h>\nextern "C" __global__ void f(__half* x) { x[0] = __float2half(N); }\n'
 needs_compiler = pytest.mark.skipif(nvrtc.problem() is not None, reason='no NVRTC')

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from torch_utils import nvrtc, nvrtc_process
+from torch_utils.kernels import nvrtc, nvrtc_process
 
 needs_compiler = pytest.mark.skipif(nvrtc.problem() is not None, reason='no NVRTC')
 SOURCE = 'extern "C" __global__ void f(float* x) { x[0] = N; }\n'
@@ -82,6 +82,6 @@ def test_without_any_process_nothing_is_compiled(monkeypatch):
 
 
 def test_a_process_imports_no_torch():
-    code = ('import sys, torch_utils.nvrtc_process\n'
+    code = ('import sys, torch_utils.kernels.nvrtc_process\n'
             'assert not {"torch", "numpy", "click"} & set(sys.modules)')
     subprocess.run([sys.executable, '-c', code], cwd=nvrtc_process.ROOT, check=True)

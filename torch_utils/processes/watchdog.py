@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from torch_utils.meeting import Meeting
+from torch_utils.processes.rendezvous import Meeting
 
 STDERR = 2  # the file descriptor
 FAILED = 1  # exit status

@@ -8,9 +8,9 @@ import pickletools
 import pytest
 import torch
 
-from torch_utils import safe_pickle
-from torch_utils.pickle_machine import Damaged, Refused
-from torch_utils.stored_tensor import Storage, StoredTensor, load_storage, make_tensors, rebuild_tensor
+from torch_utils.pickles import describe
+from torch_utils.pickles.machine import Damaged, Refused
+from torch_utils.pickles.tensors import Storage, StoredTensor, load_storage, make_tensors, rebuild_tensor
 
 STORAGE = Storage(memoryview(bytes(48)), torch.float32, 12)
 
@@ -22,7 +22,7 @@ def storage_bytes(tensor):
 
 
 def round_trip(value, protocol=4):
-    return safe_pickle.load(io.BytesIO(pickle.dumps(value, protocol=protocol)))
+    return describe.load(io.BytesIO(pickle.dumps(value, protocol=protocol)))
 
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
@@ -73,7 +73,7 @@ def test_a_storage_of_a_gpu_is_read_on_the_cpu():
 def test_parameters_with_hooks_or_attributes_are_refused():
     parameter = torch.nn.Parameter(torch.randn(3))
     parameter.note = 'x'
-    with pytest.raises(safe_pickle.UserError, match='_rebuild_parameter_with_state'):
+    with pytest.raises(describe.UserError, match='_rebuild_parameter_with_state'):
         round_trip(parameter)
 
 

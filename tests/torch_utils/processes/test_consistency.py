@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import agreement, distributed
-from torch_utils.agreement import check_agreement, checksums, named_tensors
+from torch_utils import distributed
+from torch_utils.processes import consistency
+from torch_utils.processes.consistency import check_agreement, checksums, named_tensors
 
 
 def state():
@@ -42,12 +43,12 @@ def test_one_bit_changes_the_sum_of_its_tensor_alone():
 def test_the_process_and_the_first_tensor_that_differ_are_named(size, wrong, monkeypatch):
     monkeypatch.setattr(distributed, 'world_size', lambda: size)
     others = state()
-    monkeypatch.setattr(agreement.distributed, 'gather_values', lambda sums: [sums] * size)
+    monkeypatch.setattr(consistency.distributed, 'gather_values', lambda sums: [sums] * size)
     check_agreement(others)
     right = checksums([tensor for _, tensor in named_tensors(others)])
     flip(others['G']['a.bias'], 1)
     flip(others['opt']['state'][0]['exp_avg'], 0)
-    monkeypatch.setattr(agreement.distributed, 'gather_values',
+    monkeypatch.setattr(consistency.distributed, 'gather_values',
                         lambda sums: [sums if rank == wrong else right for rank in range(size)])
     with pytest.raises(UserError, match=rf'^process {wrong} has another G\.a\.bias than ') as caught:
         check_agreement(others)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_utils.pickle_machine import Damaged, Machine
+from torch_utils.pickles.machine import Damaged, Machine
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's non-zip format
 PROTOCOL = 1001  # second pickle

@@ -6,7 +6,7 @@ import torch
 if not torch.distributed.is_available():
     pytest.skip('torch without distributed', allow_module_level=True)
 
-from torch_utils.watch import Judge, Report
+from torch_utils.processes.watchdog import Judge, Report
 
 
 def judge(*moments, timeout_sec=10.0):

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 
 from dnnlib.util import UserError
-from torch_utils.nvrtc_process import CompileError, Job, complaint
+from torch_utils.kernels.nvrtc_process import CompileError, Job, complaint
 
 __all__ = ['CompileError', 'Job', 'complaint']
 

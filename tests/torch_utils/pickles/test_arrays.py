@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from dnnlib.util import UserError
-from torch_utils import safe_pickle
-from torch_utils.stored_array import StoredArray
+from torch_utils.pickles import describe
+from torch_utils.pickles.arrays import StoredArray
 
 
 def load(value, protocol=4):
     data = value if isinstance(value, bytes) else pickle.dumps(value, protocol=protocol)
-    return safe_pickle.load(io.BytesIO(data), 'net.pkl')
+    return describe.load(io.BytesIO(data), 'net.pkl')
 
 
 @pytest.mark.parametrize('protocol', [2, 3, 4])

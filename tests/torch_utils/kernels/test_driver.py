@@ -8,8 +8,10 @@ import pytest
 import torch
 from driver_stand_in import words
 
-from torch_utils import cuda_driver, custom_ops, nvrtc
+from torch_utils import custom_ops
 from torch_utils.custom_ops import Kernel
+from torch_utils.kernels import driver as cuda_driver
+from torch_utils.kernels import nvrtc
 from torch_utils.ops._registry import Op
 
 pytestmark = pytest.mark.skipif(not driver_stand_in.is_possible(), reason='needs g++ on Linux')

@@ -13,8 +13,8 @@ import torch
 from small_networks import without_end
 
 from dnnlib.util import UserError
-from torch_utils import torch_file
-from torch_utils.stored_tensor import StoredTensor
+from torch_utils.pickles import torch_file
+from torch_utils.pickles.tensors import StoredTensor
 
 BOTH = pytest.mark.parametrize('is_zip', [True, False])
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from torch_utils.pickle_machine import Buildable, Damaged, Global
+from torch_utils.pickles.machine import Buildable, Damaged, Global
 
 MAX_DIMS = 8
 NUMBER_CODES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1')

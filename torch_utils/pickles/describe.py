@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from dnnlib.util import UserError
-from torch_utils import stored_array
 from torch_utils.persistence import VERSION
-from torch_utils.pickle_machine import Buildable, Damaged, Global, Machine, Refused
-from torch_utils.stored_tensor import StoredTensor, load_storage, rebuild_tensor
+from torch_utils.pickles import arrays
+from torch_utils.pickles.machine import Buildable, Damaged, Global, Machine, Refused
+from torch_utils.pickles.tensors import StoredTensor, load_storage, rebuild_tensor
 
 MAX_VALUES = 300_000  # arguments and attributes in one file; a network has some 10,000
 MAX_DEPTH = 32  # of nested containers
@@ -225,5 +225,5 @@ ALLOWED = {
     ('torch._utils', '_rebuild_parameter'): _called(_rebuild_parameter),
     ('torch.storage', '_load_from_bytes'): _called(load_storage),
     ('dnnlib.tflib.network', 'Network'): Global(new=TensorFlowNetwork),
-    **stored_array.TABLE,
+    **arrays.TABLE,
 }

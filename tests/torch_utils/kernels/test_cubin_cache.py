@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from torch_utils import custom_ops, nvrtc
-from torch_utils.cubin_cache import CubinCache, key_of
+from torch_utils import custom_ops
+from torch_utils.kernels import nvrtc
+from torch_utils.kernels.cubin_cache import CubinCache, key_of
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 KERNEL = custom_ops.Kernel('f.cu', 'f', ())
 
 
@@ -97,7 +98,8 @@ for i in range(50):
 
 
 def test_eight_processes_at_once_do_no_harm(tmp_path):
-    command = [sys.executable, '-S', '-c', EIGHT, str(ROOT / 'torch_utils' / 'cubin_cache.py'), str(tmp_path)]
+    module = ROOT / 'torch_utils' / 'kernels' / 'cubin_cache.py'
+    command = [sys.executable, '-S', '-c', EIGHT, str(module), str(tmp_path)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
     errors = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0] * 8, errors

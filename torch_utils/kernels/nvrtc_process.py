@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One compilation by NVRTC, here or in a process of its own: `python -m torch_utils.nvrtc_process`.
+"""One compilation by NVRTC, here or in a process of its own: `python -m torch_utils.kernels.nvrtc_process`.
 
 NVRTC compiles one program of a process at a time, whatever its number of threads. Such a process starts in a
 third of a second because it imports no torch. It reads requests and writes answers until its input ends, each
@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-COMMAND = (sys.executable, '-m', 'torch_utils.nvrtc_process')
-ROOT = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, '-m', 'torch_utils.kernels.nvrtc_process')
+ROOT = Path(__file__).resolve().parents[2]
 END_SEC = 10  # what a process may take to end once its input has
 
 

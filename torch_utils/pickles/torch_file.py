@@ -5,9 +5,9 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from torch_utils import safe_pickle
-from torch_utils.pickle_machine import Buildable, Damaged, Global, Machine
-from torch_utils.stored_tensor import STORAGE_TYPES, Declared, Storage, read_header
+from torch_utils.pickles import describe
+from torch_utils.pickles.machine import Buildable, Damaged, Global, Machine
+from torch_utils.pickles.tensors import STORAGE_TYPES, Declared, Storage, read_header
 
 ZIP_HEAD = b'PK\x03\x04'
 OLD_HEAD = b'\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'  # after two bytes: the first pickle before torch 1.6
@@ -21,7 +21,7 @@ class _Bag(Buildable):
         """Take any state."""
 
 
-TABLE = {**safe_pickle.ALLOWED, **STORAGE_TYPES, ('argparse', 'Namespace'): Global(new=_Bag)}
+TABLE = {**describe.ALLOWED, **STORAGE_TYPES, ('argparse', 'Namespace'): Global(new=_Bag)}
 
 
 def is_torch_file(data: bytes) -> bool:
@@ -35,7 +35,7 @@ def load(data: bytes, name: str) -> Any:
     name: what error messages call it. Raises UserError, one line, if the file is damaged or asks for anything
     else than tensors.
     """
-    with safe_pickle.explained(name):
+    with describe.explained(name):
         return _from_zip(data) if data[:4] == ZIP_HEAD else _from_stream(data)
 
 
