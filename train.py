@@ -13,7 +13,7 @@ from dnnlib.cli import run_command
 from dnnlib.launched import is_launched
 from dnnlib.util import UserError
 from training import config as cfg
-from training.config_changes import check_changes
+from training.config.changes import check_changes
 from training.run_folder import (
     FLAGS_FILE,
     OPTIONS_FILE,

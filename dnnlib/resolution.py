@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of any shape: how height and width become a start size and a number of doublings."""
+"""The sizes that images may have: how height and width become a start size and a number of doublings."""
 from collections.abc import Sequence
 
 Size = int | Sequence[int]  # a side of a square, or (height, width)
@@ -15,17 +15,37 @@ def height_width(size: Size) -> tuple[int, int]:
 def split_resolution(img_resolution: Size) -> tuple[int, int, int]:
     """(a, b, n) with height a * 2^n and width b * 2^n, n as large as leaves both a and b at least 3.
 
-    Raises ValueError if no network fits: n must be at least 1 and neither a nor b above 16.
+    (4, 4, n) for squares of powers of two. Raises ValueError if no network fits: n must be at least 1 and
+    neither a nor b above 16.
     """
     height, width = height_width(img_resolution)
-    n = 0
-    while height % 2 == width % 2 == 0 and min(height, width) // 2 >= MIN_START:
-        height, width, n = height // 2, width // 2, n + 1
-    if n < 1 or max(height, width) > MAX_START or min(height, width) < MIN_START:
+    a, b, n = height, width, 0
+    # Start as small as possible: every doubling is a pair of learned layers.
+    while a % 2 == b % 2 == 0 and min(a, b) // 2 >= MIN_START:
+        a, b, n = a // 2, b // 2, n + 1
+    if n < 1 or max(a, b) > MAX_START or min(a, b) < MIN_START:
         raise ValueError(
-            f'no network fits pictures of {img_resolution}: height and width must be a * 2^n and b * 2^n '
-            f'with n >= 1 and a, b from {MIN_START} to {MAX_START}, such as 256 or 512x768')
-    return height, width, n
+            f'no network fits images of {width}x{height} (width x height): both sides must be '
+            f'{MIN_START}..{MAX_START} times one power of two, at least 2')
+    return a, b, n
+
+
+def untrainable_reason(height: int, width: int) -> str | None:
+    """Why no network has images of this size, None if one has."""
+    try:
+        split_resolution((height, width))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def nearest_resolution(height: int, width: int) -> tuple[int, int]:
+    """(height, width) closest to these that split_resolution() accepts; square for squares."""
+    # A few thousand sizes: quick enough for an error message, and plain.
+    starts = range(MIN_START, MAX_START + 1)
+    sizes = [(a << n, b << n) for n in range(1, 12) for a in starts for b in starts
+             if height != width or a == b]
+    return min(sizes, key=lambda size: (abs(size[0] - height) + abs(size[1] - width), size))
 
 
 def levels_of(img_resolution: Size) -> tuple[tuple[int, int], list[int]]:

@@ -116,7 +116,7 @@ def test_levels_follow_the_longest_fitting_name():
     order = ['dnnlib.util', 'torch_utils.ops.fma', 'training.dataset_sources', 'training.loss',
              'training.training_loop', 'train']
     assert [level(module) for module in order] == [0, 1, 2, 3, 4, 5]
-    assert level('training.config_options') == 0 and level('metrics.metric_main') == level('legacy') == 3
+    assert level('training.config.options') == 0 and level('metrics.metric_main') == level('legacy') == 3
 
 
 def test_every_exception_to_the_rule_of_imports_is_in_use():

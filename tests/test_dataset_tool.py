@@ -180,7 +180,7 @@ def test_any_shape_allows_what_our_networks_train_on(tmp_path, tool):
 def test_even_any_shape_refuses_odd_sides(tmp_path, tool):
     source = write_folder(tmp_path / 's', {'a.png': encode(picture(0, 7, 8))})
     status, output = tool(source, tmp_path / 'out', '--any-shape')
-    assert status == 2 and 'even' in output
+    assert status == 2 and 'one power of two' in output
 
 
 def test_mixed_modes_can_be_made_alike(tmp_path, tool):

@@ -16,7 +16,7 @@ from typing import Any
 from dnnlib.util import UserError
 from training.checkpoint import atomic_write
 from training.config import TrainConfig
-from training.config_changes import check_changes
+from training.config.changes import check_changes
 from training.manifest import (
     STATE,
     forget_files,

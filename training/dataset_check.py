@@ -5,12 +5,13 @@ import dataclasses
 import hashlib
 
 from dnnlib.progress import progress
+from dnnlib.resolution import untrainable_reason
 from dnnlib.util import UserError
 from training.dataset_files import LABEL_FILE
 from training.dataset_images import ImageError
 from training.dataset_labels import label_array, parse_label_json
 from training.dataset_sources import FileSource, SourceImage
-from training.dataset_transforms import Shape, shape_text, untrainable_reason
+from training.dataset_transforms import Shape, shape_text
 from training.dataset_workers import map_images, num_workers
 
 MAX_EXAMPLES = 5  # names a line; the rest is counted
@@ -87,7 +88,7 @@ def _check_shapes(images: list[Examined], report: Report) -> None:
 
 
 def _check_trainable(shape: Shape, report: Report) -> None:
-    reason = untrainable_reason(shape)
+    reason = untrainable_reason(*shape[:2])
     if reason is not None:
         report.problems.append(f'{shape_text(shape)}: {reason}')
     elif shape[0] != shape[1] or shape[0] & (shape[0] - 1):

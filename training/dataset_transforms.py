@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from dnnlib.resolution import nearest_resolution, untrainable_reason
 from dnnlib.util import UserError
 from training.dataset_images import (
     CHANNEL_MODES,
@@ -16,7 +17,6 @@ from training.dataset_images import (
 
 RESIZE_FILTERS = {'box': Image.Resampling.BOX, 'lanczos': Image.Resampling.LANCZOS}
 TRANSFORMS = ('center-crop', 'center-crop-wide')
-MIN_SIDE = 4  # the first block of the networks
 Shape = tuple[int, int, int]  # height, width, channels
 
 
@@ -145,18 +145,11 @@ class ShapeRule:
                             'with --any-shape')
 
     def _check_any(self, name: str, shape: Shape) -> None:
-        reason = untrainable_reason(shape)
+        reason = untrainable_reason(*shape[:2])
         if reason is not None:
-            raise UserError(f'{name} is {shape_text(shape)}: {reason}; resize with --width --height')
-
-
-def untrainable_reason(shape: Shape) -> str | None:
-    """Why no network of ours has this output shape, or None: sides are a * 2^n and b * 2^n with n >= 1."""
-    if min(shape[:2]) < MIN_SIDE:
-        return f'sides must be at least {MIN_SIDE} pixels'
-    if shape[0] % 2 or shape[1] % 2:
-        return 'sides must be even, better multiples of 8 or 16'
-    return None
+            height, width = nearest_resolution(*shape[:2])
+            raise UserError(
+                f'{name} is {shape_text(shape)}: {reason}; resize with --width={width} --height={height}')
 
 
 def nearest_power(size: int) -> int:

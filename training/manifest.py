@@ -16,7 +16,7 @@ from typing import Any
 
 from dnnlib.util import UserError
 from training.checkpoint import atomic_write
-from training.config_values import HIGHER_IS_BETTER
+from training.config.values import HIGHER_IS_BETTER
 from training.ticks import kimg_number
 
 MANIFEST = 'snapshots.json'

@@ -23,7 +23,7 @@ from training.background import Snapshot, SnapshotWriter
 from training.batches import Batches, draw_labels
 from training.checkpoint import HostCopies, copy_networks
 from training.config import TrainConfig
-from training.config_systems import SYSTEM_FORMS
+from training.config.systems import SYSTEM_FORMS
 from training.continuation import Continuation, missing_metrics, open_state, rewind_records
 from training.dataset import ImageFolderDataset
 from training.guards import DiversityProbe, Guards

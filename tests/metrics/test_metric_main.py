@@ -17,7 +17,7 @@ from metrics.metric_main import (
     register_metric,
     report_metric,
 )
-from training.config_values import METRICS
+from training.config.values import METRICS
 
 RESULT = {'results': {'m': 1 / 3}, 'metric': 'm', 'total_time': 2.0, 'total_time_str': '2s', 'num_gpus': 1}
 

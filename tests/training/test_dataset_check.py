@@ -28,7 +28,9 @@ def test_check_accepts_a_good_dataset_and_writes_nothing(tmp_path, tool):
      'differ: b.png'),
     ({'a.png': encode(picture()), 'dataset.json': {'labels': []}}, 'no label, the first is a.png'),
     ({'a.png': encode(picture()), 'dataset.json': {'labels': [['a.png', -1]]}}, 'label of a.png is -1'),
-    ({'a.png': encode(picture(0, 9, 9))}, 'even'), ({'a.png': encode(picture(0, 2, 2))}, 'at least 4'),
+    ({'a.png': encode(picture(0, 9, 9))}, 'one power of two'),
+    ({'a.png': encode(picture(0, 34, 34))}, 'images of 34x34'),
+    ({'a.png': encode(picture(0, 4, 4))}, 'at least 2'),
     ({'a.txt': b''}, 'no pictures'),
 ])
 def test_check_refuses_what_cannot_be_trained(tmp_path, tool, files, message):

@@ -56,7 +56,10 @@ def test_stretching_is_more_than_rounding(shape, is_stretching):
     ((8, 16, 3), False, 'not square'), ((24, 24, 3), False, r'power of two.*--width=16'),
     ((8, 8, 4), False, 'channels'), ((8, 8, 2), False, 'channels'), ((8, 8, 1), False, None),
     ((1, 1, 3), False, None),
-    ((8, 12, 4), True, None), ((9, 12, 3), True, 'even'), ((2, 2, 3), True, 'at least 4'),
+    ((8, 12, 4), True, None), ((9, 12, 3), True, 'one power of two'),
+    ((2, 2, 3), True, '--width=6 --height=6'), ((34, 34, 3), True, '--width=32 --height=32'),
+    ((250, 250, 3), True, '--width=256 --height=256'), ((1000, 1000, 1), True, '--width=1024 --height=1024'),
+    ((4, 4, 3), True, 'one power of two'),
     ((8, 8, 2), True, None),
 ])
 def test_first_shapes_that_fit(shape, any_shape, message):

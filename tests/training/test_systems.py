@@ -28,7 +28,7 @@ import style_mixing
 from torch_utils import misc
 from training import checkpoint, memory
 from training.config import TrainConfig
-from training.config_changes import check_changes
+from training.config.changes import check_changes
 from training.formats.convert import write_snapshot
 from training.networks_dcgan import DCGANGenerator
 from training.networks_stylegan1 import StyleGAN1Generator

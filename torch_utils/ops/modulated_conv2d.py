@@ -132,7 +132,7 @@ def modulated_layer(
     x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, noise: torch.Tensor | None,
     bias: torch.Tensor, epilogue: Epilogue, **resample: Any,
 ) -> torch.Tensor:
-    """finished_convolution() of modulate(weight, styles), as sources inside snapshots of version 0.1 call it."""
+    """finished_convolution() of modulate(weight, styles), for sources inside snapshots of version 0.1."""
     _check_styles(x, weight, styles)
     return finished_convolution(x, modulate(weight, styles, x.dtype), noise, bias, epilogue, **resample)
 

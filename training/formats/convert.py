@@ -31,7 +31,7 @@ def write_snapshot(
 ) -> list[Path]:
     """Write what checkpoint.copy_networks() gave beside each other: `path` with the suffix of each format.
 
-    formats: of training.config_values.SNAPSHOT_FORMATS. Returns the paths. Raises UserError if a file cannot
+    formats: of training.config.values.SNAPSHOT_FORMATS. Returns the paths. Raises UserError if a file cannot
     be written.
     """
     writers: dict[str, Callable[..., Path]] = {

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnnlib.util import UserError
-from training.config_dataset import split_resolution
-from training.config_sections import (
+from training.config.sections import (
     AugmentConfig,
     DataConfig,
     DiscriminatorConfig,
@@ -20,7 +19,8 @@ from training.config_sections import (
     construct,
     without_class_name,
 )
-from training.config_systems import SYSTEM_FORMS, SystemForm, read_sections, system_of
+from training.config.systems import SYSTEM_FORMS, SystemForm, read_sections, system_of
+from training.config.values import split_resolution
 
 PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
 DEVICES = ('auto', 'cuda', 'cpu')

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of flags that are written in a way of their own: durations, snapshots, lists of names."""
+"""Values with rules of their own: durations, snapshot intervals, lists of names, datasets and their sizes."""
 import re
+from dataclasses import dataclass
 
+from dnnlib import resolution
 from dnnlib.util import UserError
 
 UNIT_SEC = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
@@ -11,6 +13,32 @@ HIGHER_IS_BETTER = ('is', 'pr', 'dc')  # beginnings of names of metrics
 SWITCH = {'auto': None, **dict.fromkeys(('1', 'true', 'yes', 'on', 'y', 't'), True),
           **dict.fromkeys(('0', 'false', 'no', 'off', 'n', 'f'), False)}
 SNAPSHOT_FORMATS = ('pkl', 'safetensors')
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What opening a dataset tells.
+
+    path: folder or zip.  num_images: without mirror images.  height, width: pixels.  channels: 1 gray, 2 gray
+    and alpha, 3 RGB, 4 RGBA, or any other number.  label_dim: length of a label vector, 0 without labels.
+    """
+
+    path: str
+    num_images: int
+    height: int
+    width: int
+    channels: int = 3
+    has_labels: bool = False
+    label_dim: int = 0
+
+
+def split_resolution(height: int, width: int) -> tuple[int, int, int]:
+    """As dnnlib.resolution.split_resolution(). Raises UserError, with the nearest size that fits."""
+    try:
+        return resolution.split_resolution((height, width))
+    except ValueError as error:
+        h, w = resolution.nearest_resolution(height, width)
+        raise UserError(f'--data: {error}; resize with dataset_tool.py --width={w} --height={h}') from error
 
 
 def parse_duration(text: str) -> float:

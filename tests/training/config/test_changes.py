@@ -7,7 +7,7 @@ from small_run import small_config
 
 from dnnlib.util import UserError
 from training.config import OPTIONS
-from training.config_changes import CAUSES, MAY_CHANGE, changes, check_changes
+from training.config.changes import CAUSES, MAY_CHANGE, changes, check_changes
 
 
 def settings(config):

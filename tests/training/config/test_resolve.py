@@ -10,8 +10,8 @@ from golden_cases import cases
 
 from dnnlib.util import UserError
 from training import config as cfg
-from training.config_options import TRANSFER_FOLDER
-from training.config_presets import Preset
+from training.config.options import TRANSFER_FOLDER
+from training.config.presets import Preset
 
 
 def dataset(side=64, width=None, **kwargs):

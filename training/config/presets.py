@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from training.config_systems import UNLIMITED
+from training.config.systems import UNLIMITED
 
 FMAPS_BASE = 32768  # channel_base of a preset with fmaps = 1
 DCGAN_FEATURES, DCGAN_EPOCHS = 64, 25  # ngf and ndf; passes through the dataset

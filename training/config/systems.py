@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnnlib.util import UserError
-from training.config_sections import (
+from training.config.sections import (
     DataConfig,
     DiscriminatorConfig,
     GeneratorConfig,

@@ -9,21 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from dnnlib.util import UserError
-from training.config_dataset import DatasetInfo, split_resolution
-from training.config_options import (
-    AUGMENT_GROUPS,
+from training.config.options import (
     COLOR_CHANNELS,
     OPTIONS,
     PIPELINES,
-    Option,
     Request,
     Settings,
-    continues,
     pipeline_multipliers,
 )
-from training.config_presets import FMAPS_BASE, PRESETS, Preset
-from training.config_schema import TrainConfig
-from training.config_sections import (
+from training.config.presets import FMAPS_BASE, PRESETS, Preset
+from training.config.schema import TrainConfig
+from training.config.sections import (
     AugmentConfig,
     DataConfig,
     DiscriminatorConfig,
@@ -31,33 +27,8 @@ from training.config_sections import (
     LossConfig,
     OptimizerConfig,
 )
-from training.config_systems import check_unused
-from training.config_values import METRICS
-
-__all__ = [
-    'AUGMENT_GROUPS',
-    'METRICS',
-    'OPTIONS',
-    'PIPELINES',
-    'PRESETS',
-    'AugmentConfig',
-    'DataConfig',
-    'DatasetInfo',
-    'DiscriminatorConfig',
-    'GeneratorConfig',
-    'LossConfig',
-    'OptimizerConfig',
-    'Option',
-    'Preset',
-    'TrainConfig',
-    'check_flags',
-    'continues',
-    'fitting_group',
-    'notes',
-    'resolve',
-    'run_description',
-    'split_resolution',
-]
+from training.config.systems import check_unused
+from training.config.values import DatasetInfo, split_resolution
 
 SECTIONS: dict[str, Any] = {
     'data': DataConfig, 'G': GeneratorConfig, 'D': DiscriminatorConfig, 'G_opt': OptimizerConfig,

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from dnnlib.util import UserError
-from training.config_options import OPTIONS
-from training.config_schema import TrainConfig
+from training.config.options import OPTIONS
+from training.config.schema import TrainConfig
 
 # Where a run reads, how long it lasts and what it reports: training itself is the same without.
 MAY_CHANGE = frozenset({

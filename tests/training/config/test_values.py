@@ -3,7 +3,7 @@
 import pytest
 
 from dnnlib.util import UserError
-from training.config_values import parse_duration, parse_formats
+from training.config.values import parse_duration, parse_formats
 
 
 @pytest.mark.parametrize(('text', 'seconds'), [

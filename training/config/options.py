@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnnlib.util import UserError
-from training.config_dataset import DatasetInfo
-from training.config_presets import PRESETS
-from training.config_schema import CUDA_GRAPHS, DEVICES, OPS, PRECISIONS
-from training.config_sections import AUGMENT_MODES, CACHES
-from training.config_values import parse_duration, parse_formats, parse_metrics, parse_snap, parse_switch
+from training.config.presets import PRESETS
+from training.config.schema import CUDA_GRAPHS, DEVICES, OPS, PRECISIONS
+from training.config.sections import AUGMENT_MODES, CACHES
+from training.config.values import (
+    DatasetInfo,
+    parse_duration,
+    parse_formats,
+    parse_metrics,
+    parse_snap,
+    parse_switch,
+)
 
 MAX_SEED = 2 ** 32 - 1
 RESUME_ADA_KIMG = 100  # ADA moves faster when training starts from a trained network
