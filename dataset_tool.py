@@ -4,11 +4,11 @@ import click
 
 from dnnlib.cli import run_command
 from dnnlib.util import UserError
-from training.dataset_check import check_dataset
-from training.dataset_convert import convert_dataset
-from training.dataset_images import MODE_CHANNELS
-from training.dataset_sources import open_source
-from training.dataset_transforms import RESIZE_FILTERS, TRANSFORMS, TransformSettings
+from training.datasets.check import check_dataset
+from training.datasets.convert import convert_dataset
+from training.datasets.images import MODE_CHANNELS
+from training.datasets.sources import open_source
+from training.datasets.transforms import RESIZE_FILTERS, TRANSFORMS, TransformSettings
 
 POSITIVE = click.IntRange(min=1)
 SIDE = click.IntRange(1, 16384)  # a slip of the finger must not fill the memory

@@ -24,10 +24,11 @@ from dnnlib.cli_options import (
     video_options,
 )
 from dnnlib.util import UserError
-from training.directions import find_directions, read_direction
 from training.formats.convert import check_truncation
-from training.picture_files import is_archive, sheet_columns, write_pictures, write_sheet, write_sweep
-from training.picture_sources import (
+from training.sampling.directions import find_directions, read_direction
+from training.sampling.output import is_archive, sheet_columns, write_pictures, write_sheet, write_sweep
+from training.sampling.sampler import Sampler, open_sampler
+from training.sampling.sources import (
     ProjectedSource,
     SeedSource,
     Source,
@@ -37,8 +38,7 @@ from training.picture_sources import (
     read_projected_w,
     truncation_sweep,
 )
-from training.sampling import Sampler, open_sampler
-from training.walk_video import walk_of_sweep, walk_through, write_walk
+from training.sampling.walks import walk_of_sweep, walk_through, write_walk
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b

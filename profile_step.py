@@ -14,13 +14,13 @@ from dnnlib.util import UserError, replace_file
 from torch_utils import custom_ops
 from torch_utils.host_memory import keep_freed_memory
 from training import config as cfg
-from training import preview
+from training.capacity import dry_run
 from training.dataset import ImageFolderDataset
-from training.networks_micro import RESOLUTION as MICRO_RESOLUTION
-from training.profiling import MICRO, ProfiledRun, micro_config, record_step
-from training.profiling_report import Report, to_csv, to_json, to_text
-from training.profiling_timeline import time_steps, timeline_header, timeline_line, timeline_summary
+from training.profiling.record import MICRO, ProfiledRun, micro_config, record_step
+from training.profiling.report import Report, to_csv, to_json, to_text
+from training.profiling.timeline import time_steps, timeline_header, timeline_line, timeline_summary
 from training.state import pick_device
+from training.systems.micro import RESOLUTION as MICRO_RESOLUTION
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b
@@ -119,7 +119,7 @@ def _run_on_pictures(
             raise UserError(f'--{option}={value} is for random pictures; those of --data have their own')
     if name == MICRO:
         _check_micro(flags)
-    info, _ = preview.open_dataset(flags['data'], bool(flags.get('cond')))
+    info, _ = dry_run.open_dataset(flags['data'], bool(flags.get('cond')))
     config = cfg.resolve({**flags, 'cfg': name}, info)
     return ProfiledRun(config, device, dataset=ImageFolderDataset(**config.data.kwargs()))
 

@@ -19,12 +19,19 @@ from dnnlib.resolution import height_width
 from dnnlib.util import replace_file
 from dnnlib.video import open_video
 from training.checkpoint import save_network_snapshot
-from training.noise_maps import replaced_noise
-from training.pivotal_tuning import tune
-from training.projection import DEFAULT_SEED, Projection, ProjectionSettings, Projector, Schedule, project
-from training.projection_distance import Distance, open_distance, psnr
-from training.projection_files import find_targets, read_init_ws, read_target, save_projections
-from training.sampling import Sampler, open_sampler
+from training.projection.distance import Distance, open_distance, psnr
+from training.projection.files import find_targets, read_init_ws, read_target, save_projections
+from training.projection.noise_maps import replaced_noise
+from training.projection.search import (
+    DEFAULT_SEED,
+    Projection,
+    ProjectionSettings,
+    Projector,
+    Schedule,
+    project,
+)
+from training.projection.tuning import tune
+from training.sampling.sampler import Sampler, open_sampler
 
 __all__ = ['main', 'project', 'run_projection']
 

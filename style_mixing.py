@@ -20,10 +20,10 @@ from dnnlib.cli_options import (
 )
 from dnnlib.progress import progress
 from dnnlib.util import UserError
-from training.picture_files import is_archive
-from training.picture_sources import SeedSource
-from training.sampling import Sampler, open_sampler
-from training.walk_video import Walk, compose, walk_through, write_frames
+from training.sampling.output import is_archive
+from training.sampling.sampler import Sampler, open_sampler
+from training.sampling.sources import SeedSource
+from training.sampling.walks import Walk, compose, walk_through, write_frames
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b

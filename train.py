@@ -14,7 +14,7 @@ from dnnlib.launched import is_launched
 from dnnlib.util import UserError
 from training import config as cfg
 from training.config.changes import check_changes
-from training.run_folder import (
+from training.run.folder import (
     FLAGS_FILE,
     OPTIONS_FILE,
     claim_run_dir,
@@ -23,10 +23,10 @@ from training.run_folder import (
     read_json,
     save_options,
 )
-from training.run_lock import RunLock
+from training.run.lock import RunLock
 
 if TYPE_CHECKING:
-    from training.continuation import Continuation
+    from training.run.resume import Continuation
 
 CLICK_TYPES = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
 METAVARS = {int: 'INT', float: 'FLOAT', bool: 'BOOL', str: 'TEXT'}
@@ -62,7 +62,7 @@ def find_run(flags: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
 
     Flags that are not given now are those of the run.
     """
-    from training.continuation import find_state
+    from training.run.resume import find_state
     state, notes = find_state(flags['resume'], flags.get('outdir'))
     for note in notes:
         click.echo(f'Note: {note}')
@@ -121,11 +121,11 @@ def run_training(dry_run: bool, **flags: Any) -> None:
 def train_as_launched(dry_run: bool, flags: dict[str, Any]) -> None:
     """Train as one of the processes that torchrun has started."""
     from torch_utils import distributed
-    from training import elastic
+    from training.run import torchrun
     from training.training_loop import train
     with distributed.Reporting():
-        plan = elastic.plan_together(
-            lambda size: plan_training(dry_run, elastic.with_world_size(flags, size), flags))
+        plan = torchrun.plan_together(
+            lambda size: plan_training(dry_run, torchrun.with_world_size(flags, size), flags))
         if plan is not None:
             train(*plan)
 
@@ -145,17 +145,17 @@ def plan_training(
     for name in ('data',) if state is not None else ('outdir', 'data'):
         require(name, flags)
     # Imported here, and so below, because torch takes seconds and --help needs none of it.
-    from training import preview
-    dataset, label_text = preview.open_dataset(flags['data'], bool(flags.get('cond')))
+    from training.capacity import dry_run
+    dataset, label_text = dry_run.open_dataset(flags['data'], bool(flags.get('cond')))
     config = resolve_run(flags, dataset, state)
     run_dir = pick_run_dir(config, flags, dataset, state, dry_run=dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
-    click.echo(preview.summarise_options(config))
+    click.echo(dry_run.summarise_options(config))
     if dry_run:
-        click.echo(preview.summarise_needs(config, dataset))
+        click.echo(dry_run.summarise_needs(config, dataset))
     if label_text is not None:
         click.echo(f'\n{label_text}\n')
-    for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *preview.notes(config)]:
+    for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *dry_run.notes(config)]:
         click.echo(f'Note: {note}')
     if state is not None:
         click.echo(f'Note: Going on from {state}: the same run, with everything that it had learnt.')
@@ -172,7 +172,7 @@ def wish_of(state: Path | None, given: Mapping[str, Any]) -> 'Continuation | Non
     """To go on from a training state, with the flags of this command line."""
     if state is None:
         return None
-    from training.continuation import Continuation
+    from training.run.resume import Continuation
     return Continuation(
         str(state), bool(given.get('allow_changes')),
         frozenset(name for name, value in given.items() if value is not None))
@@ -202,7 +202,7 @@ def pick_run_dir(
 def start_training(config: cfg.TrainConfig, wish: 'Continuation | None') -> None:
     """Train, in so many processes as asked for."""
     from torch_utils import distributed
-    from training.interrupt import STOPPED
+    from training.run.interrupt import STOPPED
     from training.training_loop import train
     arguments = (config,) if wish is None else (config, wish)
     if config.num_gpus == 1:

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 from training.dataset import Dataset
-from training.dataset_files import ImageFiles
+from training.datasets.files import ImageFiles
 
 
 def whole_dataset(dataset: Dataset, *, keep_xflip: bool = False) -> Dataset:

@@ -14,7 +14,7 @@ import torch
 
 from dnnlib import util
 from dnnlib.util import UserError, replace_file
-from training.manifest import file_sha256
+from training.run.manifest import file_sha256
 
 DETECTOR_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/'
 INCEPTION, VGG16 = 'inception-2015-12-05.pt', 'vgg16.pt'

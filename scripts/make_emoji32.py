@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the bundled dataset: python -m scripts.make_emoji32 emoji64.zip [training/data/emoji32.zip]
+"""Make the bundled dataset: python -m scripts.make_emoji32 emoji64.zip [training/datasets/emoji32.zip]
 
 Halves pictures of 64x64 by averaging 2x2 pixels and stores them as compressed PNG, so that 1,906 take 3 MB.
 """
@@ -7,11 +7,11 @@ import sys
 
 from dnnlib.util import UserError
 from training.dataset import DATA_FOLDER, ImageFolderDataset
-from training.dataset_files import LABEL_FILE
-from training.dataset_images import encode_png
-from training.dataset_sources import FileSource
-from training.dataset_transforms import TransformSettings
-from training.dataset_writer import dataset_writer
+from training.datasets.files import LABEL_FILE
+from training.datasets.images import encode_png
+from training.datasets.sources import FileSource
+from training.datasets.transforms import TransformSettings
+from training.datasets.writer import dataset_writer
 
 SIDE = 32
 

@@ -16,11 +16,12 @@ import torch
 
 from dnnlib import cli
 from torch_utils import distributed
-from training import run_log, training_loop
+from training import training_loop
 from training.config import DatasetInfo, resolve
-from training.continuation import Continuation, find_state
-from training.manifest import read_manifest
-from training.run_state_file import read_state
+from training.run import log
+from training.run.manifest import read_manifest
+from training.run.resume import Continuation, find_state
+from training.run.state_file import read_state
 
 NUM_PICTURES = 12
 # Imports half of PyTorch, which no child needs to do again.
@@ -86,8 +87,8 @@ def leave_out_pictures(replace=setattr):
     replace: as setattr, which nothing undoes.
     """
     replace(training_loop, 'CPU_GRID_IMAGES', 12)
-    replace(run_log.RunLog, 'plot', lambda self: None)
-    replace(run_log, 'open_sinks', lambda *args, **kwargs: [])
+    replace(log.RunLog, 'plot', lambda self: None)
+    replace(log, 'open_sinks', lambda *args, **kwargs: [])
     replace(training_loop.Training, '_print_summaries', lambda self: None)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from training import checkpoint, networks
-from training.ticks import nimg_of_name
+from training.report.ticks import nimg_of_name
 
 SYNTHESIS = {'channel_base': 64, 'channel_max': 8}
 

@@ -9,8 +9,8 @@ from source_tree import PACKAGES, ROOT, Source, product_files
 LEVELS = [
     ('dnnlib', 0), ('training.config', 0),
     ('torch_utils', 1),
-    ('training.networks', 2), ('training.transforms', 2), ('training.augment', 2), ('training.dataset', 2),
-    ('training.batches', 2), ('training.ada', 2), ('training.ema', 2),
+    ('training.networks', 2), ('training.augment', 2), ('training.augmentation', 2), ('training.dataset', 2),
+    ('training.datasets', 2), ('training.batches', 2), ('training.ema', 2),
     ('training.training_loop', 4),
     ('training', 3), ('metrics', 3), ('legacy', 3),
 ]
@@ -20,14 +20,15 @@ SCRIPT_LEVEL = 5
 LATE_IMPORTS = {
     'train': {'torch', 'torch_utils', 'training'},
     'torch_utils.distributed': {'torch.distributed'},
-    'training.dataset_sources': {'lmdb'},
-    'training.stats_sinks': {'torch.utils', 'wandb'}, 'training.ticks': {'psutil'},
-    'training.training_curves': {'matplotlib'},
+    'training.datasets.sources': {'lmdb'},
+    'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
+    'training.report.curves': {'matplotlib'},
     'dnnlib.download': {'requests'}, 'dnnlib.video': {'imageio_ffmpeg'},
 }
 # Networks travel inside pickles as source, which must run with torch_utils and dnnlib alone.
-PICKLED = {'training.networks', 'training.networks_stylegan1', 'training.networks_dcgan', 'training.augment',
-           'training.augment_numbers', 'training.augment_resample', 'training.transforms'}
+PICKLED = {'training.networks', 'training.systems.stylegan1', 'training.systems.dcgan', 'training.augment',
+           'training.augmentation', 'training.augmentation.numbers', 'training.augmentation.resample',
+           'training.augmentation.matrices'}
 
 
 def level(module):
@@ -113,7 +114,7 @@ def test_imports_are_found_inside_and_outside_functions():
 
 
 def test_levels_follow_the_longest_fitting_name():
-    order = ['dnnlib.util', 'torch_utils.ops.fma', 'training.dataset_sources', 'training.loss',
+    order = ['dnnlib.util', 'torch_utils.ops.fma', 'training.datasets.sources', 'training.loss',
              'training.training_loop', 'train']
     assert [level(module) for module in order] == [0, 1, 2, 3, 4, 5]
     assert level('training.config.options') == 0 and level('metrics.metric_main') == level('legacy') == 3

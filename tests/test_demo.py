@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from scripts import demo
-from training.interrupt import STOPPED
+from training.run.interrupt import STOPPED
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from small_networks import save_small_network, small_generator
 
 import generate
 import legacy
-from training import checkpoint, sampling
+from training import checkpoint
+from training.sampling import sampler
 
 
 def run(*args):
@@ -30,7 +31,7 @@ def is_generate(case):
 
 def test_a_cpu_keeps_the_memory_of_its_tensors(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(sampling, 'keep_freed_memory', asked.append)
+    monkeypatch.setattr(sampler, 'keep_freed_memory', asked.append)
     network = save_small_network(tmp_path / 'net.pkl')
     assert run('--network', network, '--outdir', tmp_path / 'out', '--device=cpu', '--seeds=0') == 0
     assert asked == [torch.device('cpu')]

@@ -135,7 +135,7 @@ def test_a_zip_is_a_dataset_with_labels(options, tmp_path, c_dim, arguments, lab
 def test_an_interrupted_dataset_leaves_nothing(options, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
-    monkeypatch.setattr('training.sampling.Sampler.pictures', stop)
+    monkeypatch.setattr('training.sampling.sampler.Sampler.pictures', stop)
     network = options()[:2]
     assert run(*network, '--outdir', tmp_path / 'set.zip', '--seeds=0-3', '--device=cpu') == 1
     assert [path.name for path in tmp_path.iterdir()] == ['net.pkl']

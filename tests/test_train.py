@@ -16,7 +16,7 @@ from PIL import Image
 import train
 from dnnlib.util import UserError
 from training import config as cfg
-from training import preview
+from training.capacity import dry_run
 
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 SUMMARY = ('Output directory', 'Training data', 'Training duration', 'Number of GPUs', 'Number of images',
@@ -123,7 +123,7 @@ def close(actual, expected):
 
 @pytest.mark.parametrize('case', cases('train_configs'))
 def test_a_recorded_command_line_gives_the_recorded_options(case, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(preview, 'summarise_needs', lambda *_: '')  # tested below; slow at 1024 pixels
+    monkeypatch.setattr(dry_run, 'summarise_needs', lambda *_: '')  # tested below; slow at 1024 pixels
     data, out = make_dataset(tmp_path, **case['dataset']), tmp_path / 'out'
     for name in case.get('existing_run_dirs') or []:
         (out / name).mkdir(parents=True)
@@ -227,7 +227,7 @@ def test_labels_that_nobody_asks_for_need_not_be_complete(run, tmp_path):
 
 
 def test_the_bundled_dataset_is_found_by_name(run, tmp_path):
-    if not (ROOT / 'training/data/emoji32.zip').is_file():
+    if not (ROOT / 'training/datasets/emoji32.zip').is_file():
         pytest.skip('the bundled dataset is not built')
     status, stdout, stderr = run(f'--outdir={tmp_path}/o', '--data=emoji32', '--cfg=demo', '--cond=1', '-n')
     assert status == 0, stderr

@@ -8,11 +8,12 @@ from PIL import Image
 
 import train
 from training import config as cfg
-from training import continuation, preview
-from training.background import Snapshot, SnapshotWriter
+from training.capacity import dry_run
 from training.checkpoint import HostCopies
-from training.run_lock import LOCK_FILE, RunLock
-from training.run_state_file import make_payload
+from training.run import resume
+from training.run.lock import LOCK_FILE, RunLock
+from training.run.snapshots import Snapshot, SnapshotWriter
+from training.run.state_file import make_payload
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_latest_waits_for_no_run_that_has_just_begun_but_names_it(folder, run, s
     (begun / LOCK_FILE).write_text('')
     # Its program is dead.
     assert run('--outdir={out}', '--resume=latest')[0] == 0 and started.pop()[0].run_dir == str(folder)
-    monkeypatch.setattr(continuation, 'RunLock', functools.partial(RunLock, wait_sec=0))
+    monkeypatch.setattr(resume, 'RunLock', functools.partial(RunLock, wait_sec=0))
     monkeypatch.setattr(RunLock, '_try', lambda self: False)
     status, _, stderr = run('--outdir={out}', '--resume=latest')
     assert status == 2 and not started and stderr.count('\n') == 1
@@ -133,7 +134,7 @@ def test_what_cannot_go_on_is_explained_in_one_line(run, started, resume, messag
 
 
 def test_a_dry_run_says_where_it_would_go_on(folder, run, started, monkeypatch):
-    monkeypatch.setattr(preview, 'summarise_needs', lambda *_: '')
+    monkeypatch.setattr(dry_run, 'summarise_needs', lambda *_: '')
     before = sorted(p.stat().st_mtime_ns for p in folder.iterdir())
     status, stdout, _ = run('--resume={out}/' + folder.name, '-n')
     assert status == 0 and 'training-state-000004.pt' in stdout and stdout.endswith('Dry run; exiting.\n')

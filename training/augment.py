@@ -16,10 +16,17 @@ import torch
 from dnnlib.util import UserError
 from torch_utils import host_draws, persistence
 from torch_utils.ops import upfirdn2d
-from training import transforms
-from training.augment_numbers import HALF_NORMAL, NORMAL, UNIFORM, Numbers, QuantileNumbers, RandomNumbers
-from training.augment_resample import Margins, filter_each, plan_warp, warp
-from training.transforms import LUMA_AXIS
+from training.augmentation import matrices
+from training.augmentation.matrices import LUMA_AXIS
+from training.augmentation.numbers import (
+    HALF_NORMAL,
+    NORMAL,
+    UNIFORM,
+    Numbers,
+    QuantileNumbers,
+    RandomNumbers,
+)
+from training.augmentation.resample import Margins, filter_each, plan_warp, warp
 
 BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural pictures in the four bands of imgfilter (ADA, App. B)
 
@@ -58,36 +65,36 @@ def _one_of_two_rotations(chance: np.ndarray) -> np.ndarray:
 
 _rotation = functools.partial(
     Transform, 'rotate', UNIFORM, lambda pipe, u: (2 * u - 1) * math.pi * pipe.rotate_max, 0,
-    lambda t, w, h: transforms.rotate2d(t[0]), chance=_one_of_two_rotations)
+    lambda t, w, h: matrices.rotate2d(t[0]), chance=_one_of_two_rotations)
 
 # The first transform of a picture comes first; each row here undoes it, output position -> input position.
 GEOMETRY = (
     Transform('xflip', UNIFORM, lambda pipe, u: np.floor(2 * u), 0,
-              lambda i, w, h: transforms.scale(1 - 2 * i[0], 1.0)),
+              lambda i, w, h: matrices.scale(1 - 2 * i[0], 1.0)),
     Transform('rotate90', UNIFORM, lambda pipe, u: np.floor(4 * u), 0,
-              lambda i, w, h: transforms.rotate2d(i[0] * math.pi / 2)),
+              lambda i, w, h: matrices.rotate2d(i[0] * math.pi / 2)),
     Transform('xint', UNIFORM, lambda pipe, u: (2 * u - 1) * pipe.xint_max, 0,
-              lambda t, w, h: transforms.translate(-np.rint(t[0] * w), -np.rint(t[1] * h)), count=2),
+              lambda t, w, h: matrices.translate(-np.rint(t[0] * w), -np.rint(t[1] * h)), count=2),
     Transform('scale', NORMAL, lambda pipe, n: np.exp2(n * pipe.scale_std), 1,
-              lambda s, w, h: transforms.scale(1 / s[0], 1 / s[0])),
+              lambda s, w, h: matrices.scale(1 / s[0], 1 / s[0])),
     _rotation(),
     Transform('aniso', NORMAL, lambda pipe, n: np.exp2(n * pipe.aniso_std), 1,
-              lambda s, w, h: transforms.scale(1 / s[0], s[0])),
+              lambda s, w, h: matrices.scale(1 / s[0], s[0])),
     _rotation(has_quantile=False),
     Transform('xfrac', NORMAL, lambda pipe, n: n * pipe.xfrac_std, 0,
-              lambda t, w, h: transforms.translate(-t[0] * w, -t[1] * h), count=2),
+              lambda t, w, h: matrices.translate(-t[0] * w, -t[1] * h), count=2),
 )
 COLOR = (
     Transform('brightness', NORMAL, lambda pipe, n: n * pipe.brightness_std, 0,
-              lambda b: transforms.translate(b[0], b[0], b[0])),
+              lambda b: matrices.translate(b[0], b[0], b[0])),
     Transform('contrast', NORMAL, lambda pipe, n: np.exp2(n * pipe.contrast_std), 1,
-              lambda c: transforms.scale(c[0], c[0], c[0])),
+              lambda c: matrices.scale(c[0], c[0], c[0])),
     Transform('lumaflip', UNIFORM, lambda pipe, u: np.floor(2 * u), 0,
-              lambda i: transforms.stretch_along(LUMA_AXIS, 1 - 2 * i[0])),
+              lambda i: matrices.stretch_along(LUMA_AXIS, 1 - 2 * i[0])),
     Transform('hue', UNIFORM, lambda pipe, u: (2 * u - 1) * math.pi * pipe.hue_max, 0,
-              lambda t: transforms.rotate3d(LUMA_AXIS, t[0]), rgb_only=True),
+              lambda t: matrices.rotate3d(LUMA_AXIS, t[0]), rgb_only=True),
     Transform('saturation', NORMAL, lambda pipe, n: np.exp2(n * pipe.saturation_std), 1,
-              lambda s: transforms.stretch_across(LUMA_AXIS, s[0]), rgb_only=True),
+              lambda s: matrices.stretch_across(LUMA_AXIS, s[0]), rgb_only=True),
 )
 IMGFILTER = Transform('imgfilter', NORMAL, lambda pipe, n: np.exp2(n * pipe.imgfilter_std), 1, count=4,
                       parts=lambda pipe: pipe.imgfilter_bands)  # t: gain of each band
@@ -127,8 +134,8 @@ class AugmentPipe(torch.nn.Module):
         for name, value in settings.items():
             setattr(self, name, _checked_setting(name, value, name in multipliers))
         self.register_buffer('p', torch.ones([]))
-        self.register_buffer('Hz_geom', upfirdn2d.setup_filter(transforms.SYM6_LOWPASS))
-        bank = transforms.wavelet_bank(transforms.SYM2_LOWPASS, num_levels=3)
+        self.register_buffer('Hz_geom', upfirdn2d.setup_filter(matrices.SYM6_LOWPASS))
+        bank = matrices.wavelet_bank(matrices.SYM2_LOWPASS, num_levels=3)
         self.register_buffer('Hz_fbank', torch.as_tensor(bank, dtype=torch.float32))
 
     def forward(self, images: torch.Tensor, debug_percentile: float | None = None) -> torch.Tensor:
@@ -205,7 +212,7 @@ Decision = tuple[np.ndarray, list[np.ndarray]]
 
 def _decide_geometry(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
     height, width = shape[2:]
-    to_input = transforms.identity(shape[0], 2)
+    to_input = matrices.identity(shape[0], 2)
     for row, t in _without_neutral(parameters):
         to_input = to_input @ row.matrix(t, width, height)
     return (to_input != np.eye(3)).any(axis=(1, 2)), [to_input]
@@ -221,7 +228,7 @@ def _decide_color(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Paramet
         name = parameters[0][0].name
         raise UserError(f'{name}={getattr(pipe, name)}: colours can be augmented in pictures of 1, 3 or 4 '
                         f'channels, not {channels}; use --augpipe=bg')
-    matrix = transforms.identity(num, 3)
+    matrix = matrices.identity(num, 3)
     for row, t in _without_neutral(parameters):
         matrix = row.matrix(t) @ matrix
     if channels == 1:  # what becomes of equal r, g and b, on average

@@ -12,11 +12,11 @@ import torch
 
 from dnnlib.progress import progress
 from dnnlib.util import EasyDict, UserError
-from training.dataset_files import LABEL_FILE, DatasetPathError, ImageFiles
-from training.dataset_images import ImageError, decode_image
-from training.dataset_labels import label_array, parse_label_json
+from training.datasets.files import LABEL_FILE, DatasetPathError, ImageFiles
+from training.datasets.images import ImageError, decode_image
+from training.datasets.labels import label_array, parse_label_json
 
-DATA_FOLDER = Path(__file__).resolve().parent / 'data'
+DATA_FOLDER = Path(__file__).resolve().parent / 'datasets'
 MAX_DECODE_THREADS = 16
 PRELOAD_CHUNK = 64  # pictures a task
 
@@ -254,7 +254,7 @@ class ImageFolderDataset(Dataset):
     """The pictures of a folder or zip, by sorted relative name, with the labels of its `dataset.json`.
 
     path: folder (searched recursively) or `.zip`. resolution: side or (height, width) that the pictures must
-    have. Pictures are decoded by `training.dataset_images.decode_image`: true colours, upright, 1 to 4
+    have. Pictures are decoded by `training.datasets.images.decode_image`: true colours, upright, 1 to 4
     channels.
     Raises UserError, which is an OSError too, for a path or size that does not fit.
     """

@@ -12,7 +12,7 @@ from training.config import TrainConfig
 from training.loss import MicroBatch
 from training.phases import Phase, PhaseSource
 from training.state import TrainingState
-from training.systems import make_phases
+from training.systems.table import make_phases
 
 
 class PhaseClock:

@@ -10,11 +10,12 @@ import torch
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
-from training import ada, augment, ema
+from training import augment, ema
+from training.augmentation import ada
 from training.config import TrainConfig
 from training.phases import lazy_adam
-from training.systems import make_loss, make_networks
-from training.transfer import transfer
+from training.systems.table import make_loss, make_networks
+from training.transfer.weights import transfer
 
 RUNNING_MEANS = ('w_avg', 'running_mean', 'running_var')  # ends of names of buffers that follow the batches
 

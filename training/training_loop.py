@@ -19,21 +19,19 @@ from torch_utils.host_memory import keep_freed_memory
 from torch_utils.processes import watchdog
 from torch_utils.processes.consistency import check_agreement
 from torch_utils.training_stats import Store
-from training.background import Snapshot, SnapshotWriter
 from training.batches import Batches, draw_labels
+from training.capacity.memory import fit_to_memory
+from training.capacity.start import compile_kernels
 from training.checkpoint import HostCopies, copy_networks
 from training.config import TrainConfig
 from training.config.systems import SYSTEM_FORMS
-from training.continuation import Continuation, missing_metrics, open_state, rewind_records
 from training.dataset import ImageFolderDataset
 from training.guards import DiversityProbe, Guards
-from training.interrupt import STOPPED, Interrupt
 from training.iteration import PhaseClock, phases_of, run_iteration
-from training.manifest import FAKES
-from training.memory import fit_to_memory
 from training.phase_graphs import use_graphs
-from training.run_lock import RunLock
-from training.run_log import (
+from training.run.interrupt import STOPPED, Interrupt
+from training.run.lock import RunLock
+from training.run.log import (
     RunLog,
     TickClock,
     grid_indices,
@@ -43,8 +41,10 @@ from training.run_log import (
     snapshot_due,
     tick_ends,
 )
-from training.run_state_file import make_payload
-from training.start import compile_kernels
+from training.run.manifest import FAKES
+from training.run.resume import Continuation, missing_metrics, open_state, rewind_records
+from training.run.snapshots import Snapshot, SnapshotWriter
+from training.run.state_file import make_payload
 from training.state import build_state, pick_device, seed_iteration
 from training.supply import AHEAD, Supply
 

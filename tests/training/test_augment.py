@@ -14,8 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from dnnlib.util import UserError
 from torch_utils import host_draws
 from torch_utils.ops import warp
-from training import augment_resample
 from training.augment import TRANSFORMS, AugmentPipe
+from training.augmentation import resample
 
 BLIT, GEOM = ['xflip', 'rotate90', 'xint'], ['scale', 'rotate', 'aniso', 'xfrac']
 COLOR = ['brightness', 'contrast', 'lumaflip', 'hue', 'saturation']
@@ -171,7 +171,7 @@ def test_reflection_by_more_than_the_picture_continues_without_end():
     for size, margin in [((1, 4), 7), ((5, 5), 4), ((2, 3), 21)]:
         x = torch.randn(1, 1, *size)
         expected = np.pad(x.numpy(), [(0, 0), (0, 0), (margin, margin), (margin, margin)], mode='reflect')
-        np.testing.assert_array_equal(augment_resample._pad_reflect(x, margin), expected)
+        np.testing.assert_array_equal(resample._pad_reflect(x, margin), expected)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (7, 12), (32, 20)])

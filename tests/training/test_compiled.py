@@ -8,7 +8,8 @@ import torch
 from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
-from training import compiled, start
+from training import compiled
+from training.capacity import start
 from training.compiled import CompiledNetwork
 from training.examination import Examination
 from training.loss import MicroBatch

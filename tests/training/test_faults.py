@@ -21,7 +21,8 @@ from resume_cases import (
 )
 
 from metrics import metric_main
-from training import background, training_loop
+from training import training_loop
+from training.run import snapshots
 
 STEPS = 21
 
@@ -56,7 +57,7 @@ def lines_with(config, text):
 
 def fill_disk_at(counts):
     """Let the snapshots of these numbers meet a full disk, for which a limit on the size of files stands."""
-    original, calls = background.SnapshotWriter._write, []
+    original, calls = snapshots.SnapshotWriter._write, []
 
     def write(self, snapshot):
         calls.append(snapshot.nimg)
@@ -64,7 +65,7 @@ def fill_disk_at(counts):
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
         original(self, snapshot)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    background.SnapshotWriter._write = write
+    snapshots.SnapshotWriter._write = write
 
 
 def test_a_disk_that_is_full_for_a_while_costs_one_snapshot(config, whole):

@@ -23,11 +23,11 @@ from resume_cases import (
     write_pictures,
 )
 
-from training import interrupt
-from training.continuation import find_state
-from training.interrupt import STOPPED
-from training.manifest import read_manifest
-from training.run_state_file import read_state
+from training.run import interrupt
+from training.run.interrupt import STOPPED
+from training.run.manifest import read_manifest
+from training.run.resume import find_state
+from training.run.state_file import read_state
 
 KILLS = 4
 KILLS_OF_TWO = 2

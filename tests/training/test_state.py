@@ -9,7 +9,7 @@ from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
 from training.checkpoint import HostCopies
-from training.run_state_file import make_payload, write_state
+from training.run.state_file import make_payload, write_state
 
 
 def config(**flags):

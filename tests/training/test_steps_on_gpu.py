@@ -11,7 +11,7 @@ from small_run import SmallRun, small_config
 
 from training.compiled import compile_networks
 from training.phase_graphs import use_graphs
-from training.sampling import Sampler
+from training.sampling.sampler import Sampler
 from training.sampling_graphs import by_graphs
 
 pytestmark = pytest.mark.gpu

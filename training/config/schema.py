@@ -50,7 +50,7 @@ class TrainConfig:
     None: in convolutions only.  ops: which implementation operators have.  cuda_graphs: whether phases
     run as captured graphs.  compile: whether main phases run networks compiled by torch.compile.
     detector_dir: folder with feature networks of metrics.  snapshot_formats: suffixes of the files of saved
-    networks.  system: which networks and losses, see training.systems.
+    networks.  system: which networks and losses, see training.systems.table.
     Raises UserError for what cannot be trained.
     """
 

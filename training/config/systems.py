@@ -91,15 +91,15 @@ SYSTEM_FORMS = {
         read_D=lambda kwargs, data: DiscriminatorConfig.from_kwargs(kwargs),
         loss_kwargs=LossConfig.kwargs, read_loss=LossConfig.from_kwargs),
     'stylegan1': SystemForm(
-        'training.networks_stylegan1.StyleGAN1Generator', 'training.networks.Discriminator',
+        'training.systems.stylegan1.StyleGAN1Generator', 'training.networks.Discriminator',
         'training.loss.StyleGAN2Loss',
         G_kwargs=_stylegan1_generator, read_G=_read_stylegan1_generator, D_kwargs=lambda D, data: D.kwargs(),
         read_D=lambda kwargs, data: DiscriminatorConfig.from_kwargs(kwargs),
         loss_kwargs=LossConfig.kwargs, read_loss=LossConfig.from_kwargs,
         unused=('precision', 'nhwc')),
     'dcgan': SystemForm(
-        'training.networks_dcgan.DCGANGenerator', 'training.networks_dcgan.DCGANDiscriminator',
-        'training.loss_dcgan.DCGANLoss',
+        'training.systems.dcgan.DCGANGenerator', 'training.systems.dcgan.DCGANDiscriminator',
+        'training.systems.dcgan_loss.DCGANLoss',
         G_kwargs=lambda G, data: {'z_dim': G.z_dim, 'ngf': G.channel_base // _last_hidden_level(data)},
         read_G=_read_dcgan_generator,
         D_kwargs=lambda D, data: {'ndf': D.channel_base // _last_hidden_level(data)},
@@ -111,15 +111,21 @@ SYSTEM_FORMS = {
 }
 
 
+# Of generators in runs of version 0.1, when each was a module beside training.networks.
+NAMES_BEFORE = {'training.networks_stylegan1.StyleGAN1Generator': 'stylegan1',
+                'training.networks_dcgan.DCGANGenerator': 'dcgan'}
+
+
 def system_of(kwargs: Mapping[str, Any]) -> str:
     """The system whose generator has these arguments, by their class_name; by default the published one.
 
     Raises UserError for another class.
     """
-    names = {form.generator: name for name, form in SYSTEM_FORMS.items()}
+    names = {form.generator: name for name, form in SYSTEM_FORMS.items()} | NAMES_BEFORE
     found = kwargs.get('class_name', SYSTEM_FORMS['stylegan2'].generator)
     if found not in names:
-        raise UserError(f'training options: the generator {found} is none of {", ".join(names)}')
+        known = ', '.join(form.generator for form in SYSTEM_FORMS.values())
+        raise UserError(f'training options: the generator {found} is none of {known}')
     return names[found]
 
 

@@ -20,7 +20,7 @@ import torch
 
 from dnnlib.util import UserError, replace_file
 from torch_utils.ops._registry import Op
-from training.systems import SYSTEMS
+from training.systems.table import SYSTEMS
 
 BATCH_SIZES = (1, 4)  # of the comparison with the network itself
 MAX_DIFFERENCE = 1e-3  # of pictures, which go from -1 to 1

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError
-from training import augment, networks, networks_dcgan, networks_stylegan1
+from training import augment, networks
+from training.systems import dcgan, stylegan1
 
 NETWORKS = ('G', 'D', 'G_ema')
 MODULES = (*NETWORKS, 'augment_pipe')
@@ -16,9 +17,9 @@ KEYS = (*NETWORKS, 'training_set_kwargs', 'augment_pipe')
 CLASSES = {
     'Generator': networks.Generator, 'Discriminator': networks.Discriminator,
     'AugmentPipe': augment.AugmentPipe,
-    'StyleGAN1Generator': networks_stylegan1.StyleGAN1Generator,
-    'DCGANGenerator': networks_dcgan.DCGANGenerator,
-    'DCGANDiscriminator': networks_dcgan.DCGANDiscriminator}
+    'StyleGAN1Generator': stylegan1.StyleGAN1Generator,
+    'DCGANGenerator': dcgan.DCGANGenerator,
+    'DCGANDiscriminator': dcgan.DCGANDiscriminator}
 FP16_SETTINGS = {'num_fp16_res': 4, 'conv_clamp': 256}
 
 # The largest arguments that are believed, so that no forged file can ask for more than memory and time allow.

@@ -7,7 +7,7 @@ import pytest
 from dnnlib.util import UserError
 from training.config import DatasetInfo, resolve
 from training.config.systems import SYSTEM_FORMS, check_unused, read_sections, system_of
-from training.systems import SYSTEMS
+from training.systems.table import SYSTEMS
 
 MNIST = DatasetInfo('mnist.zip', 10000, 64, 64, 1, has_labels=True, label_dim=10)
 

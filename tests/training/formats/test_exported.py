@@ -7,8 +7,8 @@ from small_networks import small_discriminator, small_generator
 from dnnlib.util import UserError
 from training.formats import convert, exported
 from training.formats.exported import Pictures
-from training.networks_dcgan import DCGANGenerator
-from training.networks_stylegan1 import StyleGAN1Generator
+from training.systems.dcgan import DCGANGenerator
+from training.systems.stylegan1 import StyleGAN1Generator
 
 SMALL = {'img_resolution': 8, 'mapping_kwargs': {'num_layers': 1}}
 SHAPES = {

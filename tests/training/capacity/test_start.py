@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernels are compiled before the first step, on a machine that only seems to have a GPU."""
+import pytest
+import torch
+from small_run import SmallRun, small_config
+
+from torch_utils import custom_ops
+from training.capacity import start
+
+
+@pytest.fixture
+def obtained(monkeypatch):
+    seen = []
+    monkeypatch.setattr(custom_ops, 'is_available', lambda device: True)
+    monkeypatch.setattr(custom_ops, 'architecture_of', lambda device: 'sm_90')
+    monkeypatch.setattr(
+        custom_ops, 'obtain_all', lambda kernels, arch: seen.append((list(kernels), arch)) or 7)
+    return seen
+
+
+def compile_for(run, device='cuda'):
+    return start.compile_kernels(run.state, run.phases, run.config, torch.device(device))
+
+
+def test_a_cpu_compiles_nothing(obtained):
+    assert compile_for(SmallRun(small_config()), 'cpu') == 0 and not obtained
+
+
+def test_the_rehearsal_leaves_the_weights_alone_and_what_it_notes_is_obtained(obtained):
+    run = SmallRun(small_config())
+    before = {name: value.clone() for name, value in run.state.G.state_dict().items()}
+    assert compile_for(run) == 7
+    assert all(torch.equal(value, before[name]) for name, value in run.state.G.state_dict().items())
+    assert obtained == [([], 'sm_90')]  # a CPU asks for no kernels
+
+
+@pytest.mark.parametrize('text, is_raised', [('CUDA out of memory', False), ('shape mismatch', True)])
+def test_only_a_lack_of_memory_is_let_pass(obtained, monkeypatch, text, is_raised):
+    def fail(*args):
+        raise RuntimeError(text)
+    monkeypatch.setattr(start, 'rehearse', fail)
+    if is_raised:
+        with pytest.raises(RuntimeError, match=text):
+            compile_for(SmallRun(small_config()))
+    else:
+        assert compile_for(SmallRun(small_config())) == 7
+
+
+def test_few_pictures_still_fill_a_group_of_the_standard_deviation():
+    config = small_config(batch=16)
+    assert start.with_few_pictures(config).batch_gpu == config.D.mbstd_group_size < 16

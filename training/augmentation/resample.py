@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The heavy part of augmentation: pictures warped and filtered, each by a matrix or filter of its own."""
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from torch_utils.ops import upfirdn2d
+from torch_utils.ops.warp import axis_matrix, continued, is_small, reflected
+from torch_utils.ops.warp import warp as sample
+from training.augmentation import matrices
+
+MARGIN_SHARES = (0.5, 1.0)  # of the side: margins where the form is to depend little on what is drawn
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Pixels to add [before, after] on each axis; smaller than the side."""
+
+    x: tuple[int, int]
+    y: tuple[int, int]
+
+
+def plan_warp(
+    to_input: np.ndarray, size: tuple[int, int], num_taps: int, is_static: bool,
+) -> tuple[Margins, np.ndarray]:
+    """(margins, matrices [N, 3, 3] from the grid of the result to that of the enlarged input) for `warp`.
+
+    to_input [N, 3, 3]: output -> input position, in pixels from the centre, y down.  size: (height, width).
+    is_static: take one of a few sizes of margin instead of the smallest.
+    """
+    height, width = size
+    slack = num_taps // 4  # pixels that the filter reaches out on a side, at the low resolution
+    margins = Margins(_margins(to_input[:, 0], width, height, slack),
+                      _margins(to_input[:, 1, [1, 0, 2]], height, width, slack))
+    if is_static:
+        margins = _rounded_up(margins, size)
+
+    # Into units of the grid: [-1, 1] over the upsampled input and over the enlarged output. Upsampling has
+    # moved the picture by half a (small) pixel.
+    after = (matrices.scale(1 / (width + sum(margins.x)), 1 / (height + sum(margins.y)))
+             @ matrices.translate(-0.5, -0.5) @ matrices.scale(2.0, 2.0)
+             @ matrices.translate((margins.x[0] - margins.x[1]) / 2, (margins.y[0] - margins.y[1]) / 2))
+    before = (matrices.scale(0.5, 0.5) @ matrices.translate(0.5, 0.5)
+              @ matrices.scale(width + 2.0 * slack, height + 2.0 * slack))
+    return margins, after @ to_input @ before
+
+
+def warp(x: torch.Tensor, margins: Margins, matrix: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """Move pixels as planned by `plan_warp`.
+
+    The picture, continued by reflection, is sampled at twice its resolution between two passes of the
+    low-pass filter `taps` [12], which limits aliasing. x: [N, C, H, W]; so is the result.
+    """
+    slack = len(taps) // 4
+    size = [2 * (side + 2 * slack) for side in x.shape[2:]]
+    return _crop_and_downsample(sample(x, taps, matrix, size, [*margins.x, *margins.y]), taps, 2 * slack)
+
+
+def _crop_and_downsample(x: torch.Tensor, taps: torch.Tensor, crop: int) -> torch.Tensor:
+    """Downsample by 2 what is left of x without `crop` pixels on each side; the filter sees those, too."""
+    if not is_small(x.shape[2:], x.device):
+        return upfirdn2d.downsample2d(x, taps, down=2, padding=-crop, flip_filter=True)
+    x_matrix, y_matrix = (axis_matrix(size, x.dtype, tuple(taps.tolist()), is_up=False, crop=crop)
+                          for size in (x.shape[3], x.shape[2]))
+    return y_matrix.T @ (x @ x_matrix)
+
+
+def _margins(row: np.ndarray, side: int, other_side: int, slack: int) -> tuple[int, int]:
+    """Pixels to add before and after `side`, so that no corner of any picture comes from outside; < side.
+
+    row [N, 3]: coefficients of this coordinate, of the other one, and offset, from output to input.
+    """
+    reach = np.abs(row[:, :2]) @ [(side - 1) / 2, (other_side - 1) / 2]
+    wanted = np.array([(reach - row[:, 2]).max(), (reach + row[:, 2]).max()]) + 2 * slack - (side - 1) / 2
+    return tuple(np.ceil(np.clip(wanted, 0, side - 1)).astype(int).tolist())
+
+
+def _rounded_up(margins: Margins, size: tuple[int, int]) -> Margins:
+    """The same share of MARGIN_SHARES on all sides."""
+    height, width = (side - 1 for side in size)
+    for share in MARGIN_SHARES:
+        x, y = math.ceil(share * width), math.ceil(share * height)
+        if max(margins.x) <= x and max(margins.y) <= y:
+            break
+    return Margins((x, x), (y, y))
+
+
+def filter_each(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
+    """Convolve each picture along x and y with a symmetric filter of its own, taps [N, odd number]."""
+    num, channels, height, width = x.shape
+    x = _pad_reflect(x, taps.shape[1] // 2)
+    weight = taps.repeat_interleave(channels, dim=0)[:, None, None]  # [N * C, 1, 1, taps]
+    x = x.reshape(1, num * channels, *x.shape[2:])
+    x = F.conv2d(x, weight, groups=num * channels)
+    x = F.conv2d(x, weight.transpose(2, 3), groups=num * channels)
+    return x.view(num, channels, height, width)
+
+
+def _pad_reflect(x: torch.Tensor, margin: int) -> torch.Tensor:
+    """Continue x by reflection on all sides, also by more than its own size."""
+    if margin < min(x.shape[2:]):
+        return continued(x, [margin] * 4)
+    for dim in (2, 3):
+        x = x.index_select(dim, reflected(x.shape[dim], margin, margin, x.device))
+    return x

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examine a dataset without writing: sizes, modes, labels, duplicates; can a network be trained on it?"""
+import collections
+import dataclasses
+import hashlib
+
+from dnnlib.progress import progress
+from dnnlib.resolution import untrainable_reason
+from dnnlib.util import UserError
+from training.datasets.files import LABEL_FILE
+from training.datasets.images import ImageError
+from training.datasets.labels import label_array, parse_label_json
+from training.datasets.sources import FileSource, SourceImage
+from training.datasets.transforms import Shape, shape_text
+from training.datasets.workers import map_images, num_workers
+
+MAX_EXAMPLES = 5  # names a line; the rest is counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """One picture: shape [H, W, C] and a hash of its pixels, or why it cannot be read."""
+
+    name: str
+    shape: Shape | None = None
+    digest: str | None = None
+    error: str | None = None
+
+
+@dataclasses.dataclass
+class Report:
+    """Lines for the reader; `problems` keep a network from being trained, `remarks` do not."""
+
+    facts: list[str] = dataclasses.field(default_factory=list)
+    remarks: list[str] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The whole report, problems last."""
+        return [*self.facts, *(f'Note: {line}' for line in self.remarks),
+                *(f'Problem: {line}' for line in self.problems)]
+
+
+def examine_image(image: SourceImage) -> Examined:
+    """Decode one picture and hash its pixels, so that equal pictures in different files are found."""
+    try:
+        pixels = image.decode()
+    except ImageError as error:
+        return Examined(image.name, error=str(error))
+    # The shape too: 2x8 and 4x4 pictures may hold the same bytes.
+    digest = hashlib.sha256(f'{pixels.shape}'.encode() + pixels.tobytes()).hexdigest()
+    return Examined(image.name, pixels.shape, digest)
+
+
+def check_dataset(path: str, *, workers: int | None = None) -> Report:
+    """Read every picture and label of a folder or zip and report on them; writes nothing.
+
+    Raises UserError only if there is nothing to examine (missing, damaged or empty).
+    """
+    # Labels are examined apart, so that a mistake there does not hide the state of the pictures.
+    source = FileSource(path, 'none')
+    results = map_images(examine_image, source, num_workers(workers, len(source)))
+    examined = list(progress(results, total=len(source), desc='Checking', unit='img'))
+    readable = [image for image in examined if image.error is None]
+    report = Report(facts=[f'{path}: {len(examined)} pictures'])
+    report.problems += [f'{image.name} {image.error}' for image in examined if image.error is not None]
+    _check_shapes(readable, report)
+    _check_duplicates(readable, report)
+    _check_labels(source, report)
+    return report
+
+
+def _check_shapes(images: list[Examined], report: Report) -> None:
+    names = collections.defaultdict(list)
+    for image in images:
+        names[image.shape].append(image.name)
+    # The majority is taken as what was intended.
+    by_size = sorted(names.items(), key=lambda item: len(item[1]), reverse=True)
+    report.facts += [f'{len(group)} are {shape_text(shape)}' for shape, group in by_size]
+    # Whether a mixture is trainable is the wrong question; first it has to become one size.
+    if len(by_size) > 1:
+        others = [name for _, group in by_size[1:] for name in group]
+        report.problems.append(f'sizes or modes differ: {_examples(others)} from the rest; convert with '
+                               'dataset_tool.py --transform=center-crop --width --height --mode')
+        return
+    for shape, _ in by_size:
+        _check_trainable(shape, report)
+
+
+def _check_trainable(shape: Shape, report: Report) -> None:
+    reason = untrainable_reason(*shape[:2])
+    if reason is not None:
+        report.problems.append(f'{shape_text(shape)}: {reason}')
+    elif shape[0] != shape[1] or shape[0] & (shape[0] - 1):
+        report.remarks.append('not a square power of two: trainable here, but not with other implementations')
+
+
+def _check_duplicates(images: list[Examined], report: Report) -> None:
+    groups = collections.defaultdict(list)
+    for image in images:
+        groups[image.digest].append(image.name)
+    copies = [group for group in groups.values() if len(group) > 1]
+    if copies:
+        pairs = [f'{group[0]} = {group[1]}' for group in copies]
+        report.remarks.append(f'{sum(map(len, copies)) - len(copies)} exact duplicates: {_examples(pairs)}')
+
+
+def _check_labels(source: FileSource, report: Report) -> None:
+    origin = f'{source.files.path}: {LABEL_FILE}'
+    try:
+        data = source.files.read_labels()
+        table = None if data is None else parse_label_json(data, origin)
+        labels = None if table is None else label_array(source.files.names, table, origin)
+    except UserError as error:
+        report.problems.append(str(error))
+        return
+    if labels is None:
+        report.facts.append('no labels')
+        return
+    if labels.ndim == 1:
+        counts = collections.Counter(labels.tolist())  # int64 [N]: classes
+        report.facts.append(f'{max(counts) + 1} classes, pictures in each: '
+                            + ', '.join(f'{label}: {counts[label]}' for label in range(max(counts) + 1)))
+        empty = [label for label in range(max(counts)) if not counts[label]]
+        report.remarks += [f'class {label} has no picture' for label in empty]
+    else:
+        report.facts.append(f'labels are vectors of {labels.shape[1]}')
+    # Harmless, but often the sign of a renamed or forgotten folder.
+    extra = sorted(set(table) - set(source.names))
+    if extra:
+        report.remarks.append(f'{len(extra)} labels have no picture: {_examples(extra)}')
+
+
+def _examples(names: list[str]) -> str:
+    more = len(names) - MAX_EXAMPLES
+    return ', '.join(names[:MAX_EXAMPLES]) + (f' and {more} more' if more > 0 else '')

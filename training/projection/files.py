@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What projection reads and writes: target pictures, ws to begin with, found ws and noise."""
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dnnlib.util import UserError, replace_file
+from training.datasets.images import (
+    CHANNEL_MODES,
+    ImageError,
+    convert_mode,
+    decode_image,
+    from_pillow,
+    is_image_name,
+    to_pillow,
+)
+
+# What NumPy may raise for files of other kinds; it documents only a part of it.
+NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, zipfile.BadZipFile)
+
+
+def find_targets(paths: Sequence[str]) -> list[Path]:
+    """The pictures of --target: files as given, folders as the pictures in them, by name.
+
+    Raises UserError if there is none, or a path does not exist.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f'--target={path}: no such file; give a picture or a folder of pictures')
+        inside = sorted(p for p in path.iterdir() if is_image_name(p.name)) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f'--target={path}: no pictures in this folder; give a picture or another folder')
+        found += inside
+    return found
+
+
+def read_target(path: str | os.PathLike, channels: int, height: int, width: int) -> np.ndarray:
+    """A picture as uint8 [C, H, W] of the generator's shape. Raises UserError if it cannot be read."""
+    try:
+        pixels = decode_image(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f'--target={path}: cannot be read ({error.strerror or error})') from error
+    except ImageError as error:
+        raise UserError(f'--target={path}: {error}; give a PNG, JPEG or similar') from error
+    return fit_target(convert_mode(pixels, CHANNEL_MODES[channels]), height, width).transpose(2, 0, 1)
+
+
+def fit_target(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, C], the largest centred part of the right proportions, resized by Lanczos' filter."""
+    old_height, old_width = pixels.shape[:2]
+    # In whole numbers, so that a square from a picture is exactly its shorter side.
+    if old_width * height >= old_height * width:
+        crop_height, crop_width = old_height, max(old_height * width // height, 1)
+    else:
+        crop_height, crop_width = max(old_width * height // width, 1), old_width
+    box = ((old_width - crop_width) // 2, (old_height - crop_height) // 2,
+           (old_width + crop_width) // 2, (old_height + crop_height) // 2)
+    picture = to_pillow(pixels).crop(box)
+    return from_pillow(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def read_init_ws(path: str, G: torch.nn.Module, count: int, space: str) -> torch.Tensor:
+    """--init-w: float32 [count, num_ws, w_dim] of a file with one row, or one a target. Raises UserError."""
+    ws = read_w(path, 'init-w')
+    if ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim) or len(ws) not in (1, count):
+        rows = '1' if count == 1 else f'1 or {count}'
+        raise UserError(f'--init-w={path}: w is {list(ws.shape)}, but this network and the number of targets '
+                        f'take [{rows}, {G.num_ws}, {G.w_dim}]')
+    if not np.isfinite(ws).all():
+        raise UserError(f'--init-w={path}: w has values that are not finite; give another file')
+    if space == 'w' and not (ws == ws[:, :1]).all():
+        raise UserError(f'--init-w={path}: has a different w for each layer, which --space=w cannot keep; '
+                        'use --space=w+')
+    return torch.from_numpy(ws).expand(count, -1, -1)
+
+
+def read_w(path: str, option: str) -> np.ndarray:
+    """The float32 array w of an .npz file named by an option. Raises UserError if there is none."""
+    try:
+        # Without pickles: an array of objects would be code.
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays['w'], dtype=np.float32)
+    except NPZ_ERRORS as error:
+        raise UserError(f'--{option}={path}: {npz_problem(error, "an .npz file with an array w")}; give '
+                        'the projected_w.npz of projector.py') from error
+
+
+def npz_problem(error: Exception, expected: str) -> str:
+    """Why np.load() failed, for a user: what NumPy itself says is about arguments of its own."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f'cannot be read ({error.strerror})'
+    return f'not {expected}'
+
+
+def save_projections(
+    path: str | os.PathLike, ws: torch.Tensor, noise: Sequence[Mapping[str, torch.Tensor]],
+) -> None:
+    """Write projected_w.npz: w [N, num_ws, w_dim], and the fitted noise [N, H, W] of each map by its name."""
+    maps = {name: torch.stack([one[name] for one in noise]).numpy() for name in noise[0]}
+    with replace_file(path) as temporary:
+        np.savez(temporary, w=ws.numpy(), **maps)

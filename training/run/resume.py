@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Going on with a run: which training state, whether the options fit it, and what the records forget.
+
+A killed run has written lines, and perhaps files, after its last snapshot. They are taken back, so that the
+records of a run that was interrupted are those of one that was not.
+"""
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import UserError
+from training.checkpoint import atomic_write
+from training.config import TrainConfig
+from training.config.changes import check_changes
+from training.report.ticks import nimg_of_name
+from training.run.lock import LOCK_FILE, RunLock
+from training.run.manifest import (
+    STATE,
+    forget_files,
+    latest_state,
+    read_manifest,
+    remove_leftovers,
+    write_manifest,
+)
+from training.run.state_file import read_state
+
+RUN_NUMBER = re.compile(r'\d+')
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A wish to go on from a training state.
+
+    allow_changes: even with options that make another training of it.  given: names of the flags that the
+    user gave anew.
+    """
+
+    state_path: str
+    allow_changes: bool = False
+    given: frozenset[str] = frozenset()
+
+
+def find_state(resume: str, outdir: str | os.PathLike | None) -> tuple[Path | None, list[str]]:
+    """(the training state that --resume means, what the user should know of the choice).
+
+    resume: 'latest' for the run of the highest number in `outdir` that has a complete snapshot; the folder
+    of a run; or a training-state-*.pt.  None if 'latest' finds no run. Raises UserError if there is no such
+    file, all states of the run are damaged, or 'latest' is a run that another program has just begun.
+    """
+    path = Path(resume)
+    if resume == 'latest':
+        return _latest_of_runs(Path(outdir or '.'))
+    if path.suffix == '.pt':
+        if not path.is_file():
+            raise UserError(f'--resume={resume}: no such file; give the folder of a run, or latest')
+        return path, []
+    if not path.is_dir():
+        raise UserError(f'--resume={resume}: no such folder; give latest, the folder of a run, a '
+                        'training-state-*.pt, or a network .pkl to start a new run from')
+    found, notes = latest_state(path)
+    if found is None:
+        raise UserError(f'--resume={resume}: {_reason(notes)}; start a new run, perhaps with --resume from '
+                        'one of its network-snapshot-*.pkl')
+    return found, notes
+
+
+def _reason(notes: list[str]) -> str:
+    if not notes:
+        return 'has no complete snapshot'
+    return f'every training state is damaged ({notes[0].partition(";")[0]})'
+
+
+def _latest_of_runs(outdir: Path) -> tuple[Path | None, list[str]]:
+    runs = [path for path in (outdir.iterdir() if outdir.is_dir() else ())
+            if path.is_dir() and RUN_NUMBER.match(path.name)]
+    for run in sorted(runs, key=lambda path: int(RUN_NUMBER.match(path.name)[0]), reverse=True):
+        # A run that was killed before its first snapshot has nothing to go on with.
+        if any(STATE in entry.files for entry in read_manifest(run)):
+            return find_state(str(run), None)
+        _check_is_dead(run)
+    return None, [f'--resume=latest: no run with a snapshot in {outdir}; this is a new one']
+
+
+def _check_is_dead(run: Path) -> None:
+    if not (run / LOCK_FILE).is_file():
+        return
+    try:
+        with RunLock(run):
+            pass
+    except UserError as error:
+        raise UserError(f'--resume=latest: {error}; to go on with an older run, name its folder') from error
+
+
+def open_state(wish: Continuation, config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
+    """(the configuration to go on with, the content of the training state).
+
+    config: as it would be for a new run, with the device decided.  Raises UserError if the state cannot be
+    read or the options do not fit it.
+    """
+    payload = read_state(wish.state_path)
+    before = TrainConfig.from_options(payload['config'])
+    config = _adopt_split(config, before, wish.given)
+    if not wish.allow_changes:
+        check_changes(before, config)
+    return config, payload
+
+
+def _adopt_split(config: TrainConfig, before: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """With the batch split as before, unless asked for: the run may have halved it when memory ran out."""
+    if given & {'batch', 'batch_gpu', 'gpus'} or (config.batch_size, config.num_gpus) != (
+            before.batch_size, before.num_gpus):
+        return config
+    D = dataclasses.replace(config.D, mbstd_group_size=before.D.mbstd_group_size)
+    return dataclasses.replace(config, batch_gpu=before.batch_gpu, D=D)
+
+
+def rewind_records(run_dir: str | os.PathLike, payload: Mapping[str, Any]) -> None:
+    """Take back what the records of a run say about the time after a training state; remove leftovers.
+
+    Only one process may call it, before the records are opened. Each file is replaced in one step. Raises
+    UserError if one cannot be written.
+    """
+    run_dir, nimg, tick = Path(run_dir), payload['run']['cur_nimg'], payload['loop']['tick']
+    remove_leftovers(run_dir)
+    entries = read_manifest(run_dir)
+    later = {f.name for e in entries if e.nimg > nimg for f in e.files.values()}
+    if later:
+        write_manifest(run_dir, forget_files(entries, later))
+    _keep_lines(run_dir / 'stats.jsonl', lambda line: line['Progress/tick']['mean'] < tick)
+    for path in sorted(run_dir.glob('metric-*.jsonl')):
+        _keep_lines(path, lambda line: _nimg_of(line) <= nimg)
+
+
+def _nimg_of(line: Mapping[str, Any]) -> int:
+    """Pictures at the snapshot of a line, as far as its name tells."""
+    # A line that belongs to no snapshot of this run, made by hand perhaps, stays.
+    return nimg_of_name(line.get('snapshot_pkl') or '', 'network-snapshot-') or 0
+
+
+def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Keep the lines of a file of JSON lines that are wanted; half a line is not."""
+    if not path.is_file():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _is_wanted(line, wanted)]
+    if kept != lines:
+        with atomic_write(path) as file:
+            file.writelines(kept)
+
+
+def _is_wanted(line: bytes, wanted: Callable[[dict[str, Any]], bool]) -> bool:
+    try:
+        return line.endswith(b'\n') and wanted(json.loads(line))
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def missing_metrics(run_dir: str | os.PathLike, names: Collection[str], networks_name: str) -> list[str]:
+    """Those of the metrics that have no result for a network pickle: the run was killed while they ran."""
+    def has_result(name: str) -> bool:
+        path = Path(run_dir, f'metric-{name}.jsonl')
+        found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        return any(_is_wanted(line, lambda row: row['snapshot_pkl'] == networks_name) for line in found)
+    return [name for name in names if not has_result(name)]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs under torchrun: rank 0 decides for all, and what it decided is kept for when torchrun starts again.
+
+A start after a failure (--max-restarts), or with other machines (--nnodes=1:2), goes on in the folder of the
+run from its last complete snapshot. The number of processes may change then, if it divides the batch: the
+same pictures are seen in the same order, and gradients are the same to rounding, but latents and augmentation
+are drawn anew for each process, so that with another number the run is not the same to the bit.
+"""
+import dataclasses
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import UserError
+from torch_utils.processes.rendezvous import Meeting, meet
+from training.config import TrainConfig, fitting_group
+from training.run.folder import FLAGS_FILE, OPTIONS_FILE, read_json, save_options
+from training.run.interrupt import STOPPED
+from training.run.lock import RunLock
+from training.run.manifest import STATE, read_manifest
+from training.run.resume import Continuation, find_state, rewind_records
+
+Plan = tuple[TrainConfig, Continuation | None]
+SHARED_SEC = 30.0  # network file systems may show a new folder late
+BEFORE_EVERYTHING: dict[str, Any] = {'run': {'cur_nimg': -1}, 'loop': {'tick': 0}}
+
+
+def with_world_size(flags: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """The flags with --gpus as torchrun has it. Raises UserError if another number was given."""
+    given = flags.get('gpus')
+    if given is not None and given != world_size:
+        raise UserError(f'--gpus={given}, but the launcher started {world_size} processes; leave --gpus out')
+    return {**flags, 'gpus': world_size}
+
+
+def plan_together(plan: Callable[[int], Plan | None]) -> Plan | None:
+    """What all processes of this start shall train, None for nothing.
+
+    plan(number of processes): called on rank 0, in the first start of a launch only.  Leaves with STOPPED if
+    the time limit of the launch is over. Raises UserError, on rank 0 alone or where its folder is not seen.
+    """
+    meeting = meet()
+    made = meeting.from_first(lambda: _plan(meeting, plan))
+    if made is not None:
+        check_shared(made[0].run_dir)
+    return made
+
+
+def check_shared(run_dir: str, wait_sec: float = SHARED_SEC) -> None:
+    """Raise UserError if what rank 0 has written into the run's folder does not come into sight here."""
+    deadline_sec = time.monotonic() + wait_sec
+    while not Path(run_dir, OPTIONS_FILE).is_file():
+        if time.monotonic() > deadline_sec:
+            raise UserError(f'--outdir: {run_dir} is not there on {socket.gethostname()}; all machines need '
+                            'it under the same path, on a disk that they share')
+        time.sleep(0.1)
+
+
+def _plan(meeting: Meeting, plan: Callable[[int], Plan | None]) -> Plan | None:
+    memory = meeting.recall()
+    if memory:
+        return _plan_again(memory, meeting.world_size)
+    made = plan(meeting.world_size)
+    if made is not None:
+        run, limit_sec = made[0], made[0].time_limit_sec
+        # The limit is that of the launch, however often it starts again.
+        meeting.remember(
+            run_dir=run.run_dir, deadline=None if limit_sec is None else time.time() + limit_sec)
+    return made
+
+
+def _plan_again(memory: dict[str, Any], num_gpus: int) -> Plan:
+    """The plan of a later start: the same run, from its last snapshot."""
+    if memory['deadline'] is not None and time.time() >= memory['deadline']:
+        sys.exit(STOPPED)
+    folder = Path(memory['run_dir'])
+    before = TrainConfig.from_options(read_json(folder / OPTIONS_FILE))
+    config = fit_layout(before, num_gpus)
+    state = None
+    if any(STATE in entry.files for entry in read_manifest(folder)):
+        state, notes = find_state(str(folder), None)
+        for note in notes:
+            print(f'Note: {note}', flush=True)
+    else:
+        # It had not come so far as to save anything: from the beginning, in the same folder.
+        with RunLock(folder):
+            rewind_records(folder, BEFORE_EVERYTHING)
+    print(f'Note: Started again by the launcher, with {num_gpus} processes: going on in {folder}'
+          f'{"" if state is None else f" from {state.name}"}.', flush=True)
+    is_changed = num_gpus != before.num_gpus
+    if is_changed:
+        print(f'Note: There were {before.num_gpus} processes before, so that random numbers are others from '
+              'here on.', flush=True)
+        save_options(config, {**read_json(folder / FLAGS_FILE), 'gpus': num_gpus})
+    if memory['deadline'] is not None:
+        config = dataclasses.replace(config, time_limit_sec=memory['deadline'] - time.time())
+    return config, None if state is None else Continuation(str(state), allow_changes=is_changed)
+
+
+def fit_layout(config: TrainConfig, num_gpus: int) -> TrainConfig:
+    """The same run on another number of processes.
+
+    Raises UserError if the batch cannot be divided so, or only by another minibatch standard deviation, which
+    is a part of the network.
+    """
+    if num_gpus == config.num_gpus:
+        return config
+    share, rest = divmod(config.batch_size, num_gpus)
+    if rest or not share:
+        raise UserError(f'--batch={config.batch_size} cannot be divided by the {num_gpus} processes that the '
+                        'launcher started now; choose --nnodes so that all numbers of processes divide it')
+    group = config.D.mbstd_group_size
+    fitting = [n for n in range(1, min(share, config.batch_gpu) + 1)
+               if share % n == 0 and fitting_group(group, n) == group
+               and min(group, n) == min(group, config.batch_gpu)]
+    if not fitting:
+        raise UserError(f'--batch={config.batch_size} leaves {share} pictures for each of the {num_gpus} '
+                        f'processes that the launcher started now, which are no groups of {group} for the '
+                        'minibatch standard deviation; start fewer')
+    return dataclasses.replace(config, num_gpus=num_gpus, batch_gpu=max(fitting))

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transfer learning: what a trained network gives to one of another shape, and a table that tells it."""
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import legacy
+from dnnlib.resolution import Size, height_width
+from dnnlib.util import UserError, replace_file
+from torch_utils import distributed, misc
+from training.transfer.rules import Pair, fit_tensor
+
+ACTIONS = KEPT, RESIZED, FRESH, NOT_USED = 'kept', 'resized', 'fresh', 'not used'
+# Where a file lacks one of these, the other is the next best.
+SUBSTITUTES = {'G': 'G_ema', 'G_ema': 'G'}
+MAX_NAME = 44  # characters
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A tensor in the table. source, here: shapes, None where there is none.  action: one of ACTIONS.
+    how: in words, where there is something to say.
+    """
+
+    network: str
+    name: str
+    source: Shape | None
+    here: Shape | None
+    action: str
+    how: str = ''
+
+
+def transfer(
+    path_or_url: str, into: Mapping[str, torch.nn.Module], run_dir: str | os.PathLike | None = None,
+) -> list[Record]:
+    """Put the weights of a network pickle into the modules of the same key, as far as they can be used.
+
+    Prints a table of what became of the tensors, and writes it, tensor by tensor, to transfer.txt in run_dir
+    (process 0 does). A network that the file lacks stays fresh. Returns the whole table. Raises UserError if
+    the file is no network file, or nothing in it fits.
+    """
+    source = legacy.load_network(path_or_url, only=legacy.NETWORKS)
+    records = transfer_networks(source, into)
+    if not any(record.action in (KEPT, RESIZED) for record in records):
+        raise UserError(f'--resume={path_or_url}: {_misfit(source, into)}')
+    if distributed.rank() == 0:
+        heading = f'Transfer from {path_or_url}: {_describe(source)} -> {_describe(into)}'
+        notes = [f'NOTE: {note}' for note in transfer_notes(source, into)]
+        print('\n'.join(['', heading, *summary_lines(records), *notes, '']))
+        if run_dir is not None:
+            lines = [heading, *notes, '', *full_lines(records)]
+            with replace_file(Path(run_dir, 'transfer.txt')) as temporary:
+                temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    return records
+
+
+def _misfit(source: Mapping[str, torch.nn.Module | None], into: Mapping[str, torch.nn.Module]) -> str:
+    """Why nothing of the file can be used, and what to do."""
+    found = [type(source[key]).__name__ for key in into if source.get(key) is not None]
+    if not found:
+        return f'holds none of {", ".join(into)}; give a file of train.py'
+    wanted = [type(module).__name__ for module in into.values()]
+    return (f'nothing in {", ".join(dict.fromkeys(found))} fits {", ".join(dict.fromkeys(wanted))}; train '
+            'with the --cfg that the file was trained with, or start without --resume')
+
+
+def transfer_networks(
+    source: Mapping[str, torch.nn.Module | None], into: Mapping[str, torch.nn.Module],
+) -> list[Record]:
+    """Copy what fits from the networks of `source` into those of the same key; they may be on any device.
+
+    Tensors are matched by name, and blocks are named by level, so that networks of other resolutions share
+    their lower levels. Other shapes are fitted by training.transfer.rules.
+    """
+    records = []
+    for key, target in into.items():
+        giver = _giver(source, key)
+        if giver is None:
+            records += [Record(key, name, None, tuple(tensor.shape), FRESH)
+                        for name, tensor in misc.named_params_and_buffers(target)]
+        else:
+            records += _transfer_network(key, giver, target)
+    return records
+
+
+def _giver(source: Mapping[str, torch.nn.Module | None], key: str) -> torch.nn.Module | None:
+    found = source.get(key)
+    return source.get(SUBSTITUTES[key]) if found is None and key in SUBSTITUTES else found
+
+
+def _transfer_network(key: str, source: torch.nn.Module, target: torch.nn.Module) -> list[Record]:
+    theirs, ours = (dict(misc.named_params_and_buffers(net)) for net in (source, target))
+    records = []
+    for name, tensor in ours.items():
+        shape = tuple(tensor.shape)
+        if name not in theirs:
+            records.append(Record(key, name, None, shape, FRESH, _start_new(name, tensor, theirs)))
+            continue
+        fit = fit_tensor(Pair(name, theirs[name].detach().cpu(), tensor.detach().cpu(), source, target))
+        if fit.value is not None:
+            tensor.detach().copy_(fit.value)
+        action = FRESH if fit.value is None else RESIZED if fit.how else KEPT
+        records.append(Record(key, name, tuple(theirs[name].shape), shape, action, fit.how))
+    return records + [Record(key, name, tuple(tensor.shape), None, NOT_USED)
+                      for name, tensor in theirs.items() if name not in ours]
+
+
+def _start_new(name: str, tensor: torch.Tensor, theirs: Mapping[str, torch.Tensor]) -> str:
+    """Prepare a tensor without counterpart; returns what to say of it.
+
+    A level above those of the file adds its detail to the enlarged picture of the levels below. With nothing
+    to add at first, G goes on making the pictures that it has learned.
+    """
+    first = 'synthesis.b4.torgb.weight'
+    if not name.endswith('torgb.weight') or first not in theirs:
+        return ''
+    tensor.detach().zero_()
+    return 'starts at 0'
+
+
+def transfer_notes(
+    source: Mapping[str, torch.nn.Module | None], into: Mapping[str, torch.nn.Module],
+) -> list[str]:
+    """Sentences on what the user may not expect: networks that are missing, latents of another kind."""
+    notes = []
+    for key in into:
+        if source.get(key) is None:
+            consequence = (
+                'starts from random weights, and pictures will first get worse; snapshots of train.py hold '
+                'all networks' if _giver(source, key) is None else f'takes the weights of {SUBSTITUTES[key]}')
+            notes.append(f'the file holds no {key}: the one here {consequence}')
+    old, new = _giver(source, 'G_ema'), into.get('G_ema', into.get('G'))
+    if old is not None and new is not None:
+        notes += _latent_notes(old, new)
+    return notes
+
+
+def _latent_notes(old: torch.nn.Module, new: torch.nn.Module) -> list[str]:
+    notes = []
+    # The mapping network is the one part of which a piece is of no use.
+    for name, label in (('z_dim', 'z'), ('w_dim', 'w')):
+        a, b = getattr(old, name), getattr(new, name)
+        if a != b:
+            notes.append(f'{label} has {b} numbers, in the file {a}: what reads it starts from random '
+                         'weights, and all styles must be learned anew; choose a preset with the same sizes')
+    a, b = old.mapping.num_layers, new.mapping.num_layers
+    if a != b:
+        notes.append(f'the mapping network has {b} layers, in the file {a}: its layers are taken by number, '
+                     f'which is not what they were trained for; --map-depth={a} keeps the whole')
+    return notes
+
+
+def summary_lines(records: list[Record]) -> list[str]:
+    """The table with layers of the same fate in one row, and the totals of each network."""
+    rows, networks = [], _by_network(records)
+    for network, group in networks.items():
+        # G_ema is shaped as G: its table would say the same again.
+        if network == 'G_ema' and _without_network(group) == _without_network(networks.get('G', [])):
+            rows.append([network, '(as G)', '', '', ''])
+            continue
+        rows += [[network if i == 0 else '', *row] for i, row in enumerate(_summarise(group, ''))]
+    return [*_columns([['Network', 'Tensors', 'Source', 'Here', 'Result'], *rows]), *_totals(networks)]
+
+
+def full_lines(records: list[Record]) -> list[str]:
+    """The table with a row for each tensor."""
+    rows = [[r.network, r.name, _text(r.source), _text(r.here), _result(r)] for r in records]
+    header = ['Network', 'Tensor', 'Source', 'Here', 'Result']
+    return [*_columns([header, *rows]), *_totals(_by_network(records))]
+
+
+def _by_network(records: list[Record]) -> dict[str, list[Record]]:
+    return {network: list(group) for network, group in itertools.groupby(records, lambda r: r.network)}
+
+
+def _without_network(records: list[Record]) -> list[tuple]:
+    return [(r.name, r.source, r.here, r.action, r.how) for r in records]
+
+
+def _totals(networks: Mapping[str, list[Record]]) -> Iterator[str]:
+    for network, records in networks.items():
+        counts = {action: sum(r.action == action for r in records) for action in ACTIONS}
+        taken = counts[KEPT] + counts[RESIZED]
+        yield (f'{network}: {taken} of {taken + counts[FRESH]} tensors taken ({counts[KEPT]} kept, '
+               f'{counts[RESIZED]} resized), {counts[FRESH]} fresh; {counts[NOT_USED]} of the file not used')
+
+
+def _summarise(records: list[Record], prefix: str) -> Iterator[list[str]]:
+    """Rows [tensors, source, here, result] of the records whose names begin with `prefix`."""
+    if len(records) == 1:
+        record = records[0]
+        yield [record.name, _text(record.source), _text(record.here), _result(record)]
+        return
+    if _is_uniform(records):
+        yield [f'{prefix}* ({len(records)})', '', '', _result(records[0])]
+        return
+    # Parts in which everything has the same fate share a row, in the place of the first.
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        parts.setdefault(record.name.removeprefix(prefix).split('.')[0], []).append(record)
+    fates: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        fates.setdefault(_result(part[0]) if _is_uniform(part) else f'mixed {name}', []).append(name)
+    for names in fates.values():
+        group = [record for name in names for record in parts[name]]
+        if len(names) > 1:
+            yield [f'{prefix}{_join(names)} ({len(group)})', '', '', _result(group[0])]
+        else:
+            yield from _summarise(group, f'{prefix}{names[0]}.')
+
+
+def _is_uniform(records: list[Record]) -> bool:
+    return len({(record.action, record.how) for record in records}) == 1
+
+
+def _join(names: list[str]) -> str:
+    text = '{' + ', '.join(names) + '}'
+    return text if len(text) <= MAX_NAME else f'{{{names[0]}, {names[1]}, ..., {names[-1]}}}'
+
+
+def _result(record: Record) -> str:
+    return f'{record.action}: {record.how}' if record.how else record.action
+
+
+def _columns(rows: Iterable[list[str]]) -> list[str]:
+    """Lines with the cells of each column below each other."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return ['  '.join(row).rstrip() for row in padded]
+
+
+def _text(shape: Shape | None) -> str:
+    return '-' if shape is None else 'x'.join(map(str, shape)) or '1'
+
+
+def _describe(networks: Mapping[str, torch.nn.Module | None]) -> str:
+    """Such as '256x256 pictures of 3 channels, no labels'."""
+    net = next(networks[key] for key in legacy.NETWORKS if networks.get(key) is not None)
+    labels = f'{net.c_dim} labels' if net.c_dim else 'no labels'
+    plural = 's' if net.img_channels > 1 else ''
+    return f'{_size_text(net.img_resolution)} pictures of {net.img_channels} channel{plural}, {labels}'
+
+
+def _size_text(size: Size) -> str:
+    height, width = height_width(size)
+    return f'{width}x{height}'
