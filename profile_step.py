@@ -12,7 +12,7 @@ from dnnlib.cli import run_command
 from dnnlib.progress import write
 from dnnlib.util import UserError, replace_file
 from torch_utils import custom_ops
-from torch_utils.host_memory import keep_freed_memory
+from torch_utils.misc import keep_freed_memory
 from training import config as cfg
 from training.capacity import dry_run
 from training.dataset import ImageFolderDataset

@@ -18,10 +18,9 @@ from dnnlib.progress import progress
 from dnnlib.resolution import height_width
 from dnnlib.util import replace_file
 from dnnlib.video import open_video
-from training.checkpoint import save_network_snapshot
+from training.formats.pickled import save_network_snapshot
 from training.projection.distance import Distance, open_distance, psnr
 from training.projection.files import find_targets, read_init_ws, read_target, save_projections
-from training.projection.noise_maps import replaced_noise
 from training.projection.search import (
     DEFAULT_SEED,
     Projection,
@@ -29,6 +28,7 @@ from training.projection.search import (
     Projector,
     Schedule,
     project,
+    replaced_noise,
 )
 from training.projection.tuning import tune
 from training.sampling.sampler import Sampler, open_sampler

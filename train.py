@@ -17,13 +17,13 @@ from training.config.changes import check_changes
 from training.run.folder import (
     FLAGS_FILE,
     OPTIONS_FILE,
+    RunLock,
     claim_run_dir,
     discard_unstarted,
     next_run_number,
     read_json,
     save_options,
 )
-from training.run.lock import RunLock
 
 if TYPE_CHECKING:
     from training.run.resume import Continuation

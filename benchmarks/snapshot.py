@@ -16,11 +16,10 @@ import torch
 
 from dnnlib.cli import run_command
 from torch_utils.training_stats import Store
-from training.checkpoint import HostCopies, copy_networks
 from training.config import DatasetInfo, resolve
+from training.formats.pickled import HostCopies, copy_networks
 from training.run.manifest import read_manifest
-from training.run.snapshots import Snapshot, SnapshotWriter
-from training.run.state_file import make_payload
+from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
 from training.state import build_state, pick_device
 
 GOAL = 0.1

@@ -18,13 +18,11 @@ from baseline import plain_adam, straightforward
 from dnnlib.cli import run_command
 from dnnlib.util import UserError
 from torch_utils import custom_ops, distributed, training_stats
-from torch_utils.host_memory import keep_freed_memory
-from torch_utils.misc import set_gpu_arithmetic
+from torch_utils.misc import keep_freed_memory, set_gpu_arithmetic
 from training import state as state_module
-from training.compiled import compile_networks
+from training.accelerate import compile_networks, use_graphs
 from training.config import DatasetInfo, resolve
 from training.iteration import PhaseClock, phases_of, run_iteration
-from training.phase_graphs import use_graphs
 from training.state import build_state, pick_device, seed_iteration
 
 PLAIN = 'straightforward'

@@ -21,7 +21,7 @@ from training.config import DatasetInfo, resolve
 from training.run import log
 from training.run.manifest import read_manifest
 from training.run.resume import Continuation, find_state
-from training.run.state_file import read_state
+from training.run.snapshots import read_state
 
 NUM_PICTURES = 12
 # Imports half of PyTorch, which no child needs to do again.

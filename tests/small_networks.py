@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from training import checkpoint, networks
+from training import networks
+from training.formats import pickled
 from training.report.ticks import nimg_of_name
 
 SYNTHESIS = {'channel_base': 64, 'channel_max': 8}
@@ -34,7 +35,7 @@ def small_discriminator(**changes):
 
 def save_small_network(path, **changes):
     """Write a snapshot with a small generator alone."""
-    return checkpoint.save_network_snapshot(path, G=None, D=None, G_ema=small_generator(**changes))
+    return pickled.save_network_snapshot(path, G=None, D=None, G_ema=small_generator(**changes))
 
 
 def without_end():

@@ -19,8 +19,7 @@ import legacy
 from dnnlib import util
 from dnnlib.util import UserError
 from metrics import metric_main
-from training import checkpoint
-from training.formats import convert
+from training.formats import convert, pickled
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def run_dir(tmp_path, monkeypatch):
     (folder / 'training_options.json').write_text('{}')
     write_detectors(tmp_path / 'detectors')
     noted = {'class_name': 'os.system', 'path': write_pictures(tmp_path / 'data'), 'xflip': True}
-    checkpoint.save_network_snapshot(
+    pickled.save_network_snapshot(
         folder / 'net.pkl', G=None, D=None, G_ema=small_generator(), training_set_kwargs=noted)
     return folder
 
@@ -135,7 +134,7 @@ def refuse(url, **_):
 def test_what_cannot_be_done_is_one_line_and_status_2(run_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open(url, 'rb'))
     network, other = f'--network={run_dir}/net.pkl', write_pictures(tmp_path / 'other', 3, 1)
-    checkpoint.save_network_snapshot(tmp_path / 'bare.pkl', G=None, D=None, G_ema=small_generator())
+    pickled.save_network_snapshot(tmp_path / 'bare.pkl', G=None, D=None, G_ema=small_generator())
     for args, words in [
             ([], '--network is required'), (['--network=nothing.pkl'], 'no such file'),
             ([network], 'neither in'), ([network, f'--data={other}', '--metrics=swd'], 'have 1 channels'),

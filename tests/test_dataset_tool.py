@@ -16,7 +16,7 @@ from golden_cases import ROOT, arrays, cases
 from PIL import Image
 
 from training.dataset import ImageFolderDataset
-from training.datasets.workers import SERIAL_BELOW
+from training.datasets.convert import SERIAL_BELOW
 
 MNIST = ROOT.parent / 'shared' / 'data' / 'mnist10k'
 

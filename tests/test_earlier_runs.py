@@ -17,7 +17,7 @@ from dnnlib.util import UserError
 from training import training_loop
 from training.config import TrainConfig
 from training.run.resume import Continuation
-from training.run.state_file import read_state
+from training.run.snapshots import read_state
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / 'tests' / 'data' / 'runs'

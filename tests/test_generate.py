@@ -9,7 +9,7 @@ from small_networks import save_small_network, small_generator
 
 import generate
 import legacy
-from training import checkpoint
+from training.formats import pickled
 from training.sampling import sampler
 
 
@@ -200,7 +200,7 @@ def test_truncation_needs_an_average_w(network, tmp_path, capsys):
 
 
 def test_a_snapshot_without_an_averaged_generator_is_refused(tmp_path, capsys):
-    path = checkpoint.save_network_snapshot(tmp_path / 'net.pkl', G=small_generator(), D=None, G_ema=None)
+    path = pickled.save_network_snapshot(tmp_path / 'net.pkl', G=small_generator(), D=None, G_ema=None)
     assert run('--network', path, '--outdir', tmp_path / 'out', '--seeds=0', '--device=cpu') == 2
     assert 'G_ema' in capsys.readouterr().err
 

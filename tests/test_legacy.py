@@ -18,7 +18,7 @@ import legacy
 from dnnlib.util import UserError
 from torch_utils import persistence
 from torch_utils.pickles import describe
-from training import augment, checkpoint, networks
+from training import augment, networks
 from training.formats import pickled, rebuild
 
 FOLDER = golden_dir() / 'official_pickle'
@@ -91,7 +91,7 @@ def test_a_rebuilt_network_can_be_built_again_from_its_arguments():
 def snapshot(tmp_path):
     """Function: path of a snapshot of these networks."""
     def save(G=None, D=None, G_ema=None, **others):
-        return checkpoint.save_network_snapshot(tmp_path / 'net.pkl', G=G, D=D, G_ema=G_ema, **others)
+        return pickled.save_network_snapshot(tmp_path / 'net.pkl', G=G, D=D, G_ema=G_ema, **others)
     return save
 
 

@@ -14,7 +14,7 @@ import generate
 import legacy
 import projector
 from dnnlib import util, video
-from training.projection.noise_maps import replaced_noise
+from training.projection.search import replaced_noise
 
 QUICK = ['--device=cpu', '--distance=pixel', '--num-steps=3']
 

@@ -19,8 +19,7 @@ from source_tree import ROOT
 
 import train
 from training import training_loop
-from training.run.folder import OPTIONS_FILE, read_json
-from training.run.lock import RunLock
+from training.run.folder import OPTIONS_FILE, RunLock, read_json
 from training.run.manifest import read_manifest
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')

@@ -9,11 +9,10 @@ from PIL import Image
 import train
 from training import config as cfg
 from training.capacity import dry_run
-from training.checkpoint import HostCopies
+from training.formats.pickled import HostCopies
 from training.run import resume
-from training.run.lock import LOCK_FILE, RunLock
-from training.run.snapshots import Snapshot, SnapshotWriter
-from training.run.state_file import make_payload
+from training.run.folder import LOCK_FILE, RunLock
+from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
 
 
 @pytest.fixture

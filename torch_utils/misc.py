@@ -3,8 +3,10 @@
 and the published sampler.
 """
 import contextlib
+import ctypes
 import functools
 import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -266,3 +268,23 @@ def _keep_first_owners(calls: list[_Call]) -> None:
 
 def _numel(tensors: list[torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+LIMIT = 2 ** 31 - 1  # bytes, the most that an int says
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let this process, if its device is the CPU, keep up to 2 GiB that it frees, for the next tensors.
+
+    By default glibc may return large blocks to the system at once, so that each training step gets the same
+    thousands of pages anew, cleared one by one; how many depends on where blocks happen to lie.
+
+    Returns whether it does: not with a GPU, and not every C library can.
+    """
+    if device.type != 'cpu' or not sys.platform.startswith('linux'):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is None:  # musl
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LIMIT)) and bool(mallopt(M_TRIM_THRESHOLD, LIMIT))

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
-from training import augment, ema
+from training import augment
 from training.augmentation import ada
 from training.config import TrainConfig
 from training.phases import lazy_adam
@@ -47,8 +48,8 @@ class TrainingState:
         # Running means of what each process saw; both are linear in it, so that averaging them loses nothing.
         buffers = [*self.G.named_buffers(), *self.D.named_buffers()]
         distributed.average([self.loss.pl_mean, *(b for name, b in buffers if name.endswith(RUNNING_MEANS))])
-        beta = ema.ema_beta(self.cur_nimg, config.batch_size, config.ema_kimg, config.ema_rampup)
-        ema.update_ema(self.G_ema, self.G, beta)
+        beta = ema_beta(self.cur_nimg, config.batch_size, config.ema_kimg, config.ema_rampup)
+        update_ema(self.G_ema, self.G, beta)
         self.cur_nimg += config.batch_size
         self.batch_idx += 1
         if self.ada is not None and self.ada.is_due(self.batch_idx):
@@ -202,3 +203,26 @@ def _with_signs(
             controller.add(values)
         return report(name, values)
     return report_and_add
+
+
+def ema_beta(cur_nimg: int, batch_size: int, ema_kimg: float, ema_rampup: float | None) -> float:
+    """Share of the old average that one iteration keeps: 0.5 ^ (batch_size / half-life).
+
+    cur_nimg: pictures shown before this iteration.  ema_kimg: half-life in thousand pictures.
+    ema_rampup: limits the half-life to this share of cur_nimg, None for no limit; the first beta is then 0.
+    """
+    half_life_nimg = ema_kimg * 1000
+    if ema_rampup is not None:
+        half_life_nimg = min(half_life_nimg, cur_nimg * ema_rampup)
+    return 0.5 ** (batch_size / max(half_life_nimg, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
+    """Move the parameters of G_ema towards those of G by 1 - beta; copy the buffers (w_avg, noise maps)."""
+    averages, currents = list(G_ema.parameters()), list(G.parameters())
+    assert len(averages) == len(currents), f'G_ema has {len(averages)} parameters, G {len(currents)}'
+    if averages:
+        get_ema_multi_avg_fn(beta)(averages, currents, None)  # all tensors in few kernels on a GPU
+    for average, current in zip(G_ema.buffers(), G.buffers(), strict=True):
+        average.copy_(current)

@@ -15,22 +15,21 @@ from dnnlib.util import UserError
 from metrics.metric_utils import all_processes
 from metrics.training_metrics import TrainingMetrics
 from torch_utils import custom_ops, distributed, misc
-from torch_utils.host_memory import keep_freed_memory
+from torch_utils.misc import keep_freed_memory
 from torch_utils.processes import watchdog
 from torch_utils.processes.consistency import check_agreement
 from torch_utils.training_stats import Store
-from training.batches import Batches, draw_labels
-from training.capacity.memory import fit_to_memory
-from training.capacity.start import compile_kernels
-from training.checkpoint import HostCopies, copy_networks
+from training.accelerate import use_graphs
+from training.batches import AHEAD, Batches, Supply, draw_labels
+from training.capacity.memory import compile_kernels, fit_to_memory
 from training.config import TrainConfig
 from training.config.systems import SYSTEM_FORMS
 from training.dataset import ImageFolderDataset
+from training.formats.pickled import HostCopies, copy_networks
 from training.guards import DiversityProbe, Guards
 from training.iteration import PhaseClock, phases_of, run_iteration
-from training.phase_graphs import use_graphs
+from training.run.folder import RunLock
 from training.run.interrupt import STOPPED, Interrupt
-from training.run.lock import RunLock
 from training.run.log import (
     RunLog,
     TickClock,
@@ -43,10 +42,8 @@ from training.run.log import (
 )
 from training.run.manifest import FAKES
 from training.run.resume import Continuation, missing_metrics, open_state, rewind_records
-from training.run.snapshots import Snapshot, SnapshotWriter
-from training.run.state_file import make_payload
+from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
 from training.state import build_state, pick_device, seed_iteration
-from training.supply import AHEAD, Supply
 
 CPU_GRID_IMAGES = 240  # the published sheet of 1,024 small pictures would take a CPU as long as a tick
 ADVICE = '; --resume=latest goes on from the last snapshot'

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from torch_utils import host_memory
-from torch_utils.host_memory import keep_freed_memory
+from torch_utils import misc
+from torch_utils.misc import keep_freed_memory
 
 BYTES = 2 ** 26  # more than glibc ever keeps by itself
 TIMES = 6
@@ -43,7 +43,7 @@ def test_freed_memory_is_used_again_without_a_page_fault():
 
 
 def test_a_gpu_is_no_reason_to_keep_memory(monkeypatch):
-    monkeypatch.setattr(host_memory.ctypes, 'CDLL', lambda name: pytest.fail('asked the C library'))
+    monkeypatch.setattr(misc.ctypes, 'CDLL', lambda name: pytest.fail('asked the C library'))
     assert not keep_freed_memory(torch.device('cuda'))
 
 

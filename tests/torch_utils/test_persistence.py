@@ -12,7 +12,8 @@ from elsewhere import open_elsewhere
 
 from dnnlib.util import EasyDict, UserError
 from torch_utils import persistence
-from training import augment, checkpoint, networks
+from training import augment, networks
+from training.formats import pickled
 
 SHAPE = '''
     from torch_utils import persistence
@@ -237,7 +238,7 @@ def test_a_snapshot_opens_where_there_are_only_torch_utils_and_dnnlib(tmp_path):
     G = small_generator()
     D = networks.Discriminator(c_dim=0, img_resolution=8, img_channels=3, channel_base=32, channel_max=4)
     pipe = augment.AugmentPipe(xflip=1, rotate=1, brightness=1)
-    checkpoint.save_network_snapshot(tmp_path / 'net.pkl', G=G, D=D, G_ema=G, augment_pipe=pipe)
+    pickled.save_network_snapshot(tmp_path / 'net.pkl', G=G, D=D, G_ema=G, augment_pipe=pipe)
     out = open_elsewhere(tmp_path / 'net.pkl', tmp_path)
     with torch.no_grad():
         images = G.eval()(torch.zeros(2, 4), None, noise_mode='const')

@@ -7,12 +7,13 @@ import pytest
 import torch
 from small_run import SmallRun, small_config
 
-from training.examination import Examination, Finding
 from training.guards import (
     PATIENCE_TICKS,
     REPEAT_TICKS,
     Alarm,
     DiversityProbe,
+    Examination,
+    Finding,
     Guards,
     broken_line,
     nearest_distance,

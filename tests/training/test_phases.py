@@ -7,7 +7,7 @@ import torch
 from golden_cases import arrays, cases, index
 from loss_cases import build_networks, tensor, tiny_batch, tiny_pair
 
-from training import ema
+from training import state
 from training.loss import MicroBatch, StyleGAN2Loss
 from training.phases import GRADIENT_LIMIT, FlatGradients, PhaseSource, build_phases, lazy_adam
 
@@ -142,9 +142,9 @@ def test_recorded_training_iterations():
             # The record sums over rounds, we average.
             norm = phase.gradients.buffer.norm().item() * rounds
             assert norm == pytest.approx(expected['grad_norms'][phase.name], rel=1e-3), (i, phase.name)
-        beta = ema.ema_beta(cur_nimg, config['batch'], config['ema_kimg'], config['ema_rampup'])
+        beta = state.ema_beta(cur_nimg, config['batch'], config['ema_kimg'], config['ema_rampup'])
         assert beta == pytest.approx(expected['ema_beta'], rel=1e-9)
-        ema.update_ema(G_ema, G, beta)
+        state.update_ema(G_ema, G, beta)
         cur_nimg += config['batch']
         assert cur_nimg == expected['cur_nimg']
         assert loss.pl_mean.item() == pytest.approx(expected['pl_mean'], rel=1e-3)

@@ -27,7 +27,7 @@ from training.run import interrupt
 from training.run.interrupt import STOPPED
 from training.run.manifest import read_manifest
 from training.run.resume import find_state
-from training.run.state_file import read_state
+from training.run.snapshots import read_state
 
 KILLS = 4
 KILLS_OF_TWO = 2

@@ -8,8 +8,8 @@ import torch
 from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
-from training.checkpoint import HostCopies
-from training.run.state_file import make_payload, write_state
+from training.formats.pickled import HostCopies
+from training.run.snapshots import make_payload, write_state
 
 
 def config(**flags):

@@ -9,10 +9,8 @@ import torch
 from small_networks import small_generator
 from small_run import SmallRun, small_config
 
-from training.compiled import compile_networks
-from training.phase_graphs import use_graphs
+from training.accelerate import by_graphs, compile_networks, use_graphs
 from training.sampling.sampler import Sampler
-from training.sampling_graphs import by_graphs
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device('cuda')

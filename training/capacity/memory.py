@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError
-from torch_utils import distributed
+from torch_utils import custom_ops, distributed
+from torch_utils.misc import convolutions_in_tf32
+from training.accelerate import compile_networks
 from training.config import TrainConfig, fitting_group
 from training.loss import MicroBatch
 from training.phases import Phase
@@ -200,3 +202,40 @@ def _hopeless(config: TrainConfig) -> str:
             f'time; use fewer feature maps (--cbase={config.G.channel_base // 2}, '
             f'--cmax={max(config.G.channel_max // 2, 1)}), smaller pictures (dataset_tool.py --width and '
             f'--height){half}, or free memory that other programs use')
+
+
+def compile_kernels(
+    state: TrainingState, phases: Sequence[Phase], config: TrainConfig, device: torch.device,
+) -> int:
+    """Compile the kernels that training will ask for side by side; returns how many there are.
+
+    A rehearsal with the fewest pictures shows which. On a CPU, and where no kernels can be had, there are
+    none. From then on losses call compiled networks, if config.compile says so.
+    """
+    count = _obtain_kernels(state, phases, config, device)
+    if config.compile:
+        compile_networks(state.loss)
+    return count
+
+
+def _obtain_kernels(
+    state: TrainingState, phases: Sequence[Phase], config: TrainConfig, device: torch.device,
+) -> int:
+    if device.type != 'cuda' or not custom_ops.is_available(device):
+        return 0
+    with custom_ops.noting() as wanted, torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, allow_tf32=convolutions_in_tf32(config.allow_tf32)):
+        try:
+            rehearse(state, phases, with_few_pictures(config))
+        except RuntimeError as error:
+            # Then they are compiled one by one, as they come up.
+            if not is_out_of_memory(error):
+                raise
+    return custom_ops.obtain_all(wanted, custom_ops.architecture_of(device))
+
+
+def with_few_pictures(config: TrainConfig) -> TrainConfig:
+    """The same training with as few pictures at a time as the minibatch standard deviation of D allows."""
+    group = config.D.mbstd_group_size
+    few = group if config.batch_gpu % group == 0 else config.batch_gpu
+    return dataclasses.replace(config, batch_gpu=few)

@@ -7,12 +7,12 @@ import hashlib
 from dnnlib.progress import progress
 from dnnlib.resolution import untrainable_reason
 from dnnlib.util import UserError
+from training.datasets.convert import map_images, num_workers
 from training.datasets.files import LABEL_FILE
 from training.datasets.images import ImageError
 from training.datasets.labels import label_array, parse_label_json
 from training.datasets.sources import FileSource, SourceImage
 from training.datasets.transforms import Shape, shape_text
-from training.datasets.workers import map_images, num_workers
 
 MAX_EXAMPLES = 5  # names a line; the rest is counted
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError
-from training import checkpoint
-from training.formats import exported, rosinality, safetensors_file
+from training.formats import exported, pickled, rosinality, safetensors_file
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,13 @@ class Choices:
 def write_snapshot(
     path: str | os.PathLike, snapshot: Mapping[str, Any], formats: Sequence[str] = ('pkl',),
 ) -> list[Path]:
-    """Write what checkpoint.copy_networks() gave beside each other: `path` with the suffix of each format.
+    """Write what pickled.copy_networks() gave beside each other: `path` with the suffix of each format.
 
     formats: of training.config.values.SNAPSHOT_FORMATS. Returns the paths. Raises UserError if a file cannot
     be written.
     """
     writers: dict[str, Callable[..., Path]] = {
-        'pkl': checkpoint.write_networks, 'safetensors': safetensors_file.write}
+        'pkl': pickled.write_networks, 'safetensors': safetensors_file.write}
     return [writers[kind](Path(path).with_suffix(f'.{kind}'), snapshot) for kind in formats]
 
 
@@ -68,8 +67,8 @@ def check_suffix(path: str | os.PathLike) -> str:
 
 
 def _write_pickle(path: Path, contents: Mapping[str, Any], _: Choices) -> list[str]:
-    keys = (*checkpoint.EXPORTED, 'training_set_kwargs')
-    checkpoint.write_networks(path, {key: contents.get(key) for key in keys})
+    keys = (*pickled.EXPORTED, 'training_set_kwargs')
+    pickled.write_networks(path, {key: contents.get(key) for key in keys})
     return []
 
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from dnnlib.util import UserError
-from training.checkpoint import atomic_write
+from training.formats.pickled import atomic_write
 from training.formats.rebuild import MODULES, Recipe, arguments_of, shown
 
 FORMAT = 'stylegan2-ada-clean/1'

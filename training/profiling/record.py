@@ -22,8 +22,7 @@ from training.iteration import PhaseClock, phases_of, run_iteration
 from training.loss import StyleGAN2Loss
 from training.phases import lazy_adam
 from training.profiling import labels
-from training.profiling.names import Naming, naming_of
-from training.profiling.trace import Kernel, Trace
+from training.profiling.trace import Kernel, Naming, Trace, naming_of
 from training.state import TrainingState, build_state, seed_iteration
 from training.systems.micro import RESOLUTION, MicroGenerator
 

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.profiling.names import is_named
 from training.profiling.ops import CONVOLUTION, OPTIMISER, group_of
 from training.profiling.record import Record
 from training.profiling.trace import OPTIMISER as OPTIMISER_DIRECTION
-from training.profiling.trace import Kernel
+from training.profiling.trace import Kernel, is_named
 
 SIZES = ('N', 'C', 'H', 'W', 'K', 'P', 'Q', 'R', 'S', 'padding', 'stride', 'dilation', 'groups')
 COLUMNS = ('index', 'direction', 'phase', 'where', 'op', 'own_op', 'group', 'parameters', *SIZES,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.util import UserError
-from training.checkpoint import atomic_write
 from training.config.values import HIGHER_IS_BETTER
+from training.formats.pickled import atomic_write
 from training.report.ticks import kimg_number
 
 MANIFEST = 'snapshots.json'

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.util import UserError
-from training.checkpoint import atomic_write
 from training.config import TrainConfig
 from training.config.changes import check_changes
+from training.formats.pickled import atomic_write
 from training.report.ticks import nimg_of_name
-from training.run.lock import LOCK_FILE, RunLock
+from training.run.folder import LOCK_FILE, RunLock
 from training.run.manifest import (
     STATE,
     forget_files,
@@ -27,7 +27,7 @@ from training.run.manifest import (
     remove_leftovers,
     write_manifest,
 )
-from training.run.state_file import read_state
+from training.run.snapshots import read_state
 
 RUN_NUMBER = re.compile(r'\d+')
 

@@ -17,9 +17,8 @@ from typing import Any
 from dnnlib.util import UserError
 from torch_utils.processes.rendezvous import Meeting, meet
 from training.config import TrainConfig, fitting_group
-from training.run.folder import FLAGS_FILE, OPTIONS_FILE, read_json, save_options
+from training.run.folder import FLAGS_FILE, OPTIONS_FILE, RunLock, read_json, save_options
 from training.run.interrupt import STOPPED
-from training.run.lock import RunLock
 from training.run.manifest import STATE, read_manifest
 from training.run.resume import Continuation, find_state, rewind_records
 

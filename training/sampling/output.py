@@ -11,7 +11,7 @@ import numpy as np
 from dnnlib import image_io
 from dnnlib.cli_options import make_folder
 from dnnlib.progress import progress
-from training.datasets.writer import dataset_writer
+from training.datasets.convert import dataset_writer
 from training.sampling.sampler import Sampler
 from training.sampling.sources import Source, Sweep
 

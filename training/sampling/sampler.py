@@ -11,9 +11,9 @@ import torch
 import legacy
 from dnnlib import image_io
 from dnnlib.util import UserError
-from torch_utils.host_memory import keep_freed_memory
+from torch_utils.misc import keep_freed_memory
+from training.accelerate import by_graphs
 from training.formats.convert import check_truncation
-from training.sampling_graphs import by_graphs
 from training.state import pick_device
 
 

@@ -6,13 +6,12 @@ from small_networks import small_discriminator, small_generator
 
 import legacy
 from dnnlib.util import UserError
-from training import checkpoint
-from training.formats import convert
+from training.formats import convert, pickled
 
 
 def snapshot():
     nets = {'G': small_generator(), 'D': small_discriminator(), 'G_ema': small_generator()}
-    return checkpoint.copy_networks(checkpoint.HostCopies(), nets, {'path': 'x'})
+    return pickled.copy_networks(pickled.HostCopies(), nets, {'path': 'x'})
 
 
 def test_a_snapshot_is_written_in_each_format_asked_for(tmp_path):

@@ -12,8 +12,8 @@ from small_networks import small_discriminator, small_generator
 
 import legacy
 from dnnlib.util import UserError
-from training import augment, checkpoint
-from training.formats import safetensors_file
+from training import augment
+from training.formats import pickled, safetensors_file
 
 SHAPES = {
     'square': {}, 'conditional': {'c_dim': 3}, 'wide gray': {'img_resolution': (16, 24), 'img_channels': 1},
@@ -26,10 +26,10 @@ SHAPES = {
 @pytest.mark.parametrize('shape', SHAPES)
 def test_pictures_survive_pkl_to_safetensors_to_pkl_to_the_bit(shape, tmp_path):
     G = small_generator(**SHAPES[shape])
-    first = checkpoint.save_network_snapshot(tmp_path / 'a.pkl', G=None, D=None, G_ema=G)
+    first = pickled.save_network_snapshot(tmp_path / 'a.pkl', G=None, D=None, G_ema=G)
     second = safetensors_file.write(tmp_path / 'b.safetensors', legacy.load_network(first))
     found = legacy.load_network(second)
-    third = checkpoint.save_network_snapshot(tmp_path / 'c.pkl', G=None, D=None, G_ema=found.G_ema)
+    third = pickled.save_network_snapshot(tmp_path / 'c.pkl', G=None, D=None, G_ema=found.G_ema)
     z, c = torch.randn(2, 8), torch.eye(3)[:2]
     pictures = [net(z, c, truncation_psi=0.7, noise_mode='const')
                 for net in (G, found.G_ema, legacy.load_network(third).G_ema)]

@@ -7,9 +7,8 @@ import pytest
 from torch.autograd import DeviceType
 
 from training.profiling import labels
-from training.profiling.names import dotted_name, is_named, textbook_name
 from training.profiling.ops import Convolution, describe_shapes, group_of, kernels_of
-from training.profiling.trace import NODE, Kernel, Place, Trace
+from training.profiling.trace import NODE, Kernel, Place, Trace, dotted_name, is_named, textbook_name
 
 MAIN, ENGINE = 1, 2  # threads
 

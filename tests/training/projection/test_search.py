@@ -19,8 +19,14 @@ from training.datasets.images import convert_mode, decode_image
 from training.projection import search
 from training.projection.distance import Distance, pixel_distance, psnr
 from training.projection.files import fit_target
-from training.projection.noise_maps import noise_maps, replaced_noise
-from training.projection.search import ProjectionSettings, Projector, Schedule, w_statistics
+from training.projection.search import (
+    ProjectionSettings,
+    Projector,
+    Schedule,
+    noise_maps,
+    replaced_noise,
+    w_statistics,
+)
 from training.projection.tuning import tune
 
 NPZ = 'projector.npz'

@@ -7,11 +7,10 @@ import pytest
 from small_run import small_config
 
 from dnnlib.util import UserError
-from training.checkpoint import HostCopies
+from training.formats.pickled import HostCopies
 from training.run.manifest import read_manifest
 from training.run.resume import Continuation, find_state, missing_metrics, open_state, rewind_records
-from training.run.snapshots import Snapshot, SnapshotWriter
-from training.run.state_file import make_payload, read_state
+from training.run.snapshots import Snapshot, SnapshotWriter, make_payload, read_state
 
 
 def add_snapshot(run_dir, nimg, config=None, tick=3):

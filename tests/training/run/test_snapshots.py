@@ -13,12 +13,11 @@ import pytest
 import torch
 from small_networks import small_generator
 
-from training.checkpoint import HostCopies, copy_networks
+from training.formats.pickled import HostCopies, copy_networks
 from training.run import snapshots
 from training.run.manifest import STATE, read_manifest, remove_leftovers
 from training.run.resume import find_state
-from training.run.snapshots import Snapshot, SnapshotWriter
-from training.run.state_file import make_payload, read_state
+from training.run.snapshots import Snapshot, SnapshotWriter, make_payload, read_state
 
 KILLS = 50
 

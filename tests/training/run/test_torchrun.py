@@ -15,12 +15,11 @@ if not torch.distributed.is_available():
 from small_run import small_config
 
 from torch_utils.processes.rendezvous import Meeting
-from training.checkpoint import HostCopies
+from training.formats.pickled import HostCopies
 from training.run import torchrun
 from training.run.folder import FLAGS_FILE, read_json, save_options
 from training.run.interrupt import STOPPED
-from training.run.snapshots import Snapshot, SnapshotWriter
-from training.run.state_file import make_payload
+from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ import generate
 import legacy
 import style_mixing
 from torch_utils import misc
-from training import checkpoint
 from training.capacity import memory
 from training.config import TrainConfig
 from training.config.changes import check_changes
+from training.formats import pickled
 from training.formats.convert import write_snapshot
 from training.systems.dcgan import DCGANGenerator
 from training.systems.stylegan1 import StyleGAN1Generator
@@ -147,8 +147,8 @@ def test_snapshots_open_without_running_their_code(system, kind, tmp_path):
     run = SmallRun(system_config(system))
     run.step(2)
     state, path = run.state, tmp_path / f'net.{kind}'
-    copies = checkpoint.HostCopies()
-    networks = checkpoint.copy_networks(copies, {'G': state.G, 'D': state.D, 'G_ema': state.G_ema})
+    copies = pickled.HostCopies()
+    networks = pickled.copy_networks(copies, {'G': state.G, 'D': state.D, 'G_ema': state.G_ema})
     write_snapshot(path, networks, (kind,))
     loaded = legacy.load_network(str(path))
     z, c = torch.randn(2, state.G.z_dim), torch.zeros(2, 0)

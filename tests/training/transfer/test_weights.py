@@ -11,7 +11,7 @@ import legacy
 from dnnlib.util import UserError
 from torch_utils import misc
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
-from training import checkpoint
+from training.formats import pickled
 from training.systems.dcgan import DCGANGenerator
 from training.transfer.rules import overlap, picture_map, resize_plane
 from training.transfer.weights import (
@@ -255,7 +255,7 @@ def test_frozen_layers_of_d_take_weights_too():
 def snapshot(tmp_path_factory):
     path = tmp_path_factory.mktemp('source') / 'net.pkl'
     G = small_generator(c_dim=3)
-    return str(checkpoint.save_network_snapshot(path, G=G, D=small_discriminator(c_dim=3), G_ema=G))
+    return str(pickled.save_network_snapshot(path, G=G, D=small_discriminator(c_dim=3), G_ema=G))
 
 
 def networks_here(**kwargs):
@@ -287,7 +287,7 @@ def test_without_a_folder_nothing_is_written(snapshot, tmp_path, monkeypatch):
 
 def test_a_file_with_an_average_generator_alone_gives_it_to_g_and_warns_of_d(tmp_path, capsys):
     source = small_generator()
-    path = str(checkpoint.save_network_snapshot(tmp_path / 'a.pkl', G=None, D=None, G_ema=source))
+    path = str(pickled.save_network_snapshot(tmp_path / 'a.pkl', G=None, D=None, G_ema=source))
     here = {name: fresh(net) for name, net in networks_here().items()}
     before = here['D'].b4.fc.weight.clone()
     records = transfer(path, here)
@@ -299,11 +299,11 @@ def test_a_file_with_an_average_generator_alone_gives_it_to_g_and_warns_of_d(tmp
 
 
 def test_a_file_without_anything_of_use_is_refused(tmp_path):
-    path = str(checkpoint.save_network_snapshot(
+    path = str(pickled.save_network_snapshot(
         tmp_path / 'a.pkl', G=None, D=small_discriminator(), G_ema=None))
     with pytest.raises(UserError, match=r'--resume=.*a\.pkl: holds none of G, G_ema'):
         transfer(path, {'G': small_generator(), 'G_ema': small_generator()})
-    path = str(checkpoint.save_network_snapshot(
+    path = str(pickled.save_network_snapshot(
         tmp_path / 'b.pkl', G=None, D=None, G_ema=DCGANGenerator(8, img_resolution=8, ngf=2)))
     with pytest.raises(UserError, match='nothing in DCGANGenerator fits Generator; train with the --cfg'):
         transfer(path, {'G': small_generator(), 'G_ema': small_generator()})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dnnlib.util import UserError
-from training.run.state_file import COMMENT_SIZE, FORMAT, make_payload, read_state, write_state
+from training.run.snapshots import COMMENT_SIZE, FORMAT, make_payload, read_state, write_state
 
 
 def payload():

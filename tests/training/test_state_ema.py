@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_cases import cases
 
-from training.ema import ema_beta, update_ema
+from training.state import ema_beta, update_ema
 
 
 class Toy(torch.nn.Module):

@@ -3,7 +3,7 @@
 import pytest
 
 from dnnlib.util import UserError
-from training.supply import AHEAD, Supply
+from training.batches import AHEAD, Supply
 
 
 def batches(count):

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from dnnlib.util import UserError
-from training.run import lock as run_lock
-from training.run.lock import LOCK_FILE, RunLock
+from training.run import folder as run_lock
+from training.run.folder import LOCK_FILE, RunLock
 
 pytestmark = pytest.mark.skipif(run_lock.fcntl is None, reason='a system without locks')
 

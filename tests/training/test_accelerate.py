@@ -12,7 +12,7 @@ from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
 from torch_utils import host_draws
-from training.phase_graphs import capture_rounds, changed_by_rounds, fits_twice, use_graphs
+from training.accelerate import capture_rounds, changed_by_rounds, fits_twice, use_graphs
 
 # p so high that nearly all kinds of augmentation come up, and moving; all phases due often.
 FLAGS = {'aug': 'ada', 'augpipe': 'bgcfnc', 'mirror': False}

@@ -8,15 +8,15 @@ import torch
 from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
-from training import compiled
-from training.capacity import start
-from training.compiled import CompiledNetwork
-from training.examination import Examination
+from training import accelerate
+from training.accelerate import CompiledNetwork
+from training.capacity import memory
+from training.guards import Examination
 from training.loss import MicroBatch
 from training.networks import Conv2dLayer, SynthesisLayer
 
 # What the default compiler makes, in the least time.
-QUICK = {'options': {**compiled.OPTIONS, 'cpp.simdlen': 1, 'aot_inductor.debug_compile': True}}
+QUICK = {'options': {**accelerate.OPTIONS, 'cpp.simdlen': 1, 'aot_inductor.debug_compile': True}}
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_the_start_compiles_what_the_option_says(cfg, names):
     for flag in (False, True):
         side = {'side': 64, 'cbase': None, 'cmax': None} if cfg == 'dcgan' else {}
         run = SmallRun(small_config(cfg=cfg, compile=flag, aug='noaug', **side))
-        start.compile_kernels(run.state, run.phases, run.config, torch.device('cpu'))
+        memory.compile_kernels(run.state, run.phases, run.config, torch.device('cpu'))
         assert set(run.state.loss.compiled) == (names if flag else set())
 
 

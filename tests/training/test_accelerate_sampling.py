@@ -7,8 +7,8 @@ from graph_stand_in import Device, StandIn
 from small_networks import small_generator
 
 from metrics.metric_utils import MetricOptions, generated_block
+from training.accelerate import GraphedNetwork, by_graphs
 from training.sampling.sampler import Sampler
-from training.sampling_graphs import GraphedNetwork, by_graphs
 
 CPU = torch.device('cpu')
 

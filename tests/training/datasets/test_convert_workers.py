@@ -8,8 +8,8 @@ import pytest
 from golden_cases import ROOT
 
 from dnnlib.util import UserError
+from training.datasets.convert import BATCH_IMAGES, SERIAL_BELOW, map_images, num_workers
 from training.datasets.sources import SourceImage
-from training.datasets.workers import BATCH_IMAGES, SERIAL_BELOW, map_images, num_workers
 
 
 def images(count, seen=None):

@@ -5,13 +5,7 @@ import torch
 from golden_cases import arrays, cases
 from small_networks import small_generator
 
-from training.projection.noise_maps import (
-    noise_maps,
-    noise_penalty,
-    normalize_noise_,
-    replaced_noise,
-    stack_maps,
-)
+from training.projection.search import noise_maps, noise_penalty, normalize_noise_, replaced_noise, stack_maps
 
 
 def recorded(key):

@@ -8,12 +8,12 @@ import torch
 from small_networks import small_discriminator, small_generator
 
 from dnnlib.util import UserError
-from training import checkpoint
+from training.formats import pickled
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
     path = tmp_path / 'file.bin'
-    with checkpoint.atomic_write(path) as file:
+    with pickled.atomic_write(path) as file:
         file.write(b'new')
         assert not path.exists()
     assert path.read_bytes() == b'new' and list(tmp_path.iterdir()) == [path]
@@ -22,7 +22,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path):
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / 'file.bin'
     path.write_bytes(b'old')
-    with pytest.raises(KeyError), checkpoint.atomic_write(path) as file:
+    with pytest.raises(KeyError), pickled.atomic_write(path) as file:
         file.write(b'half')
         raise KeyError('interrupted')
     assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
@@ -30,20 +30,20 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r'net\.pkl: cannot be written \(No space left'):
-        with checkpoint.atomic_write(tmp_path / 'net.pkl'):
+        with pickled.atomic_write(tmp_path / 'net.pkl'):
             raise OSError(errno.ENOSPC, 'No space left on device')
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
     with pytest.raises(UserError, match='cannot be written'):
-        checkpoint.save_network_snapshot(tmp_path / 'no' / 'net.pkl', G=None, D=None, G_ema=small_generator())
+        pickled.save_network_snapshot(tmp_path / 'no' / 'net.pkl', G=None, D=None, G_ema=small_generator())
 
 
 def test_a_snapshot_has_the_published_keys_and_leaves_the_run_alone(tmp_path):
     G, D = small_generator().train(), small_discriminator().train()
     kwargs = {'path': 'x', 'xflip': True}
-    path = checkpoint.save_network_snapshot(
+    path = pickled.save_network_snapshot(
         tmp_path / 'net.pkl', G=G, D=D, G_ema=G, training_set_kwargs=kwargs)
     held = pickle.loads(path.read_bytes())
     assert list(held) == ['training_set_kwargs', 'G', 'D', 'G_ema', 'augment_pipe']
@@ -57,7 +57,7 @@ def test_a_snapshot_has_the_published_keys_and_leaves_the_run_alone(tmp_path):
 
 def test_a_copy_shares_no_memory_and_keeps_layout_and_classes():
     G = small_generator(synthesis_kwargs={'channel_max': 8, 'num_fp16_res': 2, 'fp16_channels_last': True})
-    twin = checkpoint.HostCopies().module(G)
+    twin = pickled.HostCopies().module(G)
     assert [type(m) for m in twin.modules()] == [type(m) for m in G.modules()]
     for ours, theirs in zip(twin.state_dict().values(), G.state_dict().values(), strict=True):
         assert ours.stride() == theirs.stride() and (ours.data_ptr() != theirs.data_ptr() or not ours.numel())
@@ -65,7 +65,7 @@ def test_a_copy_shares_no_memory_and_keeps_layout_and_classes():
 
 
 def test_a_tensor_is_copied_once_however_often_it_is_met():
-    G, copies = small_generator(), checkpoint.HostCopies()
+    G, copies = small_generator(), pickled.HostCopies()
     twin = copies.module(G)
     tree = copies.tree({'a': [G.mapping.fc0.weight], 'b': (G.mapping.w_avg, 3, None, 'x')})
     assert tree['a'][0].data_ptr() == twin.mapping.fc0.weight.data_ptr()
@@ -74,7 +74,7 @@ def test_a_tensor_is_copied_once_however_often_it_is_met():
 
 
 def test_memory_is_used_again_for_the_next_moment():
-    weight, once, copies = torch.zeros(5), torch.ones(3), checkpoint.HostCopies()
+    weight, once, copies = torch.zeros(5), torch.ones(3), pickled.HostCopies()
     first = copies(weight)
     copies(once)
     weight.fill_(1)
@@ -89,7 +89,7 @@ def test_hooks_and_gradients_do_not_travel(tmp_path):
     G = small_generator()
     G.synthesis.b4.register_forward_hook(lambda *args: None)
     G.mapping.fc0.weight.grad = torch.ones_like(G.mapping.fc0.weight)
-    path = checkpoint.save_network_snapshot(tmp_path / 'net.pkl', G=None, D=None, G_ema=G)
+    path = pickled.save_network_snapshot(tmp_path / 'net.pkl', G=None, D=None, G_ema=G)
     held = pickle.loads(path.read_bytes())['G_ema']
     assert held.mapping.fc0.weight.grad is None and not held.synthesis.b4._forward_hooks
     assert len(G.synthesis.b4._forward_hooks) == 1
@@ -97,7 +97,7 @@ def test_hooks_and_gradients_do_not_travel(tmp_path):
 
 @pytest.mark.gpu
 def test_copies_from_a_gpu_are_those_of_the_moment():
-    copies, big = checkpoint.HostCopies(), torch.zeros(1 << 24, device='cuda')
+    copies, big = pickled.HostCopies(), torch.zeros(1 << 24, device='cuda')
     copy = copies(big)
     big.fill_(1)
     copies.wait()
@@ -107,5 +107,5 @@ def test_copies_from_a_gpu_are_those_of_the_moment():
 @pytest.mark.gpu
 def test_a_snapshot_of_networks_on_a_gpu_is_on_the_cpu(tmp_path):
     G = small_generator().cuda()
-    path = checkpoint.save_network_snapshot(tmp_path / 'net.pkl', G=G, D=None, G_ema=G)
+    path = pickled.save_network_snapshot(tmp_path / 'net.pkl', G=G, D=None, G_ema=G)
     assert {t.device.type for t in pickle.loads(path.read_bytes())['G'].state_dict().values()} == {'cpu'}

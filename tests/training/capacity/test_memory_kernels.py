@@ -5,7 +5,7 @@ import torch
 from small_run import SmallRun, small_config
 
 from torch_utils import custom_ops
-from training.capacity import start
+from training.capacity import memory
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def obtained(monkeypatch):
 
 
 def compile_for(run, device='cuda'):
-    return start.compile_kernels(run.state, run.phases, run.config, torch.device(device))
+    return memory.compile_kernels(run.state, run.phases, run.config, torch.device(device))
 
 
 def test_a_cpu_compiles_nothing(obtained):
@@ -38,7 +38,7 @@ def test_the_rehearsal_leaves_the_weights_alone_and_what_it_notes_is_obtained(ob
 def test_only_a_lack_of_memory_is_let_pass(obtained, monkeypatch, text, is_raised):
     def fail(*args):
         raise RuntimeError(text)
-    monkeypatch.setattr(start, 'rehearse', fail)
+    monkeypatch.setattr(memory, 'rehearse', fail)
     if is_raised:
         with pytest.raises(RuntimeError, match=text):
             compile_for(SmallRun(small_config()))
@@ -48,4 +48,4 @@ def test_only_a_lack_of_memory_is_let_pass(obtained, monkeypatch, text, is_raise
 
 def test_few_pictures_still_fill_a_group_of_the_standard_deviation():
     config = small_config(batch=16)
-    assert start.with_few_pictures(config).batch_gpu == config.D.mbstd_group_size < 16
+    assert memory.with_few_pictures(config).batch_gpu == config.D.mbstd_group_size < 16

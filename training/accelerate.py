@@ -5,11 +5,17 @@ A graph holds the losses and backward passes of one round. Reduction over proces
 the averages stay outside: few kernels, which need no capture, and communication is never part of a graph.
 """
 import functools
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
+from dnnlib.progress import write
+from dnnlib.util import UserError
 from torch_utils.cuda_graphs import Backend, Captures, CudaBackend, GraphedFunction
+from torch_utils.kernels.nvrtc import first_line
 from torch_utils.training_stats import Store
 from training.config import TrainConfig
 from training.loss import MicroBatch
@@ -84,3 +90,80 @@ def _have_room(device: torch.device) -> bool:
 def fits_twice(passing: int, free: int) -> bool:
     """Whether `free` bytes hold what passes (activations, gradients) in two pools."""
     return 2 * passing <= MEMORY_SHARE * free
+
+
+# Noise from the generators that the other phases and --compile=0 use, so that the numbers are the same.
+OPTIONS = {'fallback_random': True}
+
+
+class CompiledNetwork:
+    """Calls a network in its compiled form, made at the first call for each shape of pictures.
+
+    options: further settings of torch.compile.
+    """
+
+    def __init__(self, module: torch.nn.Module, **options: Any):
+        self.module = module
+        self._compiled = torch.compile(module, dynamic=False, **({'options': OPTIONS} | options))
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        """module(*args). Raises UserError if it cannot be compiled here."""
+        # Compiled code calls no hooks; whoever has set some, as an examination does, wants to see each layer.
+        if self.module._forward_hooks:
+            return self.module(*args)
+        try:
+            return self._compiled(*args)
+        except TorchDynamoException as error:
+            cause = getattr(error, 'inner_exception', error)  # what the compiler proper said
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from error
+            raise UserError(f'--compile=1: torch.compile fails here ({first_line(cause)}); it needs a C++ '
+                            'compiler, and Triton for a GPU. --compile=0 does without') from error
+
+
+def compile_networks(loss: Any, **options: Any) -> None:
+    """Let the losses that are differentiated once call compiled networks.
+
+    loss: StyleGAN2Loss or DCGANLoss.  options: as CompiledNetwork.
+    """
+    loss.compiled = {
+        name: CompiledNetwork(module, **options) for name, module in loss.differentiated_once().items()}
+
+
+class GraphedNetwork:
+    """Calls a network, by a graph once a kind of call repeats, with identical results.
+
+    warn(line): told once if a capture fails; everything goes on without graphs then.
+    """
+
+    def __init__(self, module: torch.nn.Module, backend: Backend, warn: Callable[[str], object] = write):
+        self.module, self._backend = module, backend
+        self._run = GraphedFunction(self._call, Captures(backend, warn))
+
+    def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
+        """module(*args, **options), where args are tensors or hashable, and options hashable."""
+        if torch.is_grad_enabled():
+            return self.module(*args, **options)
+        # A graph reads weights and buffers where they were; others in their place are another kind of call.
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        places = tuple(tensor.data_ptr() for tensor in tensors)
+        state = self._backend.get_state()
+        try:
+            return self._run((places, tuple(sorted(options.items()))), *args)
+        except torch.OutOfMemoryError as error:
+            if self._run.num_graphs == 0:
+                raise
+            # What graphs hold is wanted back.
+            self._run.captures.give_up(error)
+            self._backend.set_state(state)
+        return self._run((places, tuple(sorted(options.items()))), *args)
+
+    def _call(self, kind: tuple, *args: Any) -> torch.Tensor:
+        return self.module(*args, **dict(kind[1]))
+
+
+def by_graphs(module: torch.nn.Module, device: torch.device, cuda_graphs: str) -> Callable[..., torch.Tensor]:
+    """The network, on a GPU as graphs unless cuda_graphs is 'off'. It must be there already, in eval mode."""
+    if device.type != 'cuda' or cuda_graphs == 'off':
+        return module
+    return GraphedNetwork(module, CudaBackend(device))

@@ -10,7 +10,7 @@ from small_networks import last_snapshot
 
 from legacy import load_network
 from training import training_loop
-from training.capacity.label_report import describe_labels, ignored_labels_notice, label_kind
+from training.capacity.dry_run import describe_labels, ignored_labels_notice, label_kind
 from training.config import DatasetInfo, resolve
 from training.dataset import ImageFolderDataset
 
