@@ -21,6 +21,7 @@ LATE_IMPORTS = {
     'train': {'torch', 'torch_utils', 'training'},
     'torch_utils.distributed': {'torch.distributed'},
     'training.datasets.sources': {'lmdb'},
+    'training.formats.load': {'torch_utils.pickles', 'training.formats'},
     'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
     'training.report.curves': {'matplotlib'},
     'dnnlib.download': {'requests'}, 'dnnlib.video': {'imageio_ffmpeg'},

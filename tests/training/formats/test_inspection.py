@@ -11,13 +11,13 @@ from golden_cases import cases, golden_dir
 from small_networks import small_discriminator, small_generator
 from tensorflow_files import tensorflow_pickle
 
-import legacy
 from dnnlib.util import UserError
 from training.formats import convert, inspection
+from training.formats.load import load_bytes
 
 
 def described(data, name='a file'):
-    return inspection.describe(data, name, legacy._load_bytes)
+    return inspection.describe(data, name, load_bytes)
 
 
 @pytest.fixture(scope='module')
