@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may import whom: docs/architecture.md as a test."""
 import ast
+import subprocess
 import sys
 
 from source_tree import PACKAGES, ROOT, Source, product_files
@@ -12,9 +13,10 @@ LEVELS = [
     ('training.networks', 2), ('training.augment', 2), ('training.augmentation', 2), ('training.dataset', 2),
     ('training.datasets', 2), ('training.batches', 2),
     ('training.training_loop', 4),
-    ('training', 3), ('metrics', 3), ('legacy', 3),
+    ('training', 3), ('metrics', 3),
 ]
 SCRIPT_LEVEL = 5
+MAX_MODULES_OF_GENERATE = 60
 # Not everyone has these, or --help should not wait for them: what may be imported inside functions, and
 # where.
 LATE_IMPORTS = {
@@ -67,10 +69,16 @@ def test_no_module_imports_one_above_its_level():
 
 
 def test_nobody_imports_a_script():
-    scripts = {s.module for s in product_files() if '.' not in s.module} - set(PACKAGES) - {'legacy'}
+    scripts = {s.module for s in product_files() if '.' not in s.module} - set(PACKAGES)
     wrong = [f'{s.at(node)}: imports the script {name}' for s in product_files()
              for top in (True, False) for node, name in imports(s, top) if name in scripts]
     assert scripts and not wrong, '\n'.join(wrong)
+
+
+def test_generating_images_imports_few_modules():
+    code = f'import sys, generate; print(sum(name.split(".")[0] in {PACKAGES!r} for name in sys.modules))'
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < MAX_MODULES_OF_GENERATE  # and generate itself
 
 
 def test_imports_inside_functions_are_only_the_listed_ones():
@@ -118,7 +126,7 @@ def test_levels_follow_the_longest_fitting_name():
     order = ['dnnlib.util', 'torch_utils.ops.fma', 'training.datasets.sources', 'training.loss',
              'training.training_loop', 'train']
     assert [level(module) for module in order] == [0, 1, 2, 3, 4, 5]
-    assert level('training.config.options') == 0 and level('metrics.metric_main') == level('legacy') == 3
+    assert level('training.config.options') == 0 and level('metrics.metric_main') == 3
 
 
 def test_every_exception_to_the_rule_of_imports_is_in_use():
