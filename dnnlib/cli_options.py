@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from dnnlib import video
 from dnnlib.util import UserError
+from dnnlib.video import check_video
 
 MAX_SEED = 2 ** 32 - 1  # of NumPy's RandomState, which turns a seed into a latent
 
@@ -33,7 +33,7 @@ class NumberList(click.ParamType):
         span = re.fullmatch(r'(\d+)-(\d+)', value.strip(), re.ASCII)
         if span is not None:
             first, last = int(span[1]), int(span[2])
-            # Not a list: a range typed with some zeros too many must not fill the memory.
+            # Not a list: a range with a few zeros too many must not exhaust memory.
             numbers: Sequence[int] = range(first, last + 1)
             largest = max(first, last)
         elif re.fullmatch(r'\s*\d+\s*(,\s*\d+\s*)*', value, re.ASCII):
@@ -79,15 +79,15 @@ class TableSize(click.ParamType):
             return value
         match = re.fullmatch(r'([1-9]\d{0,3})x([1-9]\d{0,3})', value.strip(), re.ASCII)
         if match is None:
-            self.fail(f'{value!r} is no size such as 3x2: columns, x, rows', param, ctx)
+            self.fail(f'{value!r} is not a size such as 3x2 (columns x rows)', param, ctx)
         return int(match[1]), int(match[2])
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists the options under headings; an option without one is under 'Options'."""
+    """A command whose help groups the options under headings; options without one are under 'Options'."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a section for each heading, in the order in which they first come."""
+        """Write a section per heading, in the order of first appearance."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             row = param.get_help_record(ctx)
@@ -100,7 +100,7 @@ class GroupedCommand(click.Command):
 
 
 class GroupedOption(click.Option):
-    """An option with a heading of the help."""
+    """An option that is listed under a heading of the help."""
 
     def __init__(self, *args: Any, group: str = 'Options', **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -108,39 +108,39 @@ class GroupedOption(click.Option):
 
 
 def option(group: str, *names: str, **kwargs: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """click.option under a heading of the help of a GroupedCommand."""
+    """Like click.option, listed under a heading in the help of a GroupedCommand."""
     return click.option(*names, cls=GroupedOption, group=group, **kwargs)
 
 
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: the options of every script that opens a generator and writes pictures."""
-    network, pictures = functools.partial(option, 'Network and output'), functools.partial(option, 'Pictures')
+    """Decorator: the options shared by all scripts that open a generator and write images."""
+    network, images = functools.partial(option, 'Network and output'), functools.partial(option, 'Images')
     options = [
         network('--network', required=True, metavar='FILE|URL',
-                help='Network file (its G_ema): .pkl, .safetensors or .pt.'),
-        network('--outdir', required=True, metavar='DIR', help='Where the pictures go.'),
-        pictures('--trunc', type=float, default=1, show_default=True, metavar='PSI',
-                 help='Truncation psi: below 1 more typical pictures, above 1 more varied ones.'),
-        pictures('--class', 'class_idx', type=int, metavar='INDEX',
+                help='Network file, of which G_ema is used: .pkl, .safetensors or .pt.'),
+        network('--outdir', required=True, metavar='DIR', help='Output folder.'),
+        images('--trunc', type=float, default=1, show_default=True, metavar='PSI',
+                 help='Truncation psi: below 1 for more typical images, above 1 for more varied ones.'),
+        images('--class', 'class_idx', type=int, metavar='INDEX',
                  help='Class label; required by conditional networks.'),
-        pictures('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const',
-                 show_default=True, help='Noise: as saved with the network, drawn per seed, or none.'),
+        images('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const',
+                 show_default=True, help='Noise: as saved with the network, drawn per seed, or off.'),
         network('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto',
-                show_default=True, help='auto: the GPU if there is one.'),
+                show_default=True, help='auto: a GPU if there is one.'),
         network('--batch', type=click.IntRange(min=1), default=1, show_default=True, metavar='N',
-                help='Pictures made at once: more is faster; some pixels may round differently.'),
+                help='Images per batch: more is faster; some pixels may round differently.'),
         network('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,
-                help='Capture the work of a batch once and repeat it: the same pictures. auto: on a GPU.'),
+                help='Capture a batch as a CUDA graph and replay it, with identical images. auto: on a GPU.'),
         network('--trust-pickle', is_flag=True,
-                help='Run the code inside the network file. Only for files whose origin you trust.')]
+                help='Run the code inside the network file. Only for files from a source that you trust.')]
     return _apply(options, command)
 
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """What --video and the options beside it say. The fields are the options' names."""
+    """The values of --video (file_name) and of the options named like the other fields."""
 
-    video: str | None = None
+    file_name: str | None = None
     interpolation: str = 'linear'
     loop: bool = False
     easing: str = 'none'
@@ -151,18 +151,18 @@ class VideoOptions:
 
     def check(self, outdir: str) -> None:
         """Raise UserError for a video that cannot be written."""
-        if self.video is None:
+        if self.file_name is None:
             needless = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
             if needless:
                 raise UserError(f'--{needless[0].replace("_", "-")} is for videos; give --video=NAME too')
             return
         if outdir.endswith('.zip'):
-            raise UserError(f'--video={self.video}: --outdir={outdir} must be a folder then')
-        video.check_video(Path(outdir, self.video), self.fps, self.background)
+            raise UserError(f'--video={self.file_name}: --outdir={outdir} must be a folder, not a .zip')
+        check_video(Path(outdir, self.file_name), self.fps, self.background)
 
 
 def collected(command: Callable[..., None], argument: str, kind: type) -> Callable[..., None]:
-    """The command with the options that are fields of a dataclass `kind` joined in one argument."""
+    """The command with the options that are fields of a dataclass `kind` passed as one argument."""
     names = [field.name for field in fields(kind)]
 
     @functools.wraps(command)
@@ -173,27 +173,27 @@ def collected(command: Callable[..., None], argument: str, kind: type) -> Callab
 
 
 def video_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: the options of a video, which reach the command as one argument `film`, a VideoOptions."""
+    """Decorator: the options of a video, passed to the command as one argument `video`, a VideoOptions."""
     add = functools.partial(option, 'Video')
     default = VideoOptions()
     options = [
-        add('--video', metavar='NAME', help='Write a video in --outdir, no pictures. NAME ends in .mp4, '
-            '.webm or .gif; without suffix it is a folder of PNG frames.'),
+        add('--video', 'file_name', metavar='NAME', help='Write a video to --outdir instead of images. NAME '
+            'ends in .mp4, .webm or .gif; without a suffix: a folder of PNG frames.'),
         add('--interpolation', type=click.Choice(['linear', 'cubic', 'slerp']), show_default=True,
-            default=default.interpolation, help='Straight from w to w, a smooth curve through all, or an arc '
-            'between the latents z.'),
-        add('--loop', is_flag=True, help='Go on from the last to the first.'),
+            default=default.interpolation, help='linear: straight lines in W; cubic: a smooth curve in W; '
+            'slerp: arcs between the latents z.'),
+        add('--loop', is_flag=True, help='Return from the last seed to the first.'),
         add('--easing', type=click.Choice(['none', 'smooth']), default=default.easing, show_default=True,
-            help='smooth: slow down at each seed (class, end of a sweep).'),
+            help='smooth: slow down at each seed (or class, or end of a sweep).'),
         add('--step-frames', type=click.IntRange(1, 100_000), default=default.step_frames, show_default=True,
-            metavar='N', help='Frames from one seed (class, end of a sweep) to the next.'),
+            metavar='N', help='Frames from one seed (or class, or end of a sweep) to the next.'),
         add('--fps', type=float, default=default.fps, show_default=True, metavar='RATE',
-            help='Frames a second.'),
+            help='Frames per second.'),
         add('--video-scale', type=click.IntRange(1, 64), default=default.video_scale, show_default=True,
-            metavar='N', help='Show each pixel as N x N, for small networks.'),
-        add('--background', metavar='COLOR', help='What is behind transparent pixels, such as white or '
-            '#80C0FF.  [default: white; nothing in PNG frames]')]
-    return _apply(options, collected(command, 'film', VideoOptions))
+            metavar='N', help='Enlarge each pixel to N x N, for small networks.'),
+        add('--background', metavar='COLOR', help='Color behind transparent pixels, such as white or '
+            '#80C0FF.  [default: white; PNG frames stay transparent]')]
+    return _apply(options, collected(command, 'video', VideoOptions))
 
 
 def _apply(options: Sequence[Callable], command: Callable[..., None]) -> Callable[..., None]:
