@@ -155,7 +155,7 @@ def test_csv_gives_labels(tmp_path, tool):
     assert [dataset.get_label(i).tolist() for i in range(2)] == [[0.5, 3], [1, 2]]
 
 
-def test_a_image_without_a_csv_row_is_named(tmp_path, tool):
+def test_an_image_without_a_csv_row_is_named(tmp_path, tool):
     source = write_folder(tmp_path / 's', {'a.png': encode(make_image()), 'b.png': encode(make_image())})
     (tmp_path / 'labels.csv').write_text('a.png,1\n')
     status, output = tool(source, tmp_path / 'out', f'--labels={tmp_path / "labels.csv"}')

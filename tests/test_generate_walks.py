@@ -171,7 +171,8 @@ def test_a_missing_ffmpeg_keeps_the_frames(options, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize('arguments, hint', [
     (['--video=a.avi'], '.webm'), (['--video=a.mp4', '--fps=0'], 'above 0'), (['--loop'], '--video'),
-    (['--video=a.mp4', '--seeds=1'], 'at least 2'), (['--video=a.mp4', '--video-grid=2x1'], 'the same number'),
+    (['--video=a.mp4', '--seeds=1'], 'at least 2'),
+    (['--video=a.mp4', '--video-grid=2x1'], 'the same number'),
     (['--video=a', '--video-grid=2'], '3x2'), (['--video-grid=1x1'], '--video'),
     (['--video=a', '--background=loud'], 'loud'), (['--video=a', '--interpolation=slerp',
      '--truncation-sweep=0:1'], 'slerp'), (['--video=a', '--grid'], '--grid'),

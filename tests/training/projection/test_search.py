@@ -111,7 +111,7 @@ def run(G, targets, init_ws=None, num_steps=12, distance=None, **settings):
     return Projector(G, distance or pixel_distance(), settings, w_avg_samples=500).project(targets, init_ws)
 
 
-def test_a_image_of_the_network_is_found_again(G):
+def test_an_image_of_the_network_is_found_again(G):
     targets, ws = own_images(G, 5)
     found = run(G, targets, num_steps=200)[0]
     assert psnr(render(G, found.ws[None], found.noise)[0], targets[0].numpy()) > 25
