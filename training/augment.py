@@ -53,10 +53,6 @@ class Transform:
     rgb_only: bool = False
     has_quantile: bool = True
 
-    def strength(self, pipe: Any) -> np.ndarray:
-        """Multiplier of each independent part: [1] or [count]."""
-        return getattr(pipe, self.name) * np.asarray(self.parts(pipe), dtype=np.float64)
-
 
 def _one_of_two_rotations(chance: np.ndarray) -> np.ndarray:
     """Chance of each of two independent rotations, so that at least one happens with the given chance."""
@@ -165,7 +161,7 @@ class AugmentPipe(torch.nn.Module):
         rows = [row for row in TRANSFORMS
                 if getattr(self, row.name) > 0 and not (row.rgb_only and shape[1] == 1)]
         numbers = self._numbers(rows, shape[0], debug_percentile)
-        parameters = [(row, numbers.parameter(self, row)) for row in rows]
+        parameters = list(zip(rows, numbers.parameters(self, rows), strict=True))
         steps, values = [], []
         for number, stage in enumerate(STAGES):
             used = [(row, t) for row, t in parameters if row in stage.rows]
@@ -215,7 +211,7 @@ def _decide_geometry(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Para
     to_input = matrices.identity(shape[0], 2)
     for row, t in _without_neutral(parameters):
         to_input = to_input @ row.matrix(t, width, height)
-    return (to_input != np.eye(3)).any(axis=(1, 2)), [to_input]
+    return _is_other(to_input, transforms.eye(3)), [to_input]
 
 
 def _warp(pipe: AugmentPipe, x: torch.Tensor, margins: Margins, matrix: torch.Tensor) -> torch.Tensor:
@@ -236,8 +232,12 @@ def _decide_color(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Paramet
         offset = matrix[:, :3, 3:].mean(axis=1, keepdims=True)
     else:
         linear, offset = matrix[:, :3, :3], matrix[:, :3, 3:]
-    changed = (linear != np.eye(linear.shape[1])).any(axis=(1, 2)) | (offset != 0).any(axis=(1, 2))
-    return changed, [linear, offset]
+    return _is_other(linear, transforms.eye(linear.shape[1])) | _is_other(offset, 0), [linear, offset]
+
+
+def _is_other(matrices: np.ndarray, neutral: np.ndarray | float) -> np.ndarray:
+    """Which of the matrices [N, d, e] are not the neutral one: bool [N]."""
+    return (matrices != neutral).reshape(len(matrices), -1).any(axis=1)
 
 
 def _recolor(
