@@ -161,11 +161,13 @@ class AugmentPipe(torch.nn.Module):
         rows = [row for row in TRANSFORMS
                 if getattr(self, row.name) > 0 and not (row.rgb_only and shape[1] == 1)]
         numbers = self._numbers(rows, shape[0], debug_percentile)
+        if is_static and numbers.changes_nothing:
+            return host_draws.Draw()
         parameters = list(zip(rows, numbers.parameters(self, rows), strict=True))
         steps, values = [], []
         for number, stage in enumerate(STAGES):
             used = [(row, t) for row, t in parameters if row in stage.rows]
-            if used and not (is_static and numbers.changes_nothing):
+            if used:
                 step, arrays = _arranged(number, stage, self, shape, used, is_static)
                 steps += [step] if step else []
                 values += [_as_tensor(array, dtype) for array in arrays]
