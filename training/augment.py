@@ -213,7 +213,7 @@ def _decide_geometry(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Para
     to_input = matrices.identity(shape[0], 2)
     for row, t in _without_neutral(parameters):
         to_input = to_input @ row.matrix(t, width, height)
-    return _is_other(to_input, transforms.eye(3)), [to_input]
+    return _is_other(to_input, matrices.eye(3)), [to_input]
 
 
 def _warp(pipe: AugmentPipe, x: torch.Tensor, margins: Margins, matrix: torch.Tensor) -> torch.Tensor:
@@ -234,7 +234,7 @@ def _decide_color(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Paramet
         offset = matrix[:, :3, 3:].mean(axis=1, keepdims=True)
     else:
         linear, offset = matrix[:, :3, :3], matrix[:, :3, 3:]
-    return _is_other(linear, transforms.eye(linear.shape[1])) | _is_other(offset, 0), [linear, offset]
+    return _is_other(linear, matrices.eye(linear.shape[1])) | _is_other(offset, 0), [linear, offset]
 
 
 def _is_other(matrices: np.ndarray, neutral: np.ndarray | float) -> np.ndarray:
