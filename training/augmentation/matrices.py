@@ -26,7 +26,7 @@ def identity(num: int, dim: int) -> np.ndarray:
 
 @functools.cache
 def eye(size: int) -> np.ndarray:
-    """The identity matrix [size, size], read-only: making it takes longer than a product of small matrices."""
+    """The identity matrix [size, size], read-only; to make it takes longer than a product of small ones."""
     return _constant(np.eye(size))
 
 

@@ -116,8 +116,8 @@ class QuantileNumbers(Numbers):
 
     def gates(self, layout: _Layout) -> np.ndarray:
         """Which images get which parameter: bool [K, N]."""
-        has_quantile = np.repeat([row.has_quantile for row in layout.rows], [row.count for row in layout.rows])
-        return np.tile((layout.strength > 0) & has_quantile[:, None], [1, self.num])
+        has_quantile = np.concatenate([np.full([row.count, 1], row.has_quantile) for row in layout.rows])
+        return np.tile((layout.strength > 0) & has_quantile, [1, self.num])
 
     def take(self, layout: _Layout) -> list[np.ndarray]:
         """The numbers r [count, N] of each row."""
