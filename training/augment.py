@@ -245,9 +245,12 @@ def _is_other(matrices: np.ndarray, neutral: np.ndarray | float) -> np.ndarray:
 def _recolor(
     pipe: AugmentPipe, x: torch.Tensor, margins: None, linear: torch.Tensor, offset: torch.Tensor,
 ) -> torch.Tensor:
-    color = x[:, :linear.shape[1]]
-    mixed = torch.baddbmm(offset, linear, color.flatten(2))
-    return torch.cat([mixed.view_as(color), x[:, linear.shape[1]:]], dim=1)  # alpha stays
+    num_colors = linear.shape[1]
+    if x.shape[1] == num_colors:
+        return torch.baddbmm(offset, linear, x.flatten(2)).view(x.shape)
+    color = x[:, :num_colors]
+    mixed = torch.baddbmm(offset, linear, color.flatten(2)).view(color.shape)
+    return torch.cat([mixed, x[:, num_colors:]], dim=1)  # alpha stays
 
 
 def _decide_imgfilter(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
