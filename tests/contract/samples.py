@@ -214,11 +214,50 @@ def _pixel_product(layout, channels_last, bias=True):
     return make
 
 
+def _pixel_outer(out_channels, in_channels):
+    def make(dtype, device):
+        return tuple(randn(2, c, 3, 5, dtype=dtype, device=device, layout=torch.channels_last)
+                     for c in (out_channels, in_channels))
+    return make
+
+
 PIXEL_PRODUCT = {
     'nchw': _pixel_product(torch.contiguous_format, False),
     'nhwc': _pixel_product(torch.channels_last, True),
     'nhwc_to_nchw': _pixel_product(torch.channels_last, False, bias=False),
     'nchw_to_nhwc': _pixel_product(torch.contiguous_format, True, bias=False),
+}
+
+
+def _pixel_layer(layout, channels_last, act='lrelu', in_channels=3, out_channels=4):
+    def make(dtype, device):
+        x = randn(3, in_channels, 2, 5, dtype=dtype, device=device, layout=layout)
+        w, b = (randn(*shape, dtype=dtype, device=device)
+                for shape in [(3, out_channels, in_channels), (out_channels,)])
+        return x, w, b, channels_last, act, 0.2, 1.25, 1.5
+    return make
+
+
+def _pixel_layer_grad(layout, wants=(True, True, True), out_channels=4):
+    def make(dtype, device):
+        dy, y = (randn(3, out_channels, 2, 5, dtype=dtype, device=device, layout=layout) for _ in range(2))
+        x, w = (randn(*shape, dtype=dtype, device=device) for shape in [(3, 3, 2, 5), (3, out_channels, 3)])
+        return dy, y, x, w, list(wants), 'lrelu', 0.2, 1.25, 0.8
+    return make
+
+
+PIXEL_LAYER_GRAD = {
+    'nchw': _pixel_layer_grad(torch.contiguous_format),
+    'nhwc': _pixel_layer_grad(torch.channels_last),
+    'only_image': _pixel_layer_grad(torch.channels_last, (True, False, False)),
+    'only_weight': _pixel_layer_grad(torch.channels_last, (False, True, False)),
+    'only_sums': _pixel_layer_grad(torch.channels_last, (False, True, True), out_channels=40),
+}
+PIXEL_LAYER = {
+    'nchw': _pixel_layer(torch.contiguous_format, False),
+    'nhwc': _pixel_layer(torch.channels_last, True),
+    'nchw_to_nhwc': _pixel_layer(torch.contiguous_format, True, 'relu'),
+    'nhwc_to_nchw': _pixel_layer(torch.channels_last, False, 'linear', 4, 3),
 }
 
 
@@ -266,7 +305,12 @@ SAMPLES = [
     Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
     Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
     *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v) for k, v in PIXEL_PRODUCT.items()],
+    *[Sample(f'pixel_layer-{k}', pixel_product.pixel_layer, v) for k, v in PIXEL_LAYER.items()],
+    *[Sample(f'pixel_layer_grad-{k}', pixel_product.pixel_layer_grad, v)
+      for k, v in PIXEL_LAYER_GRAD.items()],
     Sample('pixel_outer', pixel_product.pixel_outer, _tensors((3, 2, 4, 5), (3, 4, 4, 5))),
+    Sample('pixel_outer-nhwc', pixel_product.pixel_outer, _pixel_outer(2, 4)),
+    Sample('pixel_outer-of_few', pixel_product.pixel_outer, _pixel_outer(9, 3)),
     Sample('demodulation', modulated_conv2d._demodulation, _tensors((2, 3, 3, 3), (4, 3), after=(1e-8,))),
     Sample('modulation', modulated_conv2d._modulation, _modulation(False)),
     Sample('modulation-channels_last', modulated_conv2d._modulation, _modulation(False, torch.channels_last)),

@@ -19,7 +19,7 @@ from torch_utils.ops.bias_act import bias_act, saves_output
 from torch_utils.ops.conv2d_resample import conv2d_resample, convolve_before_filter
 from torch_utils.ops.epilogue import epilogue as apply_epilogue
 from torch_utils.ops.epilogue import filtered_epilogue, plus, scale_channels, scaled_filtered_epilogue
-from torch_utils.ops.pixel_product import is_channels_last, pixel_product
+from torch_utils.ops.pixel_product import is_channels_last, pixel_layer, pixel_product
 
 DEMODULATION_EPS = 1e-8  # inside the square root
 
@@ -152,10 +152,11 @@ def modulated_product(
         return bias_act(x, bias.to(x.dtype), clamp=clamp)
     _check_styles(x, weight, styles)
     weight = _modulated_weight(weight, styles, None, x.dtype).flatten(2)  # [N, O, I]
-    # Filters on a CPU want NHWC; elsewhere images are NCHW, and cuBLAS wants rows that are not 3 long.
-    channels_last = x.device.type == 'cpu' and is_channels_last(x)
-    y = pixel_product(x, weight, bias.to(x.dtype), channels_last)
-    return bias_act(y, clamp=clamp)
+    # Filters on a CPU want NHWC; elsewhere images are NCHW.
+    channels_last, bias = x.device.type == 'cpu' and is_channels_last(x), bias.to(x.dtype)
+    if clamp is None:
+        return pixel_product(x, weight, bias, channels_last)
+    return pixel_layer(x, weight, bias, channels_last, 'linear', 0.0, 1.0, float(clamp))
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:

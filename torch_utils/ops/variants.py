@@ -9,13 +9,21 @@ from collections.abc import Iterator
 import torch
 
 from torch_utils.custom_ops import Kernel
-from torch_utils.ops import bias_act_cuda, epilogue_cuda, native, upfirdn2d_cuda, warp_cuda
+from torch_utils.ops import (
+    bias_act_cuda,
+    epilogue_cuda,
+    native,
+    pixel_product_cuda,
+    upfirdn2d_cuda,
+    warp_cuda,
+)
 from torch_utils.ops.scaled_cast import scaled_cast_kernel
 from torch_utils.ops.upfirdn2d_cuda import Geometry
 
 LAYERS = [torch.float32, torch.float16, torch.bfloat16]  # element types of network layers
 LAYER_TAPS, IMAGE_TAPS = 4, 12  # of the networks' resampling filter [1, 3, 3, 1] and of the augmentation's
 PHASES = [(0, 0), (1, 1)]  # of up-sampling by 2, forward and as a gradient
+MOST_CHANNELS = 512  # of a layer
 ACTS = ['linear', 'lrelu']  # of the presets
 IMAGE_VECTORS = [1, 2, 4]  # pixels or channels at once, where there are too few for 16 bytes
 EPILOGUE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('EPILOGUE', 1))
@@ -24,7 +32,8 @@ EPILOGUE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('EPILOGUE
 def all_variants() -> list[Kernel]:
     """Each kernel once, the hot ones first."""
     return list(dict.fromkeys([
-        *HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights(), *_casts(), *_warps()]))
+        *HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights(), *_casts(), *_warps(),
+        *_image_layers()]))
 
 
 def widest(dtype: torch.dtype) -> int:
@@ -108,6 +117,20 @@ def _warps() -> Iterator[Kernel]:
         yield warp_cuda.warp_kernel(entry, torch.float32, channels)
 
 
+def _image_layers() -> Iterator[Kernel]:
+    """From images of 3 channels and 1, which is to say fromrgb, and to them: torgb."""
+    make = pixel_product_cuda.product_kernel
+    for dtype, few in itertools.product(LAYERS, (3, 1)):
+        vec = widest(dtype)
+        yield make('few_to_many', dtype, vec, few, 'lrelu')
+        yield make('few_to_many_grad', dtype, vec, few, 'lrelu')
+        yield make('few_to_many', dtype, vec, few)
+        yield make('few_by_many', dtype, vec, few)
+        for chunks in range(1, max(MOST_CHANNELS // (epilogue_cuda.WARP * vec), 1) + 1):
+            yield make('many_to_few', dtype, vec, few, None, chunks)
+            yield make('many_to_few', dtype, vec, few, 'linear', chunks)  # which is to clamp
+
+
 def _hot_elementwise() -> Iterator[Kernel]:
     for dtype, last in itertools.product(LAYERS, (False, True)):
         vec = widest(dtype)
@@ -121,4 +144,13 @@ def _hot_elementwise() -> Iterator[Kernel]:
         yield bias_act_cuda.bias_act_kernel('bias_act_grad', dtype, 'lrelu', vec)
 
 
-HOT = [*_hot_elementwise(), *_hot_filters()]  # what the time of a training step goes to
+def _hot_image_layers() -> Iterator[Kernel]:
+    make = pixel_product_cuda.product_kernel
+    for dtype in LAYERS:
+        vec, few = widest(dtype), 3
+        yield make('few_to_many', dtype, vec, few, 'lrelu')
+        yield make('few_to_many', dtype, vec, few)
+        yield make('many_to_few', dtype, vec, few, 'linear')
+
+
+HOT = [*_hot_elementwise(), *_hot_filters(), *_hot_image_layers()]  # what the time of a training step goes to

@@ -26,6 +26,8 @@ from training.augment import AugmentPipe
 pytestmark = pytest.mark.usefixtures('emulated')
 CPU = torch.device('cpu')
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 2e-7, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+LEFT_TO_TORCH = {  # many channels in NCHW
+    'pixel_product-nchw', 'pixel_layer-nchw', 'pixel_layer_grad-nchw', 'pixel_outer'}
 FORMATS = [torch.contiguous_format, torch.channels_last]
 both_layouts = pytest.mark.parametrize('layout', FORMATS, ids=['nchw', 'nhwc'])
 FILTER = [[1.0, 2.0, -1.0, 0.5], [0.5, 1.0, 3.0, 1.0], [2.0, 0.0, 1.0, -1.0], [1.0, 1.5, 0.5, 2.0]]
@@ -56,7 +58,7 @@ def test_derivatives_match_finite_differences(sample, emulated):
     tensors = [t.requires_grad_() for t in tensors]
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-    assert emulated or sample.op.native is None
+    assert emulated or sample.op.native is None or sample.name in LEFT_TO_TORCH
 
 
 @contract.every_sample
