@@ -17,10 +17,12 @@ from torch_utils.ops import (
     epilogue_cuda,
     modulated_conv2d,
     native,
+    pixel_product,
     upfirdn2d,
     upfirdn2d_cuda,
     warp,
 )
+from training import networks
 from training.augment import AugmentPipe
 
 pytestmark = pytest.mark.usefixtures('emulated')
@@ -80,7 +82,8 @@ def test_gradients_have_the_promised_strides_however_they_come_in(name, layout):
     'upfirdn2d-up', 'upfirdn2d-channels_last', 'bias_act-lrelu_clamped', 'bias_act-swish',
     'bias_act_grad-lrelu', 'bias_act_grad_both-lrelu', 'bias_act_grad_both-channels_last',
     'modulated_epilogue-noise_per_sample', 'modulated_epilogue_grad-all', 'filtered_epilogue-channels_last',
-    'modulated_weight'])
+    'modulated_weight', 'pixel_product-nhwc', 'pixel_layer-nhwc_to_nchw', 'pixel_layer_grad-nhwc',
+    'pixel_outer-nhwc'])
 def test_low_precision_agrees_with_float64(name, dtype):
     sample = next(s for s in SAMPLES if s.name == name)
     contract.test_low_precision_agrees_with_float64(sample, dtype, TOLERANCE[dtype], CPU)
@@ -305,6 +308,85 @@ def test_what_a_layer_of_16_bits_needs_of_any_width(layout, normalise, dtype, ke
         # In 16 bits, a rounding error of float32 may tip the rounding to either side.
         tolerance = TOLERANCE[value.dtype] / (4 if value.dtype.itemsize == 2 else 1)
         torch.testing.assert_close(value, reference, rtol=tolerance, atol=1e-6)
+
+
+def image_layer_arguments(n, few, many, height, width, dtype, layout):
+    """Features in NHWC, an image in any layout, and a matrix [N, many, few] with a bias."""
+    features = picture(n, many, height, width, dtype=dtype, layout=torch.channels_last)
+    image = picture(n, few, height, width, dtype=dtype, layout=layout)
+    return features, image, torch.randn(n, many, few).to(dtype), torch.randn(many).to(dtype)
+
+
+every_image = pytest.mark.parametrize('few, many, size', [
+    (3, 32, (37, 29)), (1, 64, (8, 5)), (4, 24, (3, 7)), (3, 13, (5, 9)), (8, 40, (6, 6)), (3, 512, (4, 5)),
+    (2, 260, (9, 3))])
+
+
+@both_layouts
+@every_image
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('blocks', [1, 10 ** 6], ids=['long walks', 'short walks'])
+def test_products_between_images_and_features(few, many, size, layout, dtype, blocks, emulated, monkeypatch):
+    monkeypatch.setattr(epilogue_cuda, 'MANY_BLOCKS', blocks)
+    features, image, w, b = image_layer_arguments(2, few, many, *size, dtype, layout)
+    spec, last = ('lrelu', 0.2, 1.25, 2.5), layout is torch.channels_last
+    turned = w.transpose(1, 2)
+    agree(pixel_product.pixel_product, image, w, None, True)
+    agree(pixel_product.pixel_layer, image, w[:1].expand(2, -1, -1), b, True, *spec)
+    agree(pixel_product.pixel_outer, image, features)
+    agree(pixel_product.pixel_outer, features, image)
+    assert {kernel.entry for kernel in emulated} == {'few_to_many', 'few_by_many'}
+    if few * many < 2000:
+        agree(pixel_product.pixel_product, features, turned, b[:few], last)
+        agree(pixel_product.pixel_layer, features, turned, b[:few], last, *spec)
+        assert {kernel.entry for kernel in emulated} == {'few_to_many', 'few_by_many', 'many_to_few'}
+
+
+@both_layouts
+@every_image
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_the_gradient_of_a_layer_from_an_image(few, many, size, layout, dtype, emulated, monkeypatch):
+    monkeypatch.setattr(epilogue_cuda, 'MANY_BLOCKS', 4)
+    y, image, w, _ = image_layer_arguments(2, few, many, *size, dtype, layout)
+    dy = torch.randn_like(y)
+    is_narrow = many <= 32 * native.VECTOR_BYTES // dtype.itemsize
+    for wants in ([is_narrow, True, True], [False, True, False], [is_narrow, False, True]):
+        emulated.clear()
+        agree(pixel_product.pixel_layer_grad, dy, y, image, w, wants, 'lrelu', 0.2, 1.25, 1.5)
+        assert [kernel.entry for kernel in emulated] == ['few_to_many_grad']
+    agree(pixel_product.pixel_layer_grad, dy, y, image, w, [True] * 3, 'lrelu', 0.2, 1.25, 1.5)
+
+
+def test_matrices_that_registers_do_not_hold_are_left_to_the_reference(emulated):
+    features, _, w, _ = image_layer_arguments(1, 8, 512, 3, 4, torch.float32, torch.channels_last)
+    agree(pixel_product.pixel_product, features, w.transpose(1, 2), None, False, by_kernel=False)
+    nine = picture(1, 9, 3, 4, layout=torch.channels_last)
+    agree(pixel_product.pixel_product, nine, torch.randn(1, 16, 9), None, True, by_kernel=False)
+    agree(pixel_product.pixel_outer, nine, features, by_kernel=False)
+    assert not emulated
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('act, clamp', [('lrelu', 1.0), ('linear', None)])
+def test_a_layer_from_an_image_is_the_convolution_it_replaces_to_the_second_order(
+        channels, act, clamp, emulated):
+    layer = networks.Conv2dLayer(channels, 16, 1, activation=act, conv_clamp=clamp)
+    with torch.no_grad():
+        layer.bias.normal_()
+    image = picture(2, channels, 7, 6).to(memory_format=torch.channels_last).requires_grad_()
+    outcomes = []
+    for is_native in (True, False):
+        with mock.patch.object(custom_ops, 'is_available', lambda device, answer=is_native: answer):
+            y = layer(image)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            (slope,) = torch.autograd.grad(y.square().sum(), image, create_graph=True)
+            penalty = slope.square().sum()
+            outcomes.append([y, slope, *torch.autograd.grad(penalty, [image, *layer.parameters()])])
+        if is_native:
+            assert {'few_to_many', 'few_to_many_grad', 'few_by_many'} <= {k.entry for k in emulated}
+    for by_kernel, by_torch in zip(*outcomes, strict=True):
+        largest = float(by_torch.detach().abs().max())
+        torch.testing.assert_close(by_kernel, by_torch, rtol=1e-4, atol=1e-4 * largest)
 
 
 def transform(kind):
