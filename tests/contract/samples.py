@@ -2,7 +2,7 @@
 """One table per operator: arguments that the contract (test_op_contract.py) runs every operator through.
 
 A sample is (name, arguments); arguments are made by a function of (dtype, device), so that each test has its
-own.
+own. has_kernel: whether the operator's kernel, if there is one, computes it.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ class Sample:
     name: str
     op: Op
     make: Callable[[torch.dtype, torch.device], tuple]
+    has_kernel: bool = True
 
 
 def randn(*shape, dtype, device, layout=torch.contiguous_format):
@@ -304,11 +305,14 @@ SAMPLES = [
     *[Sample(f'warp_adjoint-{k}', warp.warp_adjoint, _warp(*v, is_adjoint=True)) for k, v in WARP.items()],
     Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
     Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
-    *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v) for k, v in PIXEL_PRODUCT.items()],
-    *[Sample(f'pixel_layer-{k}', pixel_product.pixel_layer, v) for k, v in PIXEL_LAYER.items()],
-    *[Sample(f'pixel_layer_grad-{k}', pixel_product.pixel_layer_grad, v)
+    *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v, has_kernel=k != 'nchw')
+      for k, v in PIXEL_PRODUCT.items()],
+    *[Sample(f'pixel_layer-{k}', pixel_product.pixel_layer, v, has_kernel=k != 'nchw')
+      for k, v in PIXEL_LAYER.items()],
+    *[Sample(f'pixel_layer_grad-{k}', pixel_product.pixel_layer_grad, v, has_kernel=k != 'nchw')
       for k, v in PIXEL_LAYER_GRAD.items()],
-    Sample('pixel_outer', pixel_product.pixel_outer, _tensors((3, 2, 4, 5), (3, 4, 4, 5))),
+    Sample('pixel_outer-nchw', pixel_product.pixel_outer, _tensors((3, 2, 4, 5), (3, 4, 4, 5)),
+           has_kernel=False),
     Sample('pixel_outer-nhwc', pixel_product.pixel_outer, _pixel_outer(2, 4)),
     Sample('pixel_outer-of_few', pixel_product.pixel_outer, _pixel_outer(9, 3)),
     Sample('demodulation', modulated_conv2d._demodulation, _tensors((2, 3, 3, 3), (4, 3), after=(1e-8,))),
