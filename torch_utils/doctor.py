@@ -269,6 +269,9 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'warp_adjoint': lambda r: _warp_arguments(r, tuple(_WARPED), [_H, _W]),
     'demodulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8),
     'modulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8, True, r(1).dtype),
+    'modulation_grad': lambda r: (
+        r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(OUT_CHANNELS, _C), r(OUT_CHANNELS), r(_N),
+        r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), None, [True] * 2),
     'modulated_weight': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(1).dtype),
 }
 

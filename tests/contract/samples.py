@@ -185,6 +185,29 @@ def _modulation(normalise, layout=torch.contiguous_format):
     return make
 
 
+def _modulation_grad(has_factors, given=(True, True, True, True), wants=(True, True),
+                     layout=torch.contiguous_format):
+    """given: the gradients of scaled weight, scaled styles, d and energy."""
+    def make(dtype, device):
+        own = [randn(*shape, dtype=dtype, device=device, layout=layout)
+               for shape in [(2, 3, 3, 3), (4, 3), (4, 2), (2, 3), (2,) if has_factors else (0,),
+                             (4,) if has_factors else (0,)]]
+        grads = [randn(*shape, dtype=dtype, device=device, layout=layout) if wanted else None
+                 for shape, wanted in zip([(2, 3, 3, 3), (4, 3), (4, 2), (2, 3)], given, strict=True)]
+        return *own, *grads, list(wants)
+    return make
+
+
+MODULATION_GRAD = {
+    'all': _modulation_grad(True),
+    'channels_last': _modulation_grad(True, layout=torch.channels_last),
+    'of_d': _modulation_grad(False, (False, False, True, False)),
+    'of_scaled': _modulation_grad(True, (True, True, False, False)),
+    'only_weight': _modulation_grad(True, (True, True, True, False), (True, False)),
+    'only_styles': _modulation_grad(True, (True, True, True, False), (False, True)),
+}
+
+
 def _act_grad(act, clamp=-1.0):
     def make(dtype, device):
         return (randn(3, 2, 5, dtype=dtype, device=device), randn(3, 2, 5, dtype=dtype, device=device),
@@ -318,6 +341,7 @@ SAMPLES = [
     Sample('demodulation', modulated_conv2d._demodulation, _tensors((2, 3, 3, 3), (4, 3), after=(1e-8,))),
     Sample('modulation', modulated_conv2d._modulation, _modulation(False)),
     Sample('modulation-channels_last', modulated_conv2d._modulation, _modulation(False, torch.channels_last)),
+    *[Sample(f'modulation_grad-{k}', modulated_conv2d._modulation_grad, v) for k, v in MODULATION_GRAD.items()],
     Sample('modulated_weight', modulated_conv2d._modulated_weight, _modulated_weight(True)),
     Sample('modulated_weight-no_d', modulated_conv2d._modulated_weight, _modulated_weight(False)),
 ]

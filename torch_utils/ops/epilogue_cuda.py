@@ -261,6 +261,46 @@ def modulation(
     return results
 
 
+def modulation_grad(  # noqa: PLR0913 (the operator's arguments)
+    weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor, energy: torch.Tensor, a: torch.Tensor,
+    b: torch.Tensor, to_scaled: torch.Tensor | None, to_styles: torch.Tensor | None,
+    to_d: torch.Tensor | None, to_energy: torch.Tensor | None, wants: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Native form of the operator modulation_grad."""
+    exact = (torch.float32, torch.float64)
+    if not native.supports(weight, styles, d, energy, a, b, to_energy) or weight.dtype not in exact:
+        return None
+    scaled_types = {t.dtype for t in (to_scaled, to_styles) if t is not None} or {weight.dtype}
+    d_type = weight.dtype if to_d is None else to_d.dtype
+    if len(scaled_types) > 1 or not {*scaled_types, d_type} <= native.TYPE_NAMES.keys():
+        return None
+    weight = native.packed(weight)
+    to_scaled = None if to_scaled is None else native.dense(to_scaled, weight)
+    rest = [_contiguous(t) for t in (styles, d, energy)]
+    factors = [t.contiguous() if t.numel() else None for t in (a, b)]
+    to_weight = torch.empty_like(weight) if wants[0] else None
+    of_styles = styles.new_empty(styles.shape) if wants[1] else None
+    (n, i), o = styles.shape, weight.shape[0]
+    weight_blocks = o if wants[0] else 0
+    tiles = native.blocks_for(i, WARP) * native.blocks_for(n, native.THREADS // WARP) if wants[1] else 0
+    kernel = modulation_grad_kernel(
+        weight.dtype, scaled_types.pop(), d_type, weight[0, 0].numel(), native.is_channels_last(weight))
+    native.launch(kernel, weight_blocks + tiles, (
+        weight, *rest, *factors, to_scaled, _contiguous(to_styles), _contiguous(to_d), _contiguous(to_energy),
+        to_weight, of_styles, n, o, i, weight_blocks), weight.device)
+    return (weight.new_empty(0) if to_weight is None else to_weight,
+            styles.new_empty(0) if of_styles is None else of_styles)
+
+
+def modulation_grad_kernel(
+    dtype: torch.dtype, scaled: torch.dtype, d: torch.dtype, taps: int, channels_last: bool,
+) -> Kernel:
+    """One specialisation; scaled, d: element types of the gradients of scaled weight and styles, and of d."""
+    return native.kernel('modulation_grad.cu', 'modulation_grad', SCALAR_T=native.TYPE_NAMES[dtype],
+                         OUT_T=native.TYPE_NAMES[scaled], D_T=native.TYPE_NAMES[d], TAPS=taps,
+                         CHANNELS_LAST=int(channels_last))
+
+
 def weight_kernel(
     entry: str, dtype: torch.dtype, out_dtype: torch.dtype, taps: int, channels_last: bool = False,
 ) -> Kernel:

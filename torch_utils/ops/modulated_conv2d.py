@@ -219,15 +219,9 @@ def _demodulation_backward(
     ctx: Any, to_d: torch.Tensor | None, to_energy: torch.Tensor | None,
 ) -> tuple:
     weight, styles, d, energy = ctx.saved_tensors
-    to_styles = None
-    if to_d is not None:
-        to_square = to_d * d.pow(3) * -0.5  # of the squared norm [N, O]
-        to_styles = 2 * styles * (to_square @ energy) if ctx.needs_input_grad[1] else None
-        through_d = to_square.t() @ styles.square()
-        to_energy = through_d if to_energy is None else to_energy + through_d
-    if to_energy is None or not ctx.needs_input_grad[0]:
-        return None, to_styles, None
-    return weight * (2 * to_energy)[:, :, None, None], to_styles, None
+    factors = weight.new_empty(0), styles.new_empty(0)
+    grads = _gradients(ctx, (weight, styles, d, energy, *factors), (None, None, to_d, to_energy))
+    return *grads, None
 
 
 # The same for layers of 16 bits: (weight * a, styles * b, d) in another element type, where a [O] and b [N]
@@ -266,24 +260,113 @@ def _modulation_backward(
     ctx: Any, to_scaled: torch.Tensor | None, to_narrow_styles: torch.Tensor | None,
     to_narrow_d: torch.Tensor | None, to_d: torch.Tensor | None, to_energy: torch.Tensor | None, *_: None,
 ) -> tuple:
-    weight, styles, d, energy, *factors = ctx.saved_tensors
-    a, b = factors if factors[0].numel() else (None, None)
-    scaled_styles = styles if b is None else styles * b[:, None]
-    to_styles, to_d = to_narrow_styles, plus(to_narrow_d, to_d)
-    if to_d is not None:
-        to_square = to_d * d.pow(3) * -0.5  # of the squared norm [N, O]
-        to_styles = plus(to_styles, 2 * scaled_styles * (to_square @ energy))
-        to_energy = plus(to_energy, to_square.t() @ scaled_styles.square())
-    if to_styles is not None and b is not None:
-        to_styles = to_styles * b[:, None]
-    to_weight = None
-    if to_scaled is not None:
-        to_weight = to_scaled.to(weight.dtype) if a is None else to_scaled * a[:, None, None, None]
-    if to_energy is not None:
-        rows = 2 * to_energy if a is None else 2 * to_energy * a.square()[:, None]
-        rows = rows[:, :, None, None]
-        to_weight = weight * rows if to_weight is None else torch.addcmul(to_weight, weight, rows)
-    return to_weight, to_styles, None, None, None
+    grads = _gradients(
+        ctx, ctx.saved_tensors, (to_scaled, to_narrow_styles, plus(to_narrow_d, to_d), to_energy))
+    return *grads, None, None, None
+
+
+def _gradients(
+    ctx: Any, saved: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None],
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(to_weight, to_styles) of either operator; None where there is nothing to send back."""
+    to_scaled, to_styles, to_d, to_energy = grads
+    wants = [ctx.needs_input_grad[0] and any(g is not None for g in (to_scaled, to_d, to_energy)),
+             ctx.needs_input_grad[1] and any(g is not None for g in (to_styles, to_d))]
+    if not any(wants):
+        return None, None
+    results = _modulation_grad(*saved, *grads, wants)
+    return tuple(value if wanted else None for value, wanted in zip(results, wants, strict=True))
+
+
+# The gradients (to_weight, to_styles) of both, by those of the results, any of which may be None; of what is
+# not wanted, an empty tensor. d and energy are of the scaled weight and styles.
+
+def _times(t: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """t with each t[i] multiplied by factor[i]; t itself if there are no factors."""
+    return t * factor.reshape([-1, *[1] * (t.ndim - 1)]) if factor.numel() else t
+
+
+def _to_square(to_d: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """Gradient of the squared norm whose reciprocal root is d."""
+    return to_d * d.pow(3) * -0.5
+
+
+def _modulation_grad_reference(  # noqa: PLR0913 (what the forward pass had, and the gradients)
+    weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor, energy: torch.Tensor, a: torch.Tensor,
+    b: torch.Tensor, to_scaled: torch.Tensor | None, to_styles: torch.Tensor | None,
+    to_d: torch.Tensor | None, to_energy: torch.Tensor | None, wants: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    to_weight, of_styles = weight.new_empty(0), styles.new_empty(0)
+    scaled_styles = _times(styles, b)
+    square = None if to_d is None else _to_square(to_d, d)
+    if wants[1]:
+        through_d = None if square is None else 2 * scaled_styles * (square @ energy)
+        given = None if to_styles is None else to_styles.to(styles.dtype, copy=True)
+        of_styles = _times(plus(given, through_d), b).contiguous()
+    if wants[0]:
+        if square is not None:
+            to_energy = plus(to_energy, square.t() @ scaled_styles.square())
+        to_weight = None if to_scaled is None else _times(to_scaled.to(weight.dtype, copy=True), a)
+        if to_energy is not None:
+            rows = _times(_times(2 * to_energy, a), a)[:, :, None, None]
+            to_weight = weight * rows if to_weight is None else torch.addcmul(to_weight, weight, rows)
+        to_weight = laid_out_as(to_weight, weight)
+    return to_weight, of_styles
+
+
+def _modulation_grad_fake(  # noqa: PLR0913 (as above)
+    weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor, energy: torch.Tensor, a: torch.Tensor,
+    b: torch.Tensor, to_scaled: torch.Tensor | None, to_styles: torch.Tensor | None,
+    to_d: torch.Tensor | None, to_energy: torch.Tensor | None, wants: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (empty_as(weight) if wants[0] else weight.new_empty(0),
+            styles.new_empty(styles.shape if wants[1] else 0))
+
+
+def _modulation_grad_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.wants = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _modulation_grad_backward(
+    ctx: Any, dweight: torch.Tensor | None, dstyles: torch.Tensor | None,
+) -> tuple:
+    weight, styles, d, energy, a, b, to_scaled, to_styles, to_d, to_energy = ctx.saved_tensors
+    dweight, dstyles = (g if wanted else None for g, wanted in zip((dweight, dstyles), ctx.wants, strict=True))
+    own = _times(styles, b)
+    to_own = of_square = of_energy = of_d = of_to_d = of_to_energy = of_a = of_b = None
+    square = None if to_d is None else _to_square(to_d, d)
+    narrow = None if dstyles is None else _times(dstyles, b)
+    if narrow is not None and square is not None:
+        norms, of_norms = square @ energy, 2 * own * narrow
+        to_own, of_square, of_energy = 2 * norms * narrow, of_norms @ energy.t(), square.t() @ of_norms
+    if dweight is not None:
+        of_to_energy = _times(_times(2 * (dweight * weight).sum([2, 3]), a), a)
+        if square is not None:
+            to_own = plus(to_own, 2 * own * (square @ of_to_energy))
+            of_square = plus(of_square, own.square() @ of_to_energy.t())
+    if of_square is not None:
+        of_d, of_to_d = of_square * to_d * d.square() * -1.5, of_square * d.pow(3) * -0.5
+    rows = None
+    if dweight is not None:
+        rows = plus(to_energy, None if square is None else square.t() @ own.square())
+    of_weight = None if rows is None else _times(_times(dweight * (2 * rows)[:, :, None, None], a), a)
+    of_styles = None if to_own is None else _times(to_own, b)
+    if ctx.needs_input_grad[4] and dweight is not None and a.numel():
+        terms = [] if to_scaled is None else [dweight * to_scaled]
+        terms += [] if rows is None else [dweight * weight * _times(4 * rows, a)[:, :, None, None]]
+        of_a = sum(terms).sum([1, 2, 3])
+    if ctx.needs_input_grad[5] and dstyles is not None and b.numel():
+        of_b = (0 if square is None else 2 * own * norms) + (0 if to_styles is None else to_styles)
+        of_b = (dstyles * of_b).sum(1)
+    if ctx.needs_input_grad[5] and to_own is not None and b.numel():
+        of_b = plus(of_b, (to_own * styles).sum(1))
+    of_scaled = None if dweight is None or to_scaled is None else _times(dweight, a).to(to_scaled.dtype)
+    of_narrow = None if narrow is None or to_styles is None else narrow.to(to_styles.dtype)
+    return (of_weight, of_styles, of_d, of_energy, of_a, of_b, of_scaled, of_narrow,
+            None if of_to_d is None else of_to_d.to(to_d.dtype), None if to_energy is None else of_to_energy,
+            None)
 
 
 # weight[o, i] * styles[n, i] * d[n, o], as [N, O, I, k, k] in another element type.
@@ -330,6 +413,14 @@ _modulation = define_op(
     '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
     reference=_modulation_reference, fake=_modulation_fake, setup_context=_modulation_setup_context,
     backward=_modulation_backward, cuda=epilogue_cuda.modulation,
+)
+
+_modulation_grad = define_op(
+    'modulation_grad(Tensor weight, Tensor styles, Tensor d, Tensor energy, Tensor a, Tensor b, '
+    'Tensor? to_scaled, Tensor? to_styles, Tensor? to_d, Tensor? to_energy, bool[] wants) -> (Tensor, Tensor)',
+    reference=_modulation_grad_reference, fake=_modulation_grad_fake,
+    setup_context=_modulation_grad_setup_context, backward=_modulation_grad_backward,
+    cuda=epilogue_cuda.modulation_grad,
 )
 
 _modulated_weight = define_op(

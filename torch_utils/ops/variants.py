@@ -103,6 +103,8 @@ def _weights() -> Iterator[Kernel]:
             if out != torch.float32:
                 yield from (epilogue_cuda.weight_kernel('modulation', torch.float32, out, taps, last)
                             for last in (False, True))
+            for d, last in itertools.product(dict.fromkeys([out, torch.float32]), (False, True)):
+                yield epilogue_cuda.modulation_grad_kernel(torch.float32, out, d, taps, last)
 
 
 def _casts() -> Iterator[Kernel]:

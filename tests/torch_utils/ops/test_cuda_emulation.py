@@ -387,6 +387,22 @@ def test_a_layer_from_an_image_is_the_convolution_it_replaces_to_the_second_orde
         torch.testing.assert_close(by_kernel, by_torch, rtol=1e-4, atol=1e-4 * largest)
 
 
+@both_layouts
+@pytest.mark.parametrize('dtypes', [
+    (torch.float16, torch.float16), (torch.bfloat16, torch.float32), (torch.float32, torch.float32)])
+@pytest.mark.parametrize('kernel_size', [1, 3])
+@pytest.mark.parametrize('channels', [(5, 67), (270, 3), (3, 300)])
+def test_the_gradient_of_modulation_of_any_width(layout, dtypes, kernel_size, channels, emulated):
+    (o, i), (narrow, of_d) = channels, dtypes
+    weight, to_scaled = (picture(o, i, kernel_size, kernel_size, layout=layout) for _ in range(2))
+    args = (weight, torch.randn(11, i), torch.randn(11, o), torch.randn(o, i), torch.rand(o), torch.rand(11),
+            to_scaled.to(narrow), torch.randn(11, i).to(narrow), torch.randn(11, o).to(of_d))
+    agree(modulated_conv2d._modulation_grad, *args, None, [True, True])
+    agree(modulated_conv2d._modulation_grad, *args, torch.randn(o, i), [True, False])
+    agree(modulated_conv2d._modulation_grad, *args[:6], None, None, args[8], None, [True, True])
+    assert [kernel.entry for kernel in emulated] == ['modulation_grad'] * 3
+
+
 def transform(kind):
     """A matrix [1, 3, 3] on positions in [-1, 1]^2."""
     rows = {
