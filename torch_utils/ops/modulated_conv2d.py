@@ -16,6 +16,7 @@ import torch
 from torch_utils.ops import epilogue_cuda
 from torch_utils.ops._registry import define_op, empty_as, laid_out_as
 from torch_utils.ops.bias_act import bias_act, saves_output
+from torch_utils.ops.conv2d_gradfix import wants_weight_gradients
 from torch_utils.ops.conv2d_resample import conv2d_resample, convolve_before_filter
 from torch_utils.ops.epilogue import epilogue as apply_epilogue
 from torch_utils.ops.epilogue import filtered_epilogue, plus, scale_channels, scaled_filtered_epilogue
@@ -270,7 +271,8 @@ def _gradients(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(to_weight, to_styles) of either operator; None where there is nothing to send back."""
     to_scaled, to_styles, to_d, to_energy = grads
-    wants = [ctx.needs_input_grad[0] and any(g is not None for g in (to_scaled, to_d, to_energy)),
+    of_weight = ctx.needs_input_grad[0] and wants_weight_gradients()
+    wants = [of_weight and any(g is not None for g in (to_scaled, to_d, to_energy)),
              ctx.needs_input_grad[1] and any(g is not None for g in (to_styles, to_d))]
     if not any(wants):
         return None, None
