@@ -241,6 +241,8 @@ _WARPED = [2 * _H, _W]
 # Name of an operator -> its arguments, given a maker of tensors.
 _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'upfirdn2d': lambda r: (r(*SHAPE), _taps(r), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0),
+    'upfirdn2d_plus': lambda r: (
+        r(*SHAPE), _taps(r), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0, r(_N, _C, 2 * _H, 2 * _W)),
     'bias_act': lambda r: (r(*SHAPE), r(_C), 1, *LRELU, 1.5),
     'bias_act_grad': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
     'bias_act_grad_both': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
@@ -270,8 +272,8 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'demodulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8),
     'modulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8, True, r(1).dtype),
     'modulation_grad': lambda r: (
-        r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(OUT_CHANNELS, _C), r(OUT_CHANNELS), r(_N),
-        r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), None, [True] * 2),
+        r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(OUT_CHANNELS, _C), r(OUT_CHANNELS),
+        r(_N), r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), None, [True] * 2),
     'modulated_weight': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(1).dtype),
 }
 

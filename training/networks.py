@@ -78,8 +78,11 @@ class Conv2dLayer(torch.nn.Module):
             else:
                 self.register_buffer('bias', values)
 
-    def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
-        """[N, I, H, W] -> [N, O, H * up // down, W * up // down]; gain multiplies the result and clamp."""
+    def forward(self, x: torch.Tensor, gain: float = 1, small: torch.Tensor | None = None) -> torch.Tensor:
+        """[N, I, H, W] -> [N, O, H * up // down, W * up // down]; gain multiplies the result and clamp.
+
+        small: what fork_down() made of x, if the caller has it; only for kernel_size=1.
+        """
         weight_gain = self.weight_gain
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         if self.activation == 'linear' and self.bias is None:
@@ -89,9 +92,12 @@ class Conv2dLayer(torch.nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self._is_image_layer(x):
             return image_layer(x, weight, bias, self.activation, self.act_gain * gain, clamp)
-        x = conv2d_resample.conv2d_resample(
-            x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding,
-            flip_weight=self.up == 1)
+        if small is None:
+            x = conv2d_resample.conv2d_resample(
+                x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding,
+                flip_weight=self.up == 1)
+        else:
+            x = conv2d_resample.conv2d_resample(small, weight)
         return bias_act(x, bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
 
     def _is_image_layer(self, x: torch.Tensor) -> bool:
@@ -455,7 +461,8 @@ class DiscriminatorBlock(torch.nn.Module):
             img = upfirdn2d.downsample2d(img, self.resample_filter) if self.architecture == 'skip' else None
         if self.architecture != 'resnet':
             return self.conv1(self.conv0(x)), img
-        y = self.skip(x, gain=math.sqrt(0.5))
+        x, small = conv2d_resample.fork_down(x, self.skip.resample_filter, self.skip.down)
+        y = self.skip(x, gain=math.sqrt(0.5), small=small)
         return y + self.conv1(self.conv0(x), gain=math.sqrt(0.5)), img
 
 

@@ -51,6 +51,22 @@ UPFIRDN2D = {
 }
 
 
+def _upfirdn2d_plus(*spec, **more):
+    def make(dtype, device):
+        args = _upfirdn2d(*spec, **more)(dtype, device)
+        return *args, torch.randn_like(upfirdn2d._upfirdn2d.reference(*args))
+    return make
+
+
+UPFIRDN2D_PLUS = {
+    'up': _upfirdn2d_plus(FILTER_2D, up=(2, 2), padding=(2, 1, 0, 3)),
+    'up_and_down': _upfirdn2d_plus(FILTER_2D, up=(3, 2), down=(2, 3), padding=(3, 2, 1, 4)),
+    'separable': _upfirdn2d_plus(FILTER_1D, up=(2, 1), down=(1, 2), padding=(3, 0, 2, 2)),
+    'channels_last': _upfirdn2d_plus(
+        FILTER_2D, up=(2, 2), padding=(1, 1, 1, 1), layout=torch.channels_last),
+}
+
+
 def _bias_act(act, shape=(3, 2, 2, 4), dim=1, bias=True, gain=1.25, clamp=-1.0, alpha=0.0):
     def make(dtype, device):
         x = randn(*shape, dtype=dtype, device=device)
@@ -190,8 +206,8 @@ def _modulation_grad(has_factors, given=(True, True, True, True), wants=(True, T
     """given: the gradients of scaled weight, scaled styles, d and energy."""
     def make(dtype, device):
         own = [randn(*shape, dtype=dtype, device=device, layout=layout)
-               for shape in [(2, 3, 3, 3), (4, 3), (4, 2), (2, 3), (2,) if has_factors else (0,),
-                             (4,) if has_factors else (0,)]]
+               for shape in [(2, 3, 3, 3), (4, 3), (4, 2), (2, 3)]]
+        own += [torch.rand(length if has_factors else 0, device=device) for length in (2, 4)]  # constants
         grads = [randn(*shape, dtype=dtype, device=device, layout=layout) if wanted else None
                  for shape, wanted in zip([(2, 3, 3, 3), (4, 3), (4, 2), (2, 3)], given, strict=True)]
         return *own, *grads, list(wants)
@@ -309,6 +325,7 @@ PICTURE, COLUMNS = (3, 2, 4, 5), (3, 2)
 SMOOTH = [act for act, spec in bias_act.activation_funcs.items() if spec.curvature is not None]
 SAMPLES = [
     *[Sample(f'upfirdn2d-{k}', upfirdn2d._upfirdn2d, v) for k, v in UPFIRDN2D.items()],
+    *[Sample(f'upfirdn2d_plus-{k}', upfirdn2d._upfirdn2d_plus, v) for k, v in UPFIRDN2D_PLUS.items()],
     *[Sample(f'bias_act-{k}', bias_act._bias_act, v) for k, v in BIAS_ACT.items()],
     *[Sample(f'bias_act_grad-{act}', bias_act.act_grad, _act_grad(act)) for act in bias_act.activation_funcs],
     Sample('bias_act_grad-clamped', bias_act.act_grad, _act_grad('lrelu', clamp=0.7)),
@@ -341,7 +358,8 @@ SAMPLES = [
     Sample('demodulation', modulated_conv2d._demodulation, _tensors((2, 3, 3, 3), (4, 3), after=(1e-8,))),
     Sample('modulation', modulated_conv2d._modulation, _modulation(False)),
     Sample('modulation-channels_last', modulated_conv2d._modulation, _modulation(False, torch.channels_last)),
-    *[Sample(f'modulation_grad-{k}', modulated_conv2d._modulation_grad, v) for k, v in MODULATION_GRAD.items()],
+    *[Sample(f'modulation_grad-{k}', modulated_conv2d._modulation_grad, v)
+      for k, v in MODULATION_GRAD.items()],
     Sample('modulated_weight', modulated_conv2d._modulated_weight, _modulated_weight(True)),
     Sample('modulated_weight-no_d', modulated_conv2d._modulated_weight, _modulated_weight(False)),
 ]

@@ -28,8 +28,8 @@ _SWITCH = types.SimpleNamespace(is_on=True)
 
 @contextlib.contextmanager
 def no_weight_gradients() -> Iterator[None]:
-    """Within it, differentiation sends nothing back to the weights: for gradients of other things, which may be
-    differentiated again. Counts for all threads, since autograd has its own.
+    """Within it, differentiation sends nothing back to the weights: for gradients of other things, which may
+    be differentiated again. Counts for all threads, since autograd has its own.
     """
     before = _SWITCH.is_on
     _SWITCH.is_on = False

@@ -268,7 +268,7 @@ def modulation_grad(  # noqa: PLR0913 (the operator's arguments)
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Native form of the operator modulation_grad."""
     exact = (torch.float32, torch.float64)
-    if not native.supports(weight, styles, d, energy, a, b, to_energy) or weight.dtype not in exact:
+    if not native.supports(weight, styles, d, energy, to_energy) or weight.dtype not in exact:
         return None
     scaled_types = {t.dtype for t in (to_scaled, to_styles) if t is not None} or {weight.dtype}
     d_type = weight.dtype if to_d is None else to_d.dtype
@@ -277,7 +277,7 @@ def modulation_grad(  # noqa: PLR0913 (the operator's arguments)
     weight = native.packed(weight)
     to_scaled = None if to_scaled is None else native.dense(to_scaled, weight)
     rest = [_contiguous(t) for t in (styles, d, energy)]
-    factors = [t.contiguous() if t.numel() else None for t in (a, b)]
+    factors = [t.to(weight.dtype).contiguous() if t.numel() else None for t in (a, b)]
     to_weight = torch.empty_like(weight) if wants[0] else None
     of_styles = styles.new_empty(styles.shape) if wants[1] else None
     (n, i), o = styles.shape, weight.shape[0]

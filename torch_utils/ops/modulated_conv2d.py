@@ -281,11 +281,12 @@ def _gradients(
 
 
 # The gradients (to_weight, to_styles) of both, by those of the results, any of which may be None; of what is
-# not wanted, an empty tensor. d and energy are of the scaled weight and styles.
+# not wanted, an empty tensor. d and energy are of the scaled weight and styles; the factors a and b are
+# constants.
 
 def _times(t: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """t with each t[i] multiplied by factor[i]; t itself if there are no factors."""
-    return t * factor.reshape([-1, *[1] * (t.ndim - 1)]) if factor.numel() else t
+    return t * factor.to(t.dtype).reshape([-1, *[1] * (t.ndim - 1)]) if factor.numel() else t
 
 
 def _to_square(to_d: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
@@ -335,14 +336,14 @@ def _modulation_grad_backward(
     ctx: Any, dweight: torch.Tensor | None, dstyles: torch.Tensor | None,
 ) -> tuple:
     weight, styles, d, energy, a, b, to_scaled, to_styles, to_d, to_energy = ctx.saved_tensors
-    dweight, dstyles = (g if wanted else None for g, wanted in zip((dweight, dstyles), ctx.wants, strict=True))
+    dweight, dstyles = dweight if ctx.wants[0] else None, dstyles if ctx.wants[1] else None
     own = _times(styles, b)
-    to_own = of_square = of_energy = of_d = of_to_d = of_to_energy = of_a = of_b = None
+    to_own = of_square = of_energy = of_d = of_to_d = of_to_energy = rows = None
     square = None if to_d is None else _to_square(to_d, d)
     narrow = None if dstyles is None else _times(dstyles, b)
     if narrow is not None and square is not None:
-        norms, of_norms = square @ energy, 2 * own * narrow
-        to_own, of_square, of_energy = 2 * norms * narrow, of_norms @ energy.t(), square.t() @ of_norms
+        of_norms = 2 * own * narrow
+        to_own, of_square, of_energy = 2 * (square @ energy) * narrow, of_norms @ energy.t(), square.t() @ of_norms
     if dweight is not None:
         of_to_energy = _times(_times(2 * (dweight * weight).sum([2, 3]), a), a)
         if square is not None:
@@ -350,25 +351,15 @@ def _modulation_grad_backward(
             of_square = plus(of_square, own.square() @ of_to_energy.t())
     if of_square is not None:
         of_d, of_to_d = of_square * to_d * d.square() * -1.5, of_square * d.pow(3) * -0.5
-    rows = None
     if dweight is not None:
         rows = plus(to_energy, None if square is None else square.t() @ own.square())
     of_weight = None if rows is None else _times(_times(dweight * (2 * rows)[:, :, None, None], a), a)
     of_styles = None if to_own is None else _times(to_own, b)
-    if ctx.needs_input_grad[4] and dweight is not None and a.numel():
-        terms = [] if to_scaled is None else [dweight * to_scaled]
-        terms += [] if rows is None else [dweight * weight * _times(4 * rows, a)[:, :, None, None]]
-        of_a = sum(terms).sum([1, 2, 3])
-    if ctx.needs_input_grad[5] and dstyles is not None and b.numel():
-        of_b = (0 if square is None else 2 * own * norms) + (0 if to_styles is None else to_styles)
-        of_b = (dstyles * of_b).sum(1)
-    if ctx.needs_input_grad[5] and to_own is not None and b.numel():
-        of_b = plus(of_b, (to_own * styles).sum(1))
     of_scaled = None if dweight is None or to_scaled is None else _times(dweight, a).to(to_scaled.dtype)
     of_narrow = None if narrow is None or to_styles is None else narrow.to(to_styles.dtype)
-    return (of_weight, of_styles, of_d, of_energy, of_a, of_b, of_scaled, of_narrow,
-            None if of_to_d is None else of_to_d.to(to_d.dtype), None if to_energy is None else of_to_energy,
-            None)
+    of_to_d = None if of_to_d is None else of_to_d.to(to_d.dtype)
+    of_to_energy = None if to_energy is None else of_to_energy
+    return (of_weight, of_styles, of_d, of_energy, None, None, of_scaled, of_narrow, of_to_d, of_to_energy, None)
 
 
 # weight[o, i] * styles[n, i] * d[n, o], as [N, O, I, k, k] in another element type.
@@ -419,7 +410,8 @@ _modulation = define_op(
 
 _modulation_grad = define_op(
     'modulation_grad(Tensor weight, Tensor styles, Tensor d, Tensor energy, Tensor a, Tensor b, '
-    'Tensor? to_scaled, Tensor? to_styles, Tensor? to_d, Tensor? to_energy, bool[] wants) -> (Tensor, Tensor)',
+    'Tensor? to_scaled, Tensor? to_styles, Tensor? to_d, Tensor? to_energy, bool[] wants) '
+    '-> (Tensor, Tensor)',
     reference=_modulation_grad_reference, fake=_modulation_grad_fake,
     setup_context=_modulation_grad_setup_context, backward=_modulation_grad_backward,
     cuda=epilogue_cuda.modulation_grad,

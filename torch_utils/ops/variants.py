@@ -28,6 +28,8 @@ ACTS = ['linear', 'lrelu']  # of the presets
 IMAGE_VECTORS = [1, 2, 4]  # pixels or channels at once, where there are too few for 16 bytes
 EPILOGUE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('EPILOGUE', 1))
 
+ADDEND = (('ADDEND', 1),)  # of gradients that come back to the input of a discriminator's block
+
 
 def all_variants() -> list[Kernel]:
     """Each kernel once, the hot ones first."""
@@ -57,6 +59,9 @@ def _filters() -> Iterator[Kernel]:
     for dtype, geometry in itertools.product(LAYERS, _layer_geometries()):
         yield from _tiles(dtype, geometry)
         yield upfirdn2d_cuda.pixel_kernel(dtype, geometry, widest(dtype))
+    for dtype in LAYERS:
+        yield from _tiles(dtype, _layer_geometries()[2], ADDEND)
+        yield upfirdn2d_cuda.pixel_kernel(dtype, _layer_geometries()[2], widest(dtype), ADDEND)
     for phase, (up, down) in itertools.product(PHASES, [(2, 1), (1, 2)]):
         size = (IMAGE_TAPS, IMAGE_TAPS)
         phase = phase if up == 2 else (0, 0)
@@ -66,11 +71,13 @@ def _filters() -> Iterator[Kernel]:
 
 
 def _hot_filters() -> Iterator[Kernel]:
-    plain, down, *_ = _layer_geometries()
+    plain, down, up, _ = _layer_geometries()
     for dtype, noise, scaled in itertools.product(LAYERS, (1, 0), ((('NEXT', 1),), ())):
         epilogue = (*EPILOGUE, ('NOISE', noise), *scaled)
         yield from _tiles(dtype, plain, epilogue)
         yield upfirdn2d_cuda.pixel_kernel(dtype, plain, widest(dtype), epilogue)
+    for dtype in LAYERS:
+        yield upfirdn2d_cuda.pixel_kernel(dtype, up, widest(dtype), ADDEND)
     for dtype, geometry in itertools.product(LAYERS, (plain, down)):
         yield next(_tiles(dtype, geometry))
         yield upfirdn2d_cuda.pixel_kernel(dtype, geometry, widest(dtype))

@@ -119,6 +119,20 @@ def test_strips_of_nhwc_by_vectors_of_eight(up, down, padding, blocks, dtype, em
     assert {kernel.entry for kernel in emulated} == {'upfirdn2d_pixel'}
 
 
+@both_layouts
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('blocks', [1, 10 ** 6], ids=['long strips', 'short strips'])
+@pytest.mark.parametrize('up, down', [([2, 2], [1, 1]), ([1, 1], [1, 1]), ([1, 1], [2, 2])])
+def test_a_filter_plus_a_tensor_in_one_kernel(layout, up, down, blocks, dtype, emulated, monkeypatch):
+    monkeypatch.setattr(upfirdn2d_cuda, 'PIXEL_BLOCKS', blocks)
+    for f in (torch.tensor(FILTER), torch.outer(torch.tensor(OUTER), torch.tensor(OUTER)) / 81):
+        args = (picture(2, 24, 19, 35, dtype=dtype, layout=layout), f, up, down, [2, 1, 2, 2], False, 0.25)
+        r = picture(*upfirdn2d._upfirdn2d.fake(*args).shape, dtype=dtype, layout=layout)
+        agree(upfirdn2d._upfirdn2d_plus, *args, r)
+        agree(upfirdn2d._upfirdn2d_plus, *args, r[:1, :1].expand(r.shape))
+    assert len(emulated) == 4 and all(dict(kernel.defines)['ADDEND'] == '1' for kernel in emulated)
+
+
 def test_filters_with_many_taps_take_fewer_channels_a_thread(emulated):
     x = picture(1, 16, 9, 8, dtype=torch.float16, layout=torch.channels_last)
     agree(upfirdn2d._upfirdn2d, x, torch.randn(6, 6), [2, 2], [1, 1], [2, 3, 3, 2], False, 1.0)

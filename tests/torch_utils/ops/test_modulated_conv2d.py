@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modulated convolution: its two forms, the whole layer, overflow in float16, memory of the training form."""
-import pytest
 import contextlib
 
+import pytest
 import torch
 
 from torch_utils.ops import bias_act, conv2d_gradfix, modulated_conv2d, upfirdn2d

@@ -37,7 +37,8 @@ def code_of(tmp_path):
 @every_dtype
 @pytest.mark.parametrize('geometry, epilogue, budget', [
     pytest.param(PLAIN, (), 19, id='plain'), pytest.param(PLAIN, EPILOGUE, 28, id='epilogue'),
-    pytest.param(DOWN, (), 30, id='down'), pytest.param(UP, (), 12, id='up'),
+    pytest.param(UP, variants.ADDEND, 15, id='addend'), pytest.param(DOWN, (), 30, id='down'),
+    pytest.param(UP, (), 12, id='up'),
     pytest.param(UP_SHIFTED, (), 12, id='up_shifted')])
 def test_filters_with_all_that_a_thread_does_for_a_strip(dtype, geometry, epilogue, budget, code_of):
     kernel = upfirdn2d_cuda.pixel_kernel(dtype, geometry, VEC, epilogue)

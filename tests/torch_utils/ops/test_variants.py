@@ -20,6 +20,7 @@ COMPILED = {(kernel.source, kernel.defines): kernel for kernel in reversed(ALL)}
 HOT_OF_EACH = list({kernel.entry: kernel for kernel in variants.HOT}.values())
 NVCC = shutil.which('nvcc')
 MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
+WITH_ADDEND = 168  # three of 128
 
 
 def check_nvrtc(kernel, arch):
@@ -46,7 +47,8 @@ def check_resources(kernel, arch, report):
     used = [int(n) for n in re.findall(r'Used (\d+) registers', report)]
     assert spilled and used, f'{kernel}: no figures in {report!r}'
     if kernel in variants.HOT:
-        assert not any(spilled) and max(used) <= MAX_REGISTERS, f'{kernel} for {arch}: {report}'
+        limit = WITH_ADDEND if ('ADDEND', '1') in kernel.defines else MAX_REGISTERS
+        assert not any(spilled) and max(used) <= limit, f'{kernel} for {arch}: {report}'
 
 
 def test_each_variant_is_listed_once_and_hot_ones_belong_to_them():
