@@ -145,17 +145,17 @@ def plan_training(
     for name in ('data',) if state is not None else ('outdir', 'data'):
         require(name, flags)
     # Imported here, and so below, because torch takes seconds and --help needs none of it.
-    from training.capacity import dry_run
-    dataset, label_text = dry_run.open_dataset(flags['data'], bool(flags.get('cond')))
+    from training.capacity import dry_run as capacity
+    dataset, label_text = capacity.open_dataset(flags['data'], bool(flags.get('cond')))
     config = resolve_run(flags, dataset, state)
     run_dir = pick_run_dir(config, flags, dataset, state, dry_run=dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
-    click.echo(dry_run.summarise_options(config))
+    click.echo(capacity.summarise_options(config))
     if dry_run:
-        click.echo(dry_run.summarise_needs(config, dataset))
+        click.echo(capacity.summarise_needs(config, dataset))
     if label_text is not None:
         click.echo(f'\n{label_text}\n')
-    for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *dry_run.notes(config)]:
+    for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *capacity.notes(config)]:
         click.echo(f'Note: {note}')
     if state is not None:
         click.echo(f'Note: Going on from {state}: the same run, with everything that it had learnt.')
