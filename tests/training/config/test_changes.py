@@ -59,5 +59,5 @@ def test_settings_without_an_option_are_decided_by_presets():
     assert rest == {
         'ema_kimg', 'ema_rampup', 'ada_kimg', 'ada_interval', 'G_reg_interval', 'D_reg_interval', 'system',
         'G.z_dim', 'G.w_dim', 'G.use_noise', 'D.mbstd_group_size', 'D.architecture', 'G_opt.betas',
-        'G_opt.eps', 'D_opt.betas', 'D_opt.eps', 'loss.pl_weight', 'loss.style_mixing_prob', 'loss.pl_batch_shrink',
-        'loss.pl_decay'}
+        'G_opt.eps', 'D_opt.betas', 'D_opt.eps', 'loss.pl_weight', 'loss.style_mixing_prob',
+        'loss.pl_batch_shrink', 'loss.pl_decay'}
