@@ -90,7 +90,8 @@ def calc_metrics(
     with distributed.Reporting():
         started = int(os.environ['WORLD_SIZE']) if is_launched() else 1
         gpus = gpus or started
-        job = MetricsJob(metrics=parse_metrics(metrics), network=check_network(network), num_gpus=gpus, **rest)
+        job = MetricsJob(
+            metrics=parse_metrics(metrics), network=check_network(network), num_gpus=gpus, **rest)
         check_gpus(gpus, started, pick_device(job.device).type)
         if gpus > started:
             distributed.launch(run_job, (job,), gpus)
