@@ -108,20 +108,6 @@ def architecture_of(device: torch.device) -> str:
     return nvrtc.architecture_for(torch.cuda.get_device_capability(device))
 
 
-def prepare(kernel: Kernel, device: torch.device) -> bool:
-    """Compile and load; False, with one warning, if that fails. Not while a CUDA graph is captured.
-
-    Raises UserError instead in mode 'cuda'.
-    """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _loaded(kernel, index) is not None
-
-
-def preload(kernels: Iterable[Kernel], device: torch.device) -> int:
-    """Compile and load before a CUDA graph is captured; returns how many can be launched."""
-    return sum(prepare(kernel, device) for kernel in kernels)
-
-
 @contextlib.contextmanager
 def noting() -> Iterator[dict[Kernel, None]]:
     """Within this context kernels that are not loaded yet are noted in the result instead; operators run by
@@ -260,6 +246,9 @@ def _decide(device: torch.device) -> bool:
 
 
 def _loaded(kernel: Kernel, index: int) -> driver.Function | None:
+    """The kernel on CUDA device `index`, compiled and loaded at first use; None after a warning, or if it is
+    only noted. Raises UserError instead of the warning in mode 'cuda'.
+    """
     name = (kernel, index)
     if name not in _state.loaded and _state.noted is not None:
         _state.noted[kernel] = None
