@@ -10,7 +10,7 @@ LEVELS = [
     ('dnnlib', 0), ('training.config', 0),
     ('torch_utils', 1),
     ('training.networks', 2), ('training.augment', 2), ('training.augmentation', 2), ('training.dataset', 2),
-    ('training.datasets', 2), ('training.batches', 2), ('training.state', 2),
+    ('training.datasets', 2), ('training.batches', 2),
     ('training.training_loop', 4),
     ('training', 3), ('metrics', 3), ('legacy', 3),
 ]
