@@ -17,10 +17,9 @@ from metrics import metric_main
 from metrics.detectors import write_bundle
 from metrics.metric_utils import all_processes
 from torch_utils import distributed, misc
-from torch_utils.misc import keep_freed_memory
+from torch_utils.misc import keep_freed_memory, pick_device
 from training.config.values import parse_metrics
 from training.dataset import ImageFolderDataset, find_dataset
-from training.state import pick_device
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b

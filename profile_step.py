@@ -12,14 +12,13 @@ from dnnlib.cli import run_command
 from dnnlib.progress import write
 from dnnlib.util import UserError, replace_file
 from torch_utils import custom_ops
-from torch_utils.misc import keep_freed_memory
+from torch_utils.misc import keep_freed_memory, pick_device
 from training import config as cfg
 from training.capacity import dry_run
 from training.dataset import ImageFolderDataset
 from training.profiling.record import MICRO, ProfiledRun, micro_config, record_step
 from training.profiling.report import Report, to_csv, to_json, to_text
 from training.profiling.timeline import time_steps, timeline_header, timeline_line, timeline_summary
-from training.state import pick_device
 from training.systems.micro import RESOLUTION as MICRO_RESOLUTION
 
 # \b keeps click from joining the lines.

@@ -84,7 +84,7 @@ def resolve_run(flags: dict[str, Any], dataset: cfg.DatasetInfo, state: Path | N
 
 def check_launch(config: cfg.TrainConfig) -> None:
     """Raise UserError for missing files and devices, which a dry run ignores."""
-    from training.state import pick_device
+    from torch_utils.misc import pick_device
     if pick_device(config.device).type == 'cuda':
         import torch
         available = torch.cuda.device_count()

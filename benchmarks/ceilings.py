@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from dnnlib.cli import run_command
-from torch_utils.misc import set_gpu_arithmetic
-from training.state import pick_device
+from torch_utils.misc import pick_device, set_gpu_arithmetic
 
 SECONDS, MIN_RUNS = 0.05, 3  # of each measurement
 COPY_BYTES = {'cuda': 2 ** 31, 'cpu': 2 ** 27}

@@ -17,7 +17,7 @@ import numpy as np
 from dnnlib.cli import run_command
 from dnnlib.image_io import save_png
 from dnnlib.util import UserError
-from training.state import pick_device
+from torch_utils.misc import pick_device
 
 NUM_PICTURES = 64
 POLL_SEC = 0.05

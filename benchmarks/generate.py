@@ -11,11 +11,10 @@ import common
 import torch
 
 from dnnlib.cli import run_command
-from torch_utils.misc import keep_freed_memory
+from torch_utils.misc import keep_freed_memory, pick_device
 from training.accelerate import by_graphs
 from training.config import DatasetInfo, resolve
 from training.networks import Generator
-from training.state import pick_device
 
 SECONDS = 1.5  # of measurement a row
 

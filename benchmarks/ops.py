@@ -24,7 +24,7 @@ from dnnlib.cli import run_command
 from dnnlib.progress import progress
 from dnnlib.util import UserError
 from torch_utils import custom_ops
-from training.state import pick_device
+from torch_utils.misc import pick_device
 
 # Of the highest layers of --cfg=auto: 256x256 with 16 pictures a GPU, 1024x1024 with 4.
 SIZES = {'cuda': '16x64x256x256,4x32x1024x1024', 'cpu': '2x64x128x128'}

@@ -15,12 +15,13 @@ import common
 import torch
 
 from dnnlib.cli import run_command
+from torch_utils.misc import pick_device
 from torch_utils.training_stats import Store
 from training.config import DatasetInfo, resolve
 from training.formats.pickled import HostCopies, copy_networks
 from training.run.manifest import read_manifest
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
-from training.state import build_state, pick_device
+from training.state import build_state
 
 GOAL = 0.1
 

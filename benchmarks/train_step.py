@@ -19,12 +19,12 @@ from baseline import plain_adam, straightforward
 from dnnlib.cli import run_command
 from dnnlib.util import UserError
 from torch_utils import custom_ops, distributed, training_stats
-from torch_utils.misc import keep_freed_memory, set_gpu_arithmetic
+from torch_utils.misc import keep_freed_memory, pick_device, set_gpu_arithmetic
 from training import state as state_module
 from training.accelerate import compile_networks, use_graphs
 from training.config import DatasetInfo, resolve
 from training.iteration import PhaseClock, phases_of, run_iteration
-from training.state import build_state, pick_device, seed_iteration
+from training.state import build_state, seed_iteration
 
 PLAIN = 'straightforward'
 CYCLE = 16  # iterations in which every phase runs as often as it should

@@ -18,6 +18,7 @@ from dnnlib import cli
 from torch_utils import distributed
 from training import training_loop
 from training.config import DatasetInfo, resolve
+from training.report import sheet
 from training.run import log
 from training.run.manifest import read_manifest
 from training.run.resume import Continuation, find_state
@@ -86,7 +87,7 @@ def leave_out_pictures(replace=setattr):
 
     replace: as setattr, which nothing undoes.
     """
-    replace(training_loop, 'CPU_GRID_IMAGES', 12)
+    replace(sheet, 'CPU_GRID_IMAGES', 12)
     replace(log.RunLog, 'plot', lambda self: None)
     replace(log, 'open_sinks', lambda *args, **kwargs: [])
     replace(training_loop.Training, '_print_summaries', lambda self: None)

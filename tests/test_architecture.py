@@ -3,6 +3,7 @@
 import ast
 import collections
 import graphlib
+import subprocess
 import sys
 
 from source_tree import PACKAGES, ROOT, Source, product_files
@@ -14,14 +15,15 @@ LEVELS = {name: level for level, names in enumerate([
     ['training.networks', 'training.augment', 'training.augmentation', 'training.dataset',
      'training.datasets', 'training.batches', 'training.loss', 'training.phases', 'training.systems'],
     ['training.formats', 'training.report'],
-    ['training.run', 'training.transfer', 'training.state', 'legacy'],
+    ['training.run', 'training.sampling', 'training.transfer', 'training.state'],
     ['training.accelerate', 'training.iteration', 'training.guards', 'training.capacity',
      'training.profiling', 'metrics'],
-    ['training.training_loop', 'training.projection', 'training.sampling'],
+    ['training.training_loop', 'training.projection'],
 ]) for name in names}
 SCRIPT_LEVEL = 7
 MAX_ENTRIES = 24  # of training/: packages and modules
 MAX_MODULES = 15  # of any package
+MAX_MODULES_OF_GENERATE = 60
 LARGER = {'torch_utils/ops': 30}  # one operator per module
 # Optional packages, and slow ones that --help should not load: what may be imported inside functions, and
 # where.
@@ -29,6 +31,7 @@ LATE_IMPORTS = {
     'train': {'torch', 'torch_utils', 'training'},
     'torch_utils.distributed': {'torch.distributed'},
     'training.datasets.sources': {'lmdb'},
+    'training.formats.load': {'torch_utils.pickles', 'training.formats'},
     'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
     'training.report.curves': {'matplotlib'},
     'dnnlib.download': {'requests'}, 'dnnlib.video': {'imageio_ffmpeg'},
@@ -101,10 +104,16 @@ def test_folders_stay_small_enough_to_read():
 
 
 def test_nobody_imports_a_script():
-    scripts = {s.module for s in product_files() if '.' not in s.module} - set(PACKAGES) - {'legacy'}
+    scripts = {s.module for s in product_files() if '.' not in s.module} - set(PACKAGES)
     wrong = [f'{s.at(node)}: imports the script {name}' for s in product_files()
              for top in (True, False) for node, name in imports(s, top) if name in scripts]
     assert scripts and not wrong, '\n'.join(wrong)
+
+
+def test_generating_images_imports_few_modules():
+    code = f'import sys, generate; print(sum(name.split(".")[0] in {PACKAGES!r} for name in sys.modules))'
+    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < MAX_MODULES_OF_GENERATE  # and generate itself
 
 
 def test_imports_inside_functions_are_only_the_listed_ones():

@@ -16,6 +16,7 @@ import legacy
 from dnnlib.util import UserError
 from training import training_loop
 from training.config import TrainConfig
+from training.report import sheet
 from training.run.resume import Continuation
 from training.run.snapshots import read_state
 
@@ -78,7 +79,7 @@ def test_a_run_resumes_with_the_same_numbers(name, place, monkeypatch):
     wanted = read_state(run / 'training-state-000000.pt')['run']
     state = run / 'training-state-000000-044.pt'
     config = TrainConfig.from_options(options_of(run))
-    monkeypatch.setattr(training_loop, 'CPU_GRID_IMAGES', 12)
+    monkeypatch.setattr(sheet, 'CPU_GRID_IMAGES', 12)
     training_loop.train(config, Continuation(str(state)))
     found = read_state(run / 'training-state-000000.pt')['run']
     assert found['cur_nimg'] == wanted['cur_nimg'] == 60

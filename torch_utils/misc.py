@@ -172,6 +172,23 @@ def _numel(tensors: list[torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
+def pick_device(name: str) -> torch.device:
+    """The device of --device=auto|cuda|cpu. Raises UserError if cuda is requested and there is no GPU."""
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise UserError(
+            '--device=cuda: PyTorch sees no CUDA device here; use --device=cpu or install a CUDA build')
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or 'the CPU' with its number of threads."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'the CPU ({torch.get_num_threads()} threads)'
+
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 LIMIT = 2 ** 31 - 1  # bytes, the largest int
 

@@ -100,16 +100,6 @@ class TrainingState:
         return 0.0 if self.augment_pipe is None else float(self.augment_pipe.p)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of --device=auto|cuda|cpu. Raises UserError if there is no GPU to be had."""
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise UserError(
-            '--device=cuda: PyTorch sees no CUDA device here; use --device=cpu or install a CUDA build')
-    return torch.device(name)
-
-
 def seed_iteration(seed: int, rank: int, cur_nimg: int) -> np.random.Generator:
     """Seed torch for the iteration at cur_nimg and return NumPy's generator for it: a pure function of the
     three.

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from dnnlib.progress import Progress, progress
@@ -28,24 +27,16 @@ from training.dataset import ImageFolderDataset
 from training.formats.pickled import HostCopies, copy_networks
 from training.guards import DiversityProbe, Guards
 from training.iteration import PhaseClock, phases_of, run_iteration
+from training.report.sheet import SampleSheet
+from training.report.ticks import TickClock, is_done, kimg_number, snapshot_due, tick_ends
 from training.run.folder import RunLock
 from training.run.interrupt import STOPPED, Interrupt
-from training.run.log import (
-    RunLog,
-    TickClock,
-    grid_indices,
-    grid_size,
-    is_done,
-    kimg_number,
-    snapshot_due,
-    tick_ends,
-)
+from training.run.log import RunLog
 from training.run.manifest import FAKES
 from training.run.resume import Continuation, missing_metrics, open_state, rewind_records
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
-from training.state import build_state, pick_device, seed_iteration
+from training.state import build_state, seed_iteration
 
-CPU_GRID_IMAGES = 240  # the published sheet of 1,024 small pictures would take a CPU as long as a tick
 ADVICE = '; --resume=latest goes on from the last snapshot'
 FINISH_SEC = 20  # for the snapshot that is being written when the run is given up
 
@@ -59,7 +50,7 @@ def train(config: TrainConfig, wish: Continuation | None = None) -> None:
     With config.num_gpus > 1 this is one of so many processes, started by torchrun or distributed.launch().
     Raises UserError for what the user can mend: no such device, a picture that cannot be read, a full disk.
     """
-    device = pick_device(config.device)
+    device = misc.pick_device(config.device)
     custom_ops.set_mode(config.ops)
     with distributed.Group(device, config.num_gpus, config.timeout_sec, ADVICE) as group:
         keep_freed_memory(group.device)
@@ -120,9 +111,11 @@ class Training:
             config.snapshot_formats) if self.is_writer else None
         if self.writer is not None:
             watchdog.HERE.finish = lambda: self.writer.wait_for_files(FINISH_SEC)
-        self.sheet = Sheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
-        self.guards = Guards(
-            self.state, self.phases, self._diversity_probe(), SYSTEM_FORMS[config.system].unused)
+        self.sheet = SampleSheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
+        probe = None
+        if self.is_writer:
+            probe = DiversityProbe(self.sheet.reals, self.sheet.z, self.sheet.c, config.batch_gpu)
+        self.guards = Guards(self.state, self.phases, probe, SYSTEM_FORMS[config.system].unused)
         if saved is not None and 'guards' in saved['extra']:
             self.guards.load_state_dict(saved['extra']['guards'])
         self.last_snapshot_sec = time.monotonic()
@@ -154,7 +147,7 @@ class Training:
     def _introduce(self) -> None:
         """Say what this is and, in a new run, show pictures; else make up for metrics that were cut off."""
         processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
-        self.log.print(f'Training on {processes}{_device_name(self.device)}, {len(self.dataset)} pictures.')
+        self.log.print(f'Training on {processes}{misc.device_name(self.device)}, {len(self.dataset)} images.')
         compile_kernels(self.state, self.phases, self.config, self.device)
         self.config = fit_to_memory(self.state, self.phases, self.config, self.log.print)
         use_graphs(self.phases, self.config, self.device, self.log.warn, self.state, self.log.store)
@@ -265,9 +258,6 @@ class Training:
         self.named_nimg = nimg
         return kimg_number(nimg, is_taken=before >= 0 and kimg_number(before) == kimg_number(nimg))
 
-    def _diversity_probe(self) -> DiversityProbe | None:
-        return self.sheet.diversity_probe(self.config.batch_gpu) if distributed.rank() == 0 else None
-
     def _save_fakes(self, name: str) -> None:
         """Write a sheet of generated pictures. A failure costs the sheet, not the run."""
         if not self.is_writer:
@@ -353,44 +343,7 @@ class Training:
         misc.print_module_summary(D, [img, c])
 
 
-class Sheet:
-    """The contact sheet of a run: training pictures, and generated ones from fixed latents with the same
-    labels.
-
-    size: (columns, rows).  reals: uint8 [columns * rows, C, H, W].
-    """
-
-    def __init__(self, dataset: ImageFolderDataset, z_dim: int, seed: int, device: torch.device):
-        limit = CPU_GRID_IMAGES if device.type == 'cpu' else None
-        self.size = grid_size(dataset.height, dataset.width, limit)
-        raw_labels = [
-            dataset.get_details(i).raw_label for i in range(len(dataset))] if dataset.has_labels else None
-        reals, labels = zip(
-            *[dataset[i] for i in grid_indices(len(dataset), self.size, raw_labels)], strict=True)
-        self.reals = np.stack(reals)
-        generator = torch.Generator().manual_seed(seed)
-        self._z = torch.randn([len(reals), z_dim], generator=generator).to(device)
-        self._c = torch.from_numpy(np.stack(labels)).to(device)
-
-    def diversity_probe(self, batch: int) -> DiversityProbe:
-        """What measures how much the pictures of this sheet differ from each other."""
-        return DiversityProbe(self.reals, self._z, self._c, batch)
-
-    def fakes(self, G_ema: torch.nn.Module, batch: int) -> torch.Tensor:
-        """Generated pictures float32 [columns * rows, C, H, W] on the CPU."""
-        with torch.inference_mode():
-            return torch.cat([
-                G_ema(z, c, noise_mode='const').cpu()
-                for z, c in zip(self._z.split(batch), self._c.split(batch), strict=True)])
-
-
 def _without_memory(module: torch.nn.Module) -> torch.nn.Module:
     """The same network on the meta device, for shapes only."""
     with torch.device('meta'):
         return type(module)(*module.init_args, **module.init_kwargs).train()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    return f'the CPU ({torch.get_num_threads()} threads)'

@@ -9,8 +9,37 @@ import torch
 
 from dnnlib.image_io import MODES
 from dnnlib.util import replace_file
+from training.dataset import ImageFolderDataset
 
 TARGET_WIDTH_PX, TARGET_HEIGHT_PX = 7680, 4320
+CPU_GRID_IMAGES = 240  # on a CPU the published sheet of 1,024 small images would take as long as a tick
+
+
+class SampleSheet:
+    """The contact sheet of a run: training images, and fake images from fixed latents with the same labels.
+
+    size: (columns, rows).  reals: uint8 [columns * rows, C, H, W].  z: latents [columns * rows, z_dim].
+    c: labels [columns * rows, c_dim].
+    """
+
+    def __init__(self, dataset: ImageFolderDataset, z_dim: int, seed: int, device: torch.device):
+        limit = CPU_GRID_IMAGES if device.type == 'cpu' else None
+        self.size = grid_size(dataset.height, dataset.width, limit)
+        raw_labels = [
+            dataset.get_details(i).raw_label for i in range(len(dataset))] if dataset.has_labels else None
+        reals, labels = zip(
+            *[dataset[i] for i in grid_indices(len(dataset), self.size, raw_labels)], strict=True)
+        self.reals = np.stack(reals)
+        generator = torch.Generator().manual_seed(seed)
+        self.z = torch.randn([len(reals), z_dim], generator=generator).to(device)
+        self.c = torch.from_numpy(np.stack(labels)).to(device)
+
+    def fakes(self, G_ema: torch.nn.Module, batch: int) -> torch.Tensor:
+        """Fake images float32 [columns * rows, C, H, W] on the CPU, generated `batch` at a time."""
+        with torch.inference_mode():
+            return torch.cat([
+                G_ema(z, c, noise_mode='const').cpu()
+                for z, c in zip(self.z.split(batch), self.c.split(batch), strict=True)])
 
 
 def grid_size(height: int, width: int, max_images: int | None = None) -> tuple[int, int]:

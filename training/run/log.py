@@ -18,14 +18,9 @@ from torch_utils.training_stats import Collector, Store
 from training.report.curves import plot_training_curves
 from training.report.fakes_over_time import write_fakes_over_time
 from training.report.page import WARNING, write_progress_page
-from training.report.sheet import grid_indices, grid_size, save_image_grid
-from training.report.ticks import TickClock, TickReport, is_done, kimg_number, snapshot_due, tick_ends
+from training.report.sheet import save_image_grid
+from training.report.ticks import TickReport
 from training.run.sinks import open_sinks
-
-__all__ = [
-    'RunLog', 'StatsWriter', 'TickClock', 'TickReport', 'grid_indices', 'grid_size', 'is_done', 'kimg_number',
-    'plot_training_curves', 'save_image_grid', 'snapshot_due', 'tick_ends', 'write_progress_page',
-]
 
 
 class StatsWriter:

@@ -11,10 +11,9 @@ import torch
 import legacy
 from dnnlib import image_io
 from dnnlib.util import UserError
-from torch_utils.misc import keep_freed_memory
+from torch_utils.misc import keep_freed_memory, pick_device
 from training.accelerate import by_graphs
 from training.formats.convert import check_truncation
-from training.state import pick_device
 
 
 @dataclass(frozen=True)

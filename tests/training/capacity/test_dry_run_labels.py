@@ -13,6 +13,7 @@ from training import training_loop
 from training.capacity.dry_run import describe_labels, ignored_labels_notice, label_kind
 from training.config import DatasetInfo, resolve
 from training.dataset import ImageFolderDataset
+from training.report import sheet
 
 KINDS = {
     'class numbers': [0, 2, 2, 1, 0, 2],
@@ -48,7 +49,7 @@ def test_each_kind_is_told_from_the_others(kind, tmp_path):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_each_kind_trains(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_loop, 'CPU_GRID_IMAGES', 4)
+    monkeypatch.setattr(sheet, 'CPU_GRID_IMAGES', 4)
     labels = KINDS[kind]
     path = write(tmp_path / 'data', labels)
     length = 2 if kind == 'floats' else 3
