@@ -9,7 +9,6 @@ from typing import Any
 import click
 import torch
 
-import legacy
 from dnnlib.cli import run_command
 from dnnlib.launched import is_launched
 from dnnlib.util import UserError
@@ -20,6 +19,7 @@ from torch_utils import distributed, misc
 from torch_utils.misc import keep_freed_memory, pick_device
 from training.config.values import parse_metrics
 from training.dataset import ImageFolderDataset, find_dataset
+from training.formats.load import load_network
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b
@@ -127,7 +127,7 @@ def compute_metrics(job: MetricsJob, device: torch.device) -> None:
     """Compute the metrics together with the other processes; the first one reports them."""
     # Two numbers shall differ by what is measured, not by how it was rounded or which kernel was fastest.
     misc.set_gpu_arithmetic(cudnn_benchmark=False, allow_tf32=False)
-    found = legacy.load_network(job.network, trust_pickle=job.trust_pickle, only=['G_ema'])
+    found = load_network(job.network, trust_pickle=job.trust_pickle, only=['G_ema'])
     if found.G_ema is None:
         raise UserError(f'--network={job.network}: holds no G_ema; give a network snapshot')
     G = found.G_ema.eval().requires_grad_(requires_grad=False).to(device)

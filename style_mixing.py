@@ -14,12 +14,11 @@ from dnnlib.cli_options import (
     NumberList,
     VideoOptions,
     generator_options,
-    make_folder,
     option,
     video_options,
 )
 from dnnlib.progress import progress
-from dnnlib.util import UserError
+from dnnlib.util import UserError, make_folder
 from training.sampling.output import is_archive
 from training.sampling.sampler import Sampler, open_sampler
 from training.sampling.sources import SeedSource

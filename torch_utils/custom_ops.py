@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dnnlib.util import UserError, make_cache_dir_path
+from dnnlib.util import UserError, first_line, make_cache_dir_path
 from torch_utils import distributed
 from torch_utils.kernels import driver, nvrtc, nvrtc_process
 from torch_utils.kernels.cubin_cache import CubinCache, key_of
@@ -99,7 +99,7 @@ def why_not(device: torch.device) -> str | None:
         architecture_of(device)
         driver.library()
     except (RuntimeError, OSError) as error:  # CompileError and DriverError are RuntimeErrors
-        return nvrtc.first_line(error)
+        return first_line(error)
     return None
 
 
@@ -270,7 +270,7 @@ def _load(kernel: Kernel, device: torch.device) -> driver.Function | None:
 
 def _give_up(kernel: Kernel, error: Exception) -> None:
     """Warn of a kernel that cannot be used. Raises UserError in mode 'cuda'."""
-    message = f'Kernel {kernel} cannot be used ({nvrtc.first_line(error)})'
+    message = f'Kernel {kernel} cannot be used ({first_line(error)})'
     if _state.mode == 'cuda':
         raise UserError(f'--ops=cuda: {message}; run python -m torch_utils.doctor') from error
     warn_once(f'{message}; its PyTorch reference is used. To see what is wrong: python -m torch_utils.doctor')

@@ -12,6 +12,7 @@ import click
 import torch
 
 from dnnlib.cli import run_command
+from dnnlib.util import first_line
 from torch_utils import custom_ops
 from torch_utils.kernels import nvrtc
 from torch_utils.kernels.cubin_cache import CubinCache
@@ -136,7 +137,7 @@ def check_op(op: Op, device: torch.device) -> OpCheck:
         with torch.backends.cudnn.flags(allow_tf32=False):
             got, time_us = _timed(lambda: op.run(*arguments), device)
     except RuntimeError as error:
-        return OpCheck(op.name, 'failed', problem=f'{op.name} fails: {nvrtc.first_line(error)}; {FIX_OP}')
+        return OpCheck(op.name, 'failed', problem=f'{op.name} fails: {first_line(error)}; {FIX_OP}')
     wanted = op.reference(*self_test_arguments(op.name, torch.float64, torch.device('cpu')))
     error = difference(got, wanted)
     wrong = None if error <= TOLERANCE else f'{op.name} by {implementation} is wrong by {error:.1e}; {FIX_OP}'

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dnnlib import image_io
-from dnnlib.cli_options import make_folder
 from dnnlib.progress import progress
-from training.datasets.convert import dataset_writer
+from dnnlib.util import make_folder
+from training.datasets.writer import dataset_writer
 from training.sampling.sampler import Sampler
 from training.sampling.sources import Source, Sweep
 
