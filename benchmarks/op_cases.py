@@ -52,6 +52,18 @@ class Maker:
         """[N, 1, H, W]."""
         return self.plain(self.size[0], 1, *self.size[2:])
 
+    def image(self):
+        """[N, 3, H, W] in the ordinary layout, whatever that of the layers is."""
+        return self.plain(self.size[0], IMAGE_CHANNELS, *self.size[2:])
+
+    def matrix(self):
+        """Modulated weight [N, 3, C] of a layer that makes an image."""
+        return self.plain(self.size[0], IMAGE_CHANNELS, self.size[1])
+
+    def is_nhwc(self):
+        """Whether results are to be laid out so."""
+        return self.layout is torch.channels_last
+
     def layer_filter(self):
         """float32 [4, 4]."""
         return setup_filter(LAYER_FILTER, device=self.device)
@@ -63,11 +75,15 @@ class Maker:
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments for one operator. Without has_layout, only the number of samples matters, in fp32."""
+    """Arguments for one operator. Without has_layout, only the number of samples matters, in fp32.
+
+    makes_features: the result has the layout that is asked for.
+    """
 
     op: Op
     arguments: Callable[[Maker], tuple]
     has_layout: bool = True
+    makes_features: bool = True
 
 
 def _resampling(x, f, up, down, padding):
@@ -110,6 +126,18 @@ CASES = {
     'filtered_epilogue': Case(OPS['filtered_epilogue'], lambda m: (
         m.picture(extra=1), m.layer_filter(), [1] * 4, False, 4.0, m.styles(), m.noise(), m.bias(), *ACT,
         CLAMP)),
+    # fromrgb with its gradient, torgb with the gradients of its input and its weight.
+    'pixel_layer from image': Case(OPS['pixel_layer'], lambda m: (
+        m.picture(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2), m.bias(), m.is_nhwc(), *ACT, CLAMP)),
+    'pixel_layer_grad': Case(OPS['pixel_layer_grad'], lambda m: (
+        m.picture(), m.picture(), m.picture(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2), [True] * 3,
+        *ACT, CLAMP)),
+    'pixel_layer to image': Case(OPS['pixel_layer'], lambda m: (
+        m.picture(), m.matrix(), m.plain(IMAGE_CHANNELS), False, 'linear', 0.0, 1.0, CLAMP),
+        makes_features=False),
+    'pixel_product from image': Case(OPS['pixel_product'], lambda m: (
+        m.image(), m.matrix().transpose(1, 2), None, m.is_nhwc())),
+    'pixel_outer': Case(OPS['pixel_outer'], lambda m: (m.image(), m.picture()), makes_features=False),
     'scaled_cast': Case(
         OPS['scaled_cast'], lambda m: (_weights(m)[0], 1 / FEATURES, torch.float16), has_layout=False),
     'demodulation': Case(OPS['demodulation'], lambda m: (*_weights(m), EPS), has_layout=False),

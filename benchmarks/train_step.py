@@ -3,6 +3,7 @@
 
 python benchmarks/train_step.py --cfg=demo --resolution=32 --device=cpu --baseline
 """
+import collections
 import contextlib
 import json
 import multiprocessing
@@ -28,6 +29,8 @@ from training.state import build_state, seed_iteration
 PLAIN = 'straightforward'
 CYCLE = 16  # iterations in which every phase runs as often as it should
 WARMUPS = 4  # iterations with all phases: a graph is captured by the third call
+QUIET, MOST_WARMUPS = 8, 64  # with graphs, which also depend on draws: until so many in a row captured none
+AUGMENT_P = 0.5  # with --aug=ada; at p = 0, where runs start, nothing would be augmented
 TOP_KERNELS = 80  # of a profile
 # What a variant may consist of, joined by +, in flags of train.py.
 WORDS = {
@@ -36,6 +39,33 @@ WORDS = {
     'graphs': {'cuda_graphs': 'on'}, 'eager': {}, 'compiled': {'compile': True}, 'torch': {'ops': 'torch'},
     'ada': {'aug': 'ada'},
 }
+
+
+class CycleClock(PhaseClock):
+    """Sums up all durations. It reads the events of a GPU once, at the end: a wait in every iteration would
+    have the GPU idle until the host has launched the next, as no training does.
+    """
+
+    def __init__(self, device):
+        super().__init__(device)
+        self._all = []
+
+    @contextlib.contextmanager
+    def measure(self, name):
+        """As PhaseClock, for the sum."""
+        with super().measure(name):
+            yield
+        self._all.append(self._latest)
+        self._latest = {}
+
+    def milliseconds(self):
+        """Name -> sum of its durations since the last call; waits for the device."""
+        sums = collections.Counter()
+        for run in self._all:
+            self._latest = run
+            sums.update(super().milliseconds())
+        self._all, self._latest = [], {}
+        return sums
 
 
 class Trainer:
@@ -53,7 +83,9 @@ class Trainer:
         with _optimizer(plain):
             self.state = build_state(
                 self.config, label_dim=0, channels=3, device=device, report=store.report)
-        self.phases, self.clock = phases_of(self.state, self.config), PhaseClock(device)
+        if self.state.ada is not None:
+            self.state.augment_pipe.p.fill_(AUGMENT_P)
+        self.phases, self.clock = phases_of(self.state, self.config), CycleClock(device)
         self.captures = None if plain else use_graphs(
             self.phases, self.config, device, print, self.state, store)
         if self.config.compile:
@@ -80,9 +112,14 @@ class Trainer:
         with straightforward() if self.plain else contextlib.nullcontext():
             self.choose()
             start = time.perf_counter()
-            for _ in range(WARMUPS):
-                self.state.batch_idx = 0
+            num_quiet = 0
+            for number in range(MOST_WARMUPS):
+                if number >= WARMUPS and (self.captures is None or num_quiet >= QUIET):
+                    break
+                before, self.state.batch_idx = self.capture_sec, 0
                 self.iterate()
+                num_quiet = num_quiet + 1 if self.capture_sec == before else 0
+            self.clock.milliseconds()
             common.synchronize(self.device)
         self.state.batch_idx = 0
         self.phase_ms = dict.fromkeys(self.phase_ms, 0.0)
@@ -97,20 +134,19 @@ class Trainer:
             for _ in range(CYCLE):
                 self.iterate()
             common.synchronize(self.device)
-            return time.perf_counter() - start
+            seconds = time.perf_counter() - start
+        for name, ms in self.clock.milliseconds().items():
+            self.phase_ms[name] += ms
+        return seconds
 
     def iterate(self):
-        """Train for one iteration and add the times of its phases."""
+        """Train for one iteration."""
         seed_iteration(0, distributed.rank(), self.state.cur_nimg)
         share = self.config.batch_size // self.config.num_gpus
         img = torch.rand([share, 3, *self.config.data.size], device=self.device) * 2 - 1
-        due = [p.name for p in self.phases if p.is_due(self.state.batch_idx)]
         run_iteration(
             self.state, self.phases, (img, torch.zeros([len(img), 0], device=self.device)),
             lambda n: torch.zeros([n, 0]), self.config, self.clock)
-        if self.device.type != 'cuda' or len(due) > 1:
-            for name, ms in self.clock.milliseconds().items():
-                self.phase_ms[name] += ms if name in due else 0
 
 
 class PlainTrainer:

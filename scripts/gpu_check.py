@@ -73,14 +73,28 @@ STAGES = {
     'second': (
         train_step('train-auto-256', 90, 'auto', 256, 'graphs,nchw+graphs,ieee+graphs', '--cycles=3'),
         train_step('train-auto-512', 60, 'auto', 512, 'graphs', '--cycles=2'),
-        benchmark('ops', 60, 'ops', '--dtype=fp16'),
+        benchmark('ceilings', 40, 'ceilings'),
         benchmark('first-tick', 60, 'first_tick', '--cfg=auto', '--resolution=256'),
         benchmark('generate-auto-256', 30, 'generate', '--cfg=auto', '--resolution=256'),
         benchmark('generate-auto-1024', 30, 'generate', '--cfg=auto', '--resolution=1024', '--batch=1,8'),
         benchmark('snapshot', 25, 'snapshot', '--repeats=2'),
+        Step('profile-256', 60, ('profile_step.py', '--cfg=auto', '--resolution=256', '--rows=40',
+                                 '--aug=noaug', '--json={out}/{name}.json')),
         Step('slow-tests', 80, (
             '-m', 'pytest', '-m', 'gpu and slow', '-p', 'no:cacheprovider', '-n', '8',
             '--failures={out}/' + FAILURES)),
+    ),
+    # After a change of kernels: what it brought, and whether it is right.
+    'third': (
+        train_step('train-auto-256', 60, 'auto', 256, 'graphs', '--cycles=3'),
+        train_step('train-auto-256-ada', 30, 'auto', 256, 'graphs+ada', '--cycles=2'),
+        train_step('train-auto-1024', 45, 'auto', 1024, 'graphs', '--cycles=1'),
+        benchmark('ops', 30, 'ops', '--dtype=fp16'),
+        Step('kernel-tests', 60, (
+            '-m', 'pytest', '-m', 'gpu and not slow', '-p', 'no:cacheprovider', '-n', '14',
+            'tests/torch_utils', '--failures={out}/' + FAILURES)),
+        benchmark('generate-auto-256', 25, 'generate', '--cfg=auto', '--resolution=256'),
+        benchmark('first-tick', 60, 'first_tick', '--cfg=auto', '--resolution=256'),
     ),
 }
 # What makes a step one for a CPU and seconds.

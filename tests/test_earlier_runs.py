@@ -21,7 +21,7 @@ from training.run.resume import Continuation
 from training.run.snapshots import read_state
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = ROOT / 'tests' / 'data' / 'runs'
+RUNS = ROOT / 'tests' / 'data' / 'earlier'
 SYSTEMS = {'sg2': 'stylegan2', 'sg1': 'stylegan1', 'dcgan': 'dcgan'}
 every_run = pytest.mark.parametrize('name', SYSTEMS)
 

@@ -141,16 +141,13 @@ class _Graph:
     """A captured call: where its inputs and draws lie, how to run it, and what it returns."""
 
     inputs: Sequence[torch.Tensor]
-    values: Sequence[torch.Tensor]
+    values: host_draws.Block
     run: Callable[[], object]
     result: Any
 
     def replay(self, inputs: Sequence[torch.Tensor], draws: Sequence[host_draws.Draw]) -> Any:
-        for place, tensor in zip(self.inputs, inputs, strict=True):
-            place.copy_(tensor)
-        drawn = [value for draw in draws for value in draw.values]
-        for place, value in zip(self.values, drawn, strict=True):
-            place.copy_(value.pin_memory() if place.is_cuda else value, non_blocking=True)
+        torch._foreach_copy_(self.inputs, inputs)  # one kernel for each type
+        self.values.write(draws)
         self.run()
         # The next graph of the pool may write where this result lies.
         return self.result.clone() if isinstance(self.result, torch.Tensor) else self.result
@@ -248,15 +245,14 @@ class GraphedFunction:
             self._inputs[kind] = [tensor.clone() for tensor in _tensors(args)]
         places = iter(self._inputs[kind])
         static = [next(places) if isinstance(arg, torch.Tensor) else arg for arg in args]
-        taken = host_draws.moved(draws, _device(args))
+        values = host_draws.Block(draws, _device(args))
         try:
-            with host_draws.use(host_draws.Playing(taken)):
+            with host_draws.use(host_draws.Playing(values.taken)):
                 run, result = self.captures.backend.capture(lambda: self.function(*static))
         except self.captures.errors as error:
             self.captures.give_up(error)
             self._forget()
             return
-        values = [value for _, part in taken for value in part]
         self._graphs[form] = _Graph(self._inputs[kind], values, run, result)
 
     def _forget(self) -> None:

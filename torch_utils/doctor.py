@@ -16,7 +16,7 @@ from dnnlib.util import first_line
 from torch_utils import custom_ops
 from torch_utils.kernels import nvrtc
 from torch_utils.kernels.cubin_cache import CubinCache
-from torch_utils.ops import modulated_conv2d, scaled_cast  # noqa: F401 (their import registers all operators)
+from torch_utils.ops import modulated_conv2d, scaled_cast, warp, warp_cuda  # noqa: F401 (registers operators)
 from torch_utils.ops._registry import OPS, Op
 from torch_utils.ops.variants import HOT
 
@@ -224,10 +224,26 @@ def _taps(randn: Callable) -> torch.Tensor:
     return randn(4, 4).float()
 
 
+def _nhwc(x: torch.Tensor) -> torch.Tensor:
+    """x [N, C, H, W], laid out as the layers have it whose kernels know nothing else."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _warp_arguments(randn: Callable, shape: tuple[int, ...], size: list[int]) -> tuple:
+    """[N, 3, 3] turns, shrinks and shifts; margins of the augmentation's filter."""
+    matrix = torch.tensor([[[0.6, -0.4, 0.1], [0.3, 0.5, -0.2], [0.0, 0.0, 1.0]]])
+    x = randn(_N, IMAGE_CHANNELS, *shape)
+    taps = randn(warp_cuda.TAPS).float()
+    return x, taps / taps.abs().sum(), matrix.expand(_N, -1, -1).to(x.device), size, [3, 4, 5, 2]
+
+
 _N, _C, _H, _W = SHAPE
+_WARPED = [2 * _H, _W]
 # Name of an operator -> its arguments, given a maker of tensors.
 _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'upfirdn2d': lambda r: (r(*SHAPE), _taps(r), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0),
+    'upfirdn2d_plus': lambda r: (
+        r(*SHAPE), _taps(r), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0, r(_N, _C, 2 * _H, 2 * _W)),
     'bias_act': lambda r: (r(*SHAPE), r(_C), 1, *LRELU, 1.5),
     'bias_act_grad': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
     'bias_act_grad_both': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
@@ -245,10 +261,20 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
         *LRELU, 1.5),
     'scaled_epilogue_grad': lambda r: (
         r(*SHAPE), r(*SHAPE), r(*SHAPE), r(_N, _C), [_N, 1, _H, _W], [True] * 4, *LRELU, 1.5),
-    'pixel_product': lambda r: (r(*SHAPE), r(_N, IMAGE_CHANNELS, _C), r(IMAGE_CHANNELS), False),
-    'pixel_outer': lambda r: (r(_N, IMAGE_CHANNELS, _H, _W), r(*SHAPE)),
+    'pixel_product': lambda r: (_nhwc(r(*SHAPE)), r(_N, IMAGE_CHANNELS, _C), r(IMAGE_CHANNELS), False),
+    'pixel_outer': lambda r: (r(_N, IMAGE_CHANNELS, _H, _W), _nhwc(r(*SHAPE))),
+    'pixel_layer': lambda r: (
+        r(_N, IMAGE_CHANNELS, _H, _W), r(_N, _C, IMAGE_CHANNELS), r(_C), True, *LRELU, 1.5),
+    'pixel_layer_grad': lambda r: (
+        _nhwc(r(*SHAPE)), _nhwc(r(*SHAPE)), r(_N, IMAGE_CHANNELS, _H, _W), r(_N, _C, IMAGE_CHANNELS),
+        [True] * 3, *LRELU, 1.5),
+    'warp': lambda r: _warp_arguments(r, (_H, _W), _WARPED),
+    'warp_adjoint': lambda r: _warp_arguments(r, tuple(_WARPED), [_H, _W]),
     'demodulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8),
     'modulation': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), 1e-8, True, r(1).dtype),
+    'modulation_grad': lambda r: (
+        r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(OUT_CHANNELS, _C), r(OUT_CHANNELS),
+        r(_N), r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), None, [True] * 2),
     'modulated_weight': lambda r: (r(OUT_CHANNELS, _C, 3, 3), r(_N, _C), r(_N, OUT_CHANNELS), r(1).dtype),
 }
 

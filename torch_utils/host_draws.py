@@ -5,6 +5,7 @@ A captured graph repeats its kernels whatever Python would decide next time. Cod
 numbers therefore takes them through `take`, and a tape can draw them first, in the same order.
 """
 import contextlib
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ class Draw:
     values: tuple[torch.Tensor, ...] = ()
 
 
+ALIGNMENT = 16  # bytes, of each value in a block
 Source = Callable[[], Draw]
 Taken = tuple[Hashable, Sequence[torch.Tensor]]  # a form, and its values on the device
 
@@ -119,7 +121,7 @@ def force_static() -> Iterator[None]:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A host tensor on the device, without waiting for a GPU."""
-    if device.type != 'cuda':
+    if device.type != 'cuda' or not tensor.numel():
         return tensor.to(device)
     # Only from memory that the GPU can read by itself does the host not wait.
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -127,4 +129,37 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def moved(draws: Sequence[Draw], device: torch.device) -> list[Taken]:
     """Forms, and values on the device: what a tape hands out."""
-    return [(draw.form, [to_device(value, device) for value in draw.values]) for draw in draws]
+    if device.type == 'cuda':
+        return Block(draws, device).taken
+    return [(draw.form, [value.to(device) for value in draw.values]) for draw in draws]
+
+
+class Block:
+    """The values of draws in one piece of memory on the device, so that a single copy moves all of them.
+
+    taken: forms, and the values in that memory.
+    """
+
+    def __init__(self, draws: Sequence[Draw], device: torch.device):
+        values = [value for draw in draws for value in draw.values]
+        ends = list(itertools.accumulate(-(-value.nbytes // ALIGNMENT) * ALIGNMENT for value in values))
+        self._starts = [0, *ends][:len(values)]
+        self._memory = torch.empty(ends[-1:] or [0], dtype=torch.uint8, device=device)
+        places = iter(self._places(self._memory, values))
+        self.taken: list[Taken] = [(draw.form, [next(places) for _ in draw.values]) for draw in draws]
+        self.write(draws)
+
+    def write(self, draws: Sequence[Draw]) -> None:
+        """Put other draws of the same forms in place, without waiting for a GPU."""
+        values = [value for draw in draws for value in draw.values]
+        if not values:
+            return
+        # The allocator of page-locked memory hands none out again while a copy of it is under way.
+        host = torch.empty_like(self._memory, device='cpu', pin_memory=self._memory.is_cuda)
+        for place, value in zip(self._places(host, values), values, strict=True):
+            place.copy_(value)
+        self._memory.copy_(host, non_blocking=True)
+
+    def _places(self, memory: torch.Tensor, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [memory[start:start + value.nbytes].view(value.dtype).view(value.shape)
+                for start, value in zip(self._starts, values, strict=True)]

@@ -53,10 +53,6 @@ class Transform:
     rgb_only: bool = False
     has_quantile: bool = True
 
-    def strength(self, pipe: Any) -> np.ndarray:
-        """Multiplier of each independent part: [1] or [count]."""
-        return getattr(pipe, self.name) * np.asarray(self.parts(pipe), dtype=np.float64)
-
 
 def _one_of_two_rotations(chance: np.ndarray) -> np.ndarray:
     """Chance of each of two independent rotations, so that at least one happens with the given chance."""
@@ -165,11 +161,13 @@ class AugmentPipe(torch.nn.Module):
         rows = [row for row in TRANSFORMS
                 if getattr(self, row.name) > 0 and not (row.rgb_only and shape[1] == 1)]
         numbers = self._numbers(rows, shape[0], debug_percentile)
-        parameters = [(row, numbers.parameter(self, row)) for row in rows]
+        if is_static and numbers.changes_nothing:
+            return host_draws.Draw()
+        parameters = list(zip(rows, numbers.parameters(self, rows), strict=True))
         steps, values = [], []
         for number, stage in enumerate(STAGES):
             used = [(row, t) for row, t in parameters if row in stage.rows]
-            if used and not (is_static and numbers.changes_nothing):
+            if used:
                 step, arrays = _arranged(number, stage, self, shape, used, is_static)
                 steps += [step] if step else []
                 values += [_as_tensor(array, dtype) for array in arrays]
@@ -215,7 +213,7 @@ def _decide_geometry(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Para
     to_input = matrices.identity(shape[0], 2)
     for row, t in _without_neutral(parameters):
         to_input = to_input @ row.matrix(t, width, height)
-    return (to_input != np.eye(3)).any(axis=(1, 2)), [to_input]
+    return _is_other(to_input, matrices.eye(3)), [to_input]
 
 
 def _warp(pipe: AugmentPipe, x: torch.Tensor, margins: Margins, matrix: torch.Tensor) -> torch.Tensor:
@@ -236,16 +234,23 @@ def _decide_color(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Paramet
         offset = matrix[:, :3, 3:].mean(axis=1, keepdims=True)
     else:
         linear, offset = matrix[:, :3, :3], matrix[:, :3, 3:]
-    changed = (linear != np.eye(linear.shape[1])).any(axis=(1, 2)) | (offset != 0).any(axis=(1, 2))
-    return changed, [linear, offset]
+    return _is_other(linear, matrices.eye(linear.shape[1])) | _is_other(offset, 0), [linear, offset]
+
+
+def _is_other(matrices: np.ndarray, neutral: np.ndarray | float) -> np.ndarray:
+    """Which of the matrices [N, d, e] are not the neutral one: bool [N]."""
+    return (matrices != neutral).reshape(len(matrices), -1).any(axis=1)
 
 
 def _recolor(
     pipe: AugmentPipe, x: torch.Tensor, margins: None, linear: torch.Tensor, offset: torch.Tensor,
 ) -> torch.Tensor:
-    color = x[:, :linear.shape[1]]
-    mixed = torch.baddbmm(offset, linear, color.flatten(2))
-    return torch.cat([mixed.view_as(color), x[:, linear.shape[1]:]], dim=1)  # alpha stays
+    num_colors = linear.shape[1]
+    if x.shape[1] == num_colors:
+        return torch.baddbmm(offset, linear, x.flatten(2)).view(x.shape)
+    color = x[:, :num_colors]
+    mixed = torch.baddbmm(offset, linear, color.flatten(2)).view(color.shape)
+    return torch.cat([mixed, x[:, num_colors:]], dim=1)  # alpha stays
 
 
 def _decide_imgfilter(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:

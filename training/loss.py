@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils import host_draws, training_stats
+from torch_utils.ops.conv2d_gradfix import no_weight_gradients
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class StyleGAN2Loss:
         n = max(len(batch.gen_z) // self.pl_batch_shrink, 1)
         img, ws = self._generate(batch.gen_z[:n], batch.gen_c[:n])
         y = torch.randn_like(img) / math.sqrt(img.shape[2] * img.shape[3])
-        (grad,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [n, num_ws, w_dim]
+        with no_weight_gradients():
+            (grad,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [n, num_ws, w_dim]
         lengths = grad.square().sum(dim=2).mean(dim=1).sqrt()
         # The mean keeps its gradient inside the penalty; only the stored copy is cut off.
         pl_mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)

@@ -16,6 +16,7 @@ from dnnlib.resolution import Size, height_width, levels_of, size_at
 from torch_utils import persistence
 from torch_utils.ops import conv2d_resample, modulated_conv2d, upfirdn2d
 from torch_utils.ops.bias_act import activation_funcs, bias_act
+from torch_utils.ops.pixel_product import image_layer, is_image_layer
 from torch_utils.ops.scaled_cast import scaled_cast
 
 NORM_EPS = 1e-8  # inside the square root
@@ -77,19 +78,32 @@ class Conv2dLayer(torch.nn.Module):
             else:
                 self.register_buffer('bias', values)
 
-    def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
-        """[N, I, H, W] -> [N, O, H * up // down, W * up // down]; gain multiplies the result and clamp."""
+    def forward(self, x: torch.Tensor, gain: float = 1, small: torch.Tensor | None = None) -> torch.Tensor:
+        """[N, I, H, W] -> [N, O, H * up // down, W * up // down]; gain multiplies the result and clamp.
+
+        small: what fork_down() made of x, if the caller has it; only for kernel_size=1.
+        """
         weight_gain = self.weight_gain
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         if self.activation == 'linear' and self.bias is None:
             # What scales the result may as well scale the weight: a pass over the picture less.
             weight_gain, gain = weight_gain * gain, 1
         weight = scaled_cast(self.weight, weight_gain, x.dtype)
-        x = conv2d_resample.conv2d_resample(
-            x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding,
-            flip_weight=self.up == 1)
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self._is_image_layer(x):
+            return image_layer(x, weight, bias, self.activation, self.act_gain * gain, clamp)
+        if small is None:
+            x = conv2d_resample.conv2d_resample(
+                x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding,
+                flip_weight=self.up == 1)
+        else:
+            x = conv2d_resample.conv2d_resample(small, weight)
         return bias_act(x, bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+
+    def _is_image_layer(self, x: torch.Tensor) -> bool:
+        is_piecewise = activation_funcs[self.activation].slope is None
+        has_rest = self.up == self.down == 1 and self.bias is not None and is_piecewise
+        return has_rest and is_image_layer(x, self.weight)
 
 
 @persistence.persistent_class
@@ -447,7 +461,8 @@ class DiscriminatorBlock(torch.nn.Module):
             img = upfirdn2d.downsample2d(img, self.resample_filter) if self.architecture == 'skip' else None
         if self.architecture != 'resnet':
             return self.conv1(self.conv0(x)), img
-        y = self.skip(x, gain=math.sqrt(0.5))
+        x, small = conv2d_resample.fork_down(x, self.skip.resample_filter, self.skip.down)
+        y = self.skip(x, gain=math.sqrt(0.5), small=small)
         return y + self.conv1(self.conv0(x), gain=math.sqrt(0.5)), img
 
 

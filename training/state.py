@@ -46,8 +46,10 @@ class TrainingState:
         All processes must call.
         """
         # Running means of what each process saw; both are linear in it, so that averaging them loses nothing.
-        buffers = [*self.G.named_buffers(), *self.D.named_buffers()]
-        distributed.average([self.loss.pl_mean, *(b for name, b in buffers if name.endswith(RUNNING_MEANS))])
+        if distributed.world_size() > 1:
+            buffers = [*self.G.named_buffers(), *self.D.named_buffers()]
+            means = [b for name, b in buffers if name.endswith(RUNNING_MEANS)]
+            distributed.average([self.loss.pl_mean, *means])
         beta = ema_beta(self.cur_nimg, config.batch_size, config.ema_kimg, config.ema_rampup)
         update_ema(self.G_ema, self.G, beta)
         self.cur_nimg += config.batch_size
@@ -103,7 +105,11 @@ def seed_iteration(seed: int, rank: int, cur_nimg: int) -> np.random.Generator:
     three.
     """
     sequence = np.random.SeedSequence([seed, rank, cur_nimg])
-    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    number = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # torch.manual_seed also turns to every device that this machine lacks, a hundred microseconds in all.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
     return np.random.default_rng(sequence)
 
 
@@ -214,5 +220,7 @@ def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
     assert len(averages) == len(currents), f'G_ema has {len(averages)} parameters, G {len(currents)}'
     if averages:
         get_ema_multi_avg_fn(beta)(averages, currents, None)  # all tensors in few kernels on a GPU
-    for average, current in zip(G_ema.buffers(), G.buffers(), strict=True):
-        average.copy_(current)
+    averages, currents = list(G_ema.buffers()), list(G.buffers())
+    assert len(averages) == len(currents), f'G_ema has {len(averages)} buffers, G {len(currents)}'
+    if averages:
+        torch._foreach_copy_(averages, currents)

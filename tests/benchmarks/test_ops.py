@@ -95,7 +95,7 @@ def test_every_case_is_a_call_that_its_operator_understands(ops):
             arguments = case.arguments(maker(ops, layout))
             result, *_ = ops.tensors_in(case.op.reference(*arguments))
             assert result.shape == ops.tensors_in(case.op.fake(*arguments))[0].shape
-            if case.has_layout:
+            if case.has_layout and case.makes_features:
                 half = name.startswith('down2')
                 assert list(result.shape[2:]) == ([8, 16] if half else [16, 32]), name
                 assert memory_format_of(result) is ops.LAYOUTS[layout], name

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import multiprocessing
+import time
 
 import pytest
 import torch
 from benchmark_programs import benchmark_module, run_benchmark
 
 from dnnlib.util import UserError
+from torch_utils.cuda_graphs import Captures
 from training.config import DatasetInfo, resolve
 
 SMALL = ('--device=cpu', '--resolution=8', '--cbase=32', '--cmax=4', '--batch=4')
@@ -67,6 +69,30 @@ def test_the_straightforward_implementation_answers_from_a_process_of_its_own(tr
     plain._process.join()
     with pytest.raises(UserError, match='the process of the straightforward implementation has ended'):
         plain.cycle()
+
+
+def test_augmentation_is_timed_at_work_and_phases_by_the_sum_of_their_runs(train_step):
+    config = resolve({'outdir': 'unused', 'data': 'random', 'cfg': 'demo', 'cbase': 32, 'cmax': 4, 'batch': 4,
+                      'aug': 'ada'}, DatasetInfo('random', 100, 8, 8, 3))
+    trainer = train_step.Trainer(config, torch.device('cpu'), plain=False)
+    assert trainer.state.augment_p == train_step.AUGMENT_P
+    clock = train_step.CycleClock(torch.device('cpu'))
+    for _ in range(3):
+        with clock.measure('Gmain'):
+            time.sleep(0.002)
+    assert clock.milliseconds()['Gmain'] >= 6 and clock.milliseconds() == {}
+
+
+def test_a_warm_up_with_graphs_lasts_until_none_has_been_captured_for_a_while(train_step, tiny, monkeypatch):
+    trainer, runs = train_step.Trainer(tiny, torch.device('cpu'), plain=False), []
+
+    def iterate():
+        runs.append(len(runs))
+        trainer.captures.seconds += len(runs) in (3, 7)
+    monkeypatch.setattr(trainer, 'iterate', iterate)
+    trainer.captures = Captures(None, print)
+    trainer.warm_up()
+    assert len(runs) == 7 + train_step.QUIET
 
 
 def test_variants_are_named_by_words_and_the_first_is_profiled(tmp_path):

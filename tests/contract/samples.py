@@ -2,7 +2,7 @@
 """One table per operator: arguments that the contract (test_op_contract.py) runs every operator through.
 
 A sample is (name, arguments); arguments are made by a function of (dtype, device), so that each test has its
-own.
+own. has_kernel: whether the operator's kernel, if there is one, computes it.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ class Sample:
     name: str
     op: Op
     make: Callable[[torch.dtype, torch.device], tuple]
+    has_kernel: bool = True
 
 
 def randn(*shape, dtype, device, layout=torch.contiguous_format):
@@ -47,6 +48,22 @@ UPFIRDN2D = {
     'channels_last': _upfirdn2d(FILTER_2D, up=(2, 2), padding=(1, 1, 1, 1), layout=torch.channels_last),
     'channels_last_symmetric': _upfirdn2d(FILTER_2D, padding=(1, 1, 1, 1), layout=torch.channels_last),
     'one_pixel': _upfirdn2d(FILTER_2D, padding=(1, 1, 1, 0), shape=(1, 1, 1, 1)),
+}
+
+
+def _upfirdn2d_plus(*spec, **more):
+    def make(dtype, device):
+        args = _upfirdn2d(*spec, **more)(dtype, device)
+        return *args, torch.randn_like(upfirdn2d._upfirdn2d.reference(*args))
+    return make
+
+
+UPFIRDN2D_PLUS = {
+    'up': _upfirdn2d_plus(FILTER_2D, up=(2, 2), padding=(2, 1, 0, 3)),
+    'up_and_down': _upfirdn2d_plus(FILTER_2D, up=(3, 2), down=(2, 3), padding=(3, 2, 1, 4)),
+    'separable': _upfirdn2d_plus(FILTER_1D, up=(2, 1), down=(1, 2), padding=(3, 0, 2, 2)),
+    'channels_last': _upfirdn2d_plus(
+        FILTER_2D, up=(2, 2), padding=(1, 1, 1, 1), layout=torch.channels_last),
 }
 
 
@@ -184,6 +201,29 @@ def _modulation(normalise, layout=torch.contiguous_format):
     return make
 
 
+def _modulation_grad(has_factors, given=(True, True, True, True), wants=(True, True),
+                     layout=torch.contiguous_format):
+    """given: the gradients of scaled weight, scaled styles, d and energy."""
+    def make(dtype, device):
+        own = [randn(*shape, dtype=dtype, device=device, layout=layout)
+               for shape in [(2, 3, 3, 3), (4, 3), (4, 2), (2, 3)]]
+        own += [torch.rand(length if has_factors else 0, device=device) for length in (2, 4)]  # constants
+        grads = [randn(*shape, dtype=dtype, device=device, layout=layout) if wanted else None
+                 for shape, wanted in zip([(2, 3, 3, 3), (4, 3), (4, 2), (2, 3)], given, strict=True)]
+        return *own, *grads, list(wants)
+    return make
+
+
+MODULATION_GRAD = {
+    'all': _modulation_grad(True),
+    'channels_last': _modulation_grad(True, layout=torch.channels_last),
+    'of_d': _modulation_grad(False, (False, False, True, False)),
+    'of_scaled': _modulation_grad(True, (True, True, False, False)),
+    'only_weight': _modulation_grad(True, (True, True, True, False), (True, False)),
+    'only_styles': _modulation_grad(True, (True, True, True, False), (False, True)),
+}
+
+
 def _act_grad(act, clamp=-1.0):
     def make(dtype, device):
         return (randn(3, 2, 5, dtype=dtype, device=device), randn(3, 2, 5, dtype=dtype, device=device),
@@ -214,11 +254,50 @@ def _pixel_product(layout, channels_last, bias=True):
     return make
 
 
+def _pixel_outer(out_channels, in_channels):
+    def make(dtype, device):
+        return tuple(randn(2, c, 3, 5, dtype=dtype, device=device, layout=torch.channels_last)
+                     for c in (out_channels, in_channels))
+    return make
+
+
 PIXEL_PRODUCT = {
     'nchw': _pixel_product(torch.contiguous_format, False),
     'nhwc': _pixel_product(torch.channels_last, True),
     'nhwc_to_nchw': _pixel_product(torch.channels_last, False, bias=False),
     'nchw_to_nhwc': _pixel_product(torch.contiguous_format, True, bias=False),
+}
+
+
+def _pixel_layer(layout, channels_last, act='lrelu', in_channels=3, out_channels=4):
+    def make(dtype, device):
+        x = randn(3, in_channels, 2, 5, dtype=dtype, device=device, layout=layout)
+        w, b = (randn(*shape, dtype=dtype, device=device)
+                for shape in [(3, out_channels, in_channels), (out_channels,)])
+        return x, w, b, channels_last, act, 0.2, 1.25, 1.5
+    return make
+
+
+def _pixel_layer_grad(layout, wants=(True, True, True), out_channels=4):
+    def make(dtype, device):
+        dy, y = (randn(3, out_channels, 2, 5, dtype=dtype, device=device, layout=layout) for _ in range(2))
+        x, w = (randn(*shape, dtype=dtype, device=device) for shape in [(3, 3, 2, 5), (3, out_channels, 3)])
+        return dy, y, x, w, list(wants), 'lrelu', 0.2, 1.25, 0.8
+    return make
+
+
+PIXEL_LAYER_GRAD = {
+    'nchw': _pixel_layer_grad(torch.contiguous_format),
+    'nhwc': _pixel_layer_grad(torch.channels_last),
+    'only_image': _pixel_layer_grad(torch.channels_last, (True, False, False)),
+    'only_weight': _pixel_layer_grad(torch.channels_last, (False, True, False)),
+    'only_sums': _pixel_layer_grad(torch.channels_last, (False, True, True), out_channels=40),
+}
+PIXEL_LAYER = {
+    'nchw': _pixel_layer(torch.contiguous_format, False),
+    'nhwc': _pixel_layer(torch.channels_last, True),
+    'nchw_to_nhwc': _pixel_layer(torch.contiguous_format, True, 'relu'),
+    'nhwc_to_nchw': _pixel_layer(torch.channels_last, False, 'linear', 4, 3),
 }
 
 
@@ -246,6 +325,7 @@ PICTURE, COLUMNS = (3, 2, 4, 5), (3, 2)
 SMOOTH = [act for act, spec in bias_act.activation_funcs.items() if spec.curvature is not None]
 SAMPLES = [
     *[Sample(f'upfirdn2d-{k}', upfirdn2d._upfirdn2d, v) for k, v in UPFIRDN2D.items()],
+    *[Sample(f'upfirdn2d_plus-{k}', upfirdn2d._upfirdn2d_plus, v) for k, v in UPFIRDN2D_PLUS.items()],
     *[Sample(f'bias_act-{k}', bias_act._bias_act, v) for k, v in BIAS_ACT.items()],
     *[Sample(f'bias_act_grad-{act}', bias_act.act_grad, _act_grad(act)) for act in bias_act.activation_funcs],
     Sample('bias_act_grad-clamped', bias_act.act_grad, _act_grad('lrelu', clamp=0.7)),
@@ -265,11 +345,21 @@ SAMPLES = [
     *[Sample(f'warp_adjoint-{k}', warp.warp_adjoint, _warp(*v, is_adjoint=True)) for k, v in WARP.items()],
     Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
     Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
-    *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v) for k, v in PIXEL_PRODUCT.items()],
-    Sample('pixel_outer', pixel_product.pixel_outer, _tensors((3, 2, 4, 5), (3, 4, 4, 5))),
+    *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v, has_kernel=k != 'nchw')
+      for k, v in PIXEL_PRODUCT.items()],
+    *[Sample(f'pixel_layer-{k}', pixel_product.pixel_layer, v, has_kernel=k != 'nchw')
+      for k, v in PIXEL_LAYER.items()],
+    *[Sample(f'pixel_layer_grad-{k}', pixel_product.pixel_layer_grad, v, has_kernel=k != 'nchw')
+      for k, v in PIXEL_LAYER_GRAD.items()],
+    Sample('pixel_outer-nchw', pixel_product.pixel_outer, _tensors((3, 2, 4, 5), (3, 4, 4, 5)),
+           has_kernel=False),
+    Sample('pixel_outer-nhwc', pixel_product.pixel_outer, _pixel_outer(2, 4)),
+    Sample('pixel_outer-of_few', pixel_product.pixel_outer, _pixel_outer(9, 3)),
     Sample('demodulation', modulated_conv2d._demodulation, _tensors((2, 3, 3, 3), (4, 3), after=(1e-8,))),
     Sample('modulation', modulated_conv2d._modulation, _modulation(False)),
     Sample('modulation-channels_last', modulated_conv2d._modulation, _modulation(False, torch.channels_last)),
+    *[Sample(f'modulation_grad-{k}', modulated_conv2d._modulation_grad, v)
+      for k, v in MODULATION_GRAD.items()],
     Sample('modulated_weight', modulated_conv2d._modulated_weight, _modulated_weight(True)),
     Sample('modulated_weight-no_d', modulated_conv2d._modulated_weight, _modulated_weight(False)),
 ]

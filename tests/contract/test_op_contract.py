@@ -22,7 +22,8 @@ def results(value):
 
 def filter_index(op):
     """Which argument is a filter: float32, and nobody differentiates it."""
-    filtered = 'upfirdn2d', 'filtered_epilogue', 'scaled_filtered_epilogue', 'warp', 'warp_adjoint'
+    filtered = ('upfirdn2d', 'upfirdn2d_plus', 'filtered_epilogue', 'scaled_filtered_epilogue', 'warp',
+                'warp_adjoint')
     return 1 if op.name in filtered else None
 
 

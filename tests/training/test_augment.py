@@ -113,6 +113,25 @@ def test_no_wait_for_the_gpu_unless_p_was_changed():
     assert torch.equal(pipe(images), images)
 
 
+def test_at_p_of_zero_a_gpu_draws_as_many_numbers_but_does_nothing():
+    states = []
+    for p in (0.0, 0.5):
+        torch.manual_seed(2)
+        draw = build(ALL, p)._draw((3, 3, 8, 8), torch.float32, True, None)
+        states.append(torch.get_rng_state())
+        assert (draw.form == ()) == (p == 0)
+    assert torch.equal(*states)
+
+
+def test_settings_that_are_changed_later_count():
+    images, pipe = torch.randn(8, 3, 8, 8), build(['contrast'])
+    assert not torch.equal(pipe(images), images)
+    pipe.contrast_std = 0
+    assert torch.equal(pipe(images), images)
+    pipe.contrast_std, pipe.contrast = 0.5, 1e-9
+    assert torch.equal(pipe(images), images)
+
+
 def test_changes_of_p_take_effect_at_once(device):
     images, pipe = torch.randn(8, 3, 8, 8, device=device), build(COLOR, p=0.0, device=device)
     assert torch.equal(pipe(images), images)

@@ -7,10 +7,11 @@ a fifth of a training iteration. But y = x * w is bilinear: with respect to x th
 convolution of dy with w, with respect to w the same product of dy and x that the first backward pass needs,
 and so on. On a CPU torch's own are faster, and compilers know them.
 
-`enabled` and no_weight_gradients() are kept for code embedded in official pickles. Weight gradients that
-nobody asks for are not computed, without either.
+`enabled` is kept for code embedded in official pickles. Weight gradients that nobody asks for are not
+computed; where autograd cannot know that, no_weight_gradients() tells.
 """
 import contextlib
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,16 +19,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-__all__ = ['conv2d', 'conv_transpose2d', 'enabled', 'no_weight_gradients']
+__all__ = ['conv2d', 'conv_transpose2d', 'enabled', 'no_weight_gradients', 'wants_weight_gradients']
 
 enabled = False
 Pair = tuple[int, int]
+_SWITCH = types.SimpleNamespace(is_on=True)
 
 
 @contextlib.contextmanager
 def no_weight_gradients() -> Iterator[None]:
-    """Has no effect: see above."""
-    yield
+    """Within it, differentiation sends nothing back to the weights: for gradients of other things, which may
+    be differentiated again. Counts for all threads, since autograd has its own.
+    """
+    before = _SWITCH.is_on
+    _SWITCH.is_on = False
+    try:
+        yield
+    finally:
+        _SWITCH.is_on = before
+
+
+def wants_weight_gradients() -> bool:
+    """Whether gradients go back to weights: everywhere but within no_weight_gradients()."""
+    return _SWITCH.is_on
 
 
 def conv2d(
@@ -147,6 +161,8 @@ class _ToWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple:
         w, x = ctx.saved_tensors
+        if not wants_weight_gradients():
+            return None, None, None, None
         return _WeightGradient.apply(dy, x, w, ctx.form), None, None, None
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops.conv2d_gradfix import conv2d, conv_transpose2d
-from torch_utils.ops.upfirdn2d import filter_size, pad_or_crop, parse_padding, upfirdn2d
+from torch_utils.ops.upfirdn2d import filter_size, fork, pad_or_crop, parse_padding, upfirdn2d
 
 
 def conv2d_resample(  # noqa: PLR0913 (published signature)
@@ -36,6 +36,15 @@ def conv2d_resample(  # noqa: PLR0913 (published signature)
     x, remaining = convolve_before_filter(x, w, f, up, padding, groups, flip_weight, down)
     x = upfirdn2d(x, f, padding=remaining, gain=up ** 2, flip_filter=flip_filter)
     return x if down == 1 else upfirdn2d(x, f, down=down, flip_filter=flip_filter)
+
+
+def fork_down(
+    x: torch.Tensor, f: torch.Tensor, down: int, flip_filter: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x, x down-sampled as conv2d_resample() does before a 1x1 convolution), for two branches of a network,
+    as upfirdn2d.fork().
+    """
+    return fork(x, f, down, _total_padding(0, f, 1, down), flip_filter)
 
 
 def convolve_before_filter(

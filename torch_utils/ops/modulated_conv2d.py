@@ -16,10 +16,11 @@ import torch
 from torch_utils.ops import epilogue_cuda
 from torch_utils.ops._registry import define_op, empty_as, laid_out_as
 from torch_utils.ops.bias_act import bias_act, saves_output
+from torch_utils.ops.conv2d_gradfix import wants_weight_gradients
 from torch_utils.ops.conv2d_resample import conv2d_resample, convolve_before_filter
 from torch_utils.ops.epilogue import epilogue as apply_epilogue
 from torch_utils.ops.epilogue import filtered_epilogue, plus, scale_channels, scaled_filtered_epilogue
-from torch_utils.ops.pixel_product import is_channels_last, pixel_product
+from torch_utils.ops.pixel_product import is_channels_last, pixel_layer, pixel_product
 
 DEMODULATION_EPS = 1e-8  # inside the square root
 
@@ -152,10 +153,11 @@ def modulated_product(
         return bias_act(x, bias.to(x.dtype), clamp=clamp)
     _check_styles(x, weight, styles)
     weight = _modulated_weight(weight, styles, None, x.dtype).flatten(2)  # [N, O, I]
-    # Filters on a CPU want NHWC; elsewhere images are NCHW, and cuBLAS wants rows that are not 3 long.
-    channels_last = x.device.type == 'cpu' and is_channels_last(x)
-    y = pixel_product(x, weight, bias.to(x.dtype), channels_last)
-    return bias_act(y, clamp=clamp)
+    # Filters on a CPU want NHWC; elsewhere images are NCHW.
+    channels_last, bias = x.device.type == 'cpu' and is_channels_last(x), bias.to(x.dtype)
+    if clamp is None:
+        return pixel_product(x, weight, bias, channels_last)
+    return pixel_layer(x, weight, bias, channels_last, 'linear', 0.0, 1.0, float(clamp))
 
 
 def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
@@ -218,15 +220,9 @@ def _demodulation_backward(
     ctx: Any, to_d: torch.Tensor | None, to_energy: torch.Tensor | None,
 ) -> tuple:
     weight, styles, d, energy = ctx.saved_tensors
-    to_styles = None
-    if to_d is not None:
-        to_square = to_d * d.pow(3) * -0.5  # of the squared norm [N, O]
-        to_styles = 2 * styles * (to_square @ energy) if ctx.needs_input_grad[1] else None
-        through_d = to_square.t() @ styles.square()
-        to_energy = through_d if to_energy is None else to_energy + through_d
-    if to_energy is None or not ctx.needs_input_grad[0]:
-        return None, to_styles, None
-    return weight * (2 * to_energy)[:, :, None, None], to_styles, None
+    factors = weight.new_empty(0), styles.new_empty(0)
+    grads = _gradients(ctx, (weight, styles, d, energy, *factors), (None, None, to_d, to_energy))
+    return *grads, None
 
 
 # The same for layers of 16 bits: (weight * a, styles * b, d) in another element type, where a [O] and b [N]
@@ -265,24 +261,107 @@ def _modulation_backward(
     ctx: Any, to_scaled: torch.Tensor | None, to_narrow_styles: torch.Tensor | None,
     to_narrow_d: torch.Tensor | None, to_d: torch.Tensor | None, to_energy: torch.Tensor | None, *_: None,
 ) -> tuple:
-    weight, styles, d, energy, *factors = ctx.saved_tensors
-    a, b = factors if factors[0].numel() else (None, None)
-    scaled_styles = styles if b is None else styles * b[:, None]
-    to_styles, to_d = to_narrow_styles, plus(to_narrow_d, to_d)
-    if to_d is not None:
-        to_square = to_d * d.pow(3) * -0.5  # of the squared norm [N, O]
-        to_styles = plus(to_styles, 2 * scaled_styles * (to_square @ energy))
-        to_energy = plus(to_energy, to_square.t() @ scaled_styles.square())
-    if to_styles is not None and b is not None:
-        to_styles = to_styles * b[:, None]
-    to_weight = None
-    if to_scaled is not None:
-        to_weight = to_scaled.to(weight.dtype) if a is None else to_scaled * a[:, None, None, None]
-    if to_energy is not None:
-        rows = 2 * to_energy if a is None else 2 * to_energy * a.square()[:, None]
-        rows = rows[:, :, None, None]
-        to_weight = weight * rows if to_weight is None else torch.addcmul(to_weight, weight, rows)
-    return to_weight, to_styles, None, None, None
+    grads = _gradients(
+        ctx, ctx.saved_tensors, (to_scaled, to_narrow_styles, plus(to_narrow_d, to_d), to_energy))
+    return *grads, None, None, None
+
+
+def _gradients(
+    ctx: Any, saved: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None],
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """(to_weight, to_styles) of either operator; None where there is nothing to send back."""
+    to_scaled, to_styles, to_d, to_energy = grads
+    of_weight = ctx.needs_input_grad[0] and wants_weight_gradients()
+    wants = [of_weight and any(g is not None for g in (to_scaled, to_d, to_energy)),
+             ctx.needs_input_grad[1] and any(g is not None for g in (to_styles, to_d))]
+    if not any(wants):
+        return None, None
+    results = _modulation_grad(*saved, *grads, wants)
+    return tuple(value if wanted else None for value, wanted in zip(results, wants, strict=True))
+
+
+# The gradients (to_weight, to_styles) of both, by those of the results, any of which may be None; of what is
+# not wanted, an empty tensor. d and energy are of the scaled weight and styles; the factors a and b are
+# constants.
+
+def _times(t: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """t with each t[i] multiplied by factor[i]; t itself if there are no factors."""
+    return t * factor.to(t.dtype).reshape([-1, *[1] * (t.ndim - 1)]) if factor.numel() else t
+
+
+def _to_square(to_d: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """Gradient of the squared norm whose reciprocal root is d."""
+    return to_d * d.pow(3) * -0.5
+
+
+def _modulation_grad_reference(  # noqa: PLR0913 (what the forward pass had, and the gradients)
+    weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor, energy: torch.Tensor, a: torch.Tensor,
+    b: torch.Tensor, to_scaled: torch.Tensor | None, to_styles: torch.Tensor | None,
+    to_d: torch.Tensor | None, to_energy: torch.Tensor | None, wants: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    to_weight, of_styles = weight.new_empty(0), styles.new_empty(0)
+    scaled_styles = _times(styles, b)
+    square = None if to_d is None else _to_square(to_d, d)
+    if wants[1]:
+        through_d = None if square is None else 2 * scaled_styles * (square @ energy)
+        given = None if to_styles is None else to_styles.to(styles.dtype, copy=True)
+        of_styles = _times(plus(given, through_d), b).contiguous()
+    if wants[0]:
+        if square is not None:
+            to_energy = plus(to_energy, square.t() @ scaled_styles.square())
+        to_weight = None if to_scaled is None else _times(to_scaled.to(weight.dtype, copy=True), a)
+        if to_energy is not None:
+            rows = _times(_times(2 * to_energy, a), a)[:, :, None, None]
+            to_weight = weight * rows if to_weight is None else torch.addcmul(to_weight, weight, rows)
+        to_weight = laid_out_as(to_weight, weight)
+    return to_weight, of_styles
+
+
+def _modulation_grad_fake(  # noqa: PLR0913 (as above)
+    weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor, energy: torch.Tensor, a: torch.Tensor,
+    b: torch.Tensor, to_scaled: torch.Tensor | None, to_styles: torch.Tensor | None,
+    to_d: torch.Tensor | None, to_energy: torch.Tensor | None, wants: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (empty_as(weight) if wants[0] else weight.new_empty(0),
+            styles.new_empty(styles.shape if wants[1] else 0))
+
+
+def _modulation_grad_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, ctx.wants = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _modulation_grad_backward(
+    ctx: Any, dweight: torch.Tensor | None, dstyles: torch.Tensor | None,
+) -> tuple:
+    weight, styles, d, energy, a, b, to_scaled, to_styles, to_d, to_energy = ctx.saved_tensors
+    dweight, dstyles = dweight if ctx.wants[0] else None, dstyles if ctx.wants[1] else None
+    own = _times(styles, b)
+    to_own = of_square = of_energy = of_d = of_to_d = of_to_energy = rows = None
+    square = None if to_d is None else _to_square(to_d, d)
+    narrow = None if dstyles is None else _times(dstyles, b)
+    if narrow is not None and square is not None:
+        of_norms = 2 * own * narrow
+        to_own, of_square = 2 * (square @ energy) * narrow, of_norms @ energy.t()
+        of_energy = square.t() @ of_norms
+    if dweight is not None:
+        of_to_energy = _times(_times(2 * (dweight * weight).sum([2, 3]), a), a)
+        if square is not None:
+            to_own = plus(to_own, 2 * own * (square @ of_to_energy))
+            of_square = plus(of_square, own.square() @ of_to_energy.t())
+    if of_square is not None:
+        of_d, of_to_d = of_square * to_d * d.square() * -1.5, of_square * d.pow(3) * -0.5
+    if dweight is not None:
+        rows = plus(to_energy, None if square is None else square.t() @ own.square())
+    of_weight = None if rows is None else _times(_times(dweight * (2 * rows)[:, :, None, None], a), a)
+    of_styles = None if to_own is None else _times(to_own, b)
+    of_scaled = None if dweight is None or to_scaled is None else _times(dweight, a).to(to_scaled.dtype)
+    of_narrow = None if narrow is None or to_styles is None else narrow.to(to_styles.dtype)
+    of_to_d = None if of_to_d is None else of_to_d.to(to_d.dtype)
+    of_to_energy = None if to_energy is None else of_to_energy
+    factors = None, None
+    return of_weight, of_styles, of_d, of_energy, *factors, of_scaled, of_narrow, of_to_d, of_to_energy, None
 
 
 # weight[o, i] * styles[n, i] * d[n, o], as [N, O, I, k, k] in another element type.
@@ -329,6 +408,15 @@ _modulation = define_op(
     '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
     reference=_modulation_reference, fake=_modulation_fake, setup_context=_modulation_setup_context,
     backward=_modulation_backward, cuda=epilogue_cuda.modulation,
+)
+
+_modulation_grad = define_op(
+    'modulation_grad(Tensor weight, Tensor styles, Tensor d, Tensor energy, Tensor a, Tensor b, '
+    'Tensor? to_scaled, Tensor? to_styles, Tensor? to_d, Tensor? to_energy, bool[] wants) '
+    '-> (Tensor, Tensor)',
+    reference=_modulation_grad_reference, fake=_modulation_grad_fake,
+    setup_context=_modulation_grad_setup_context, backward=_modulation_grad_backward,
+    cuda=epilogue_cuda.modulation_grad,
 )
 
 _modulated_weight = define_op(

@@ -71,6 +71,18 @@ def upfirdn2d(
     return _upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
 
 
+def fork(
+    x: torch.Tensor, f: torch.Tensor, down: int, padding: Sequence[int], flip_filter: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x, upfirdn2d(x, f)), for two branches of a network: their gradients are added by the filter's adjoint,
+    not in a pass of its own.
+    """
+    is_plain = type(x) is torch.Tensor and not torch.compiler.is_compiling()
+    if is_plain and torch.is_grad_enabled() and x.requires_grad:
+        return _Fork.apply(x, f, [down, down], parse_padding(padding), flip_filter)
+    return x, upfirdn2d(x, f, down=down, padding=padding, flip_filter=flip_filter)
+
+
 def filter2d(
     x: torch.Tensor, f: torch.Tensor | None, padding: int | Sequence[int] = 0, flip_filter: bool = False,
     gain: float = 1, impl: str = 'cuda',
@@ -226,6 +238,54 @@ def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
     return dx, None, None, None, None, None, None
 
 
+# The same plus a tensor r of the result's shape.
+
+def _plus_reference(
+    x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], padding: list[int], flip: bool,
+    gain: float, r: torch.Tensor,
+) -> torch.Tensor:
+    return _upfirdn2d.run(x, f, up, down, padding, flip, gain).add_(r)
+
+
+def _plus_fake(
+    x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], padding: list[int], flip: bool,
+    gain: float, r: torch.Tensor,
+) -> torch.Tensor:
+    return _fake(x, f, up, down, padding, flip, gain)
+
+
+def _plus_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+    _setup_context(ctx, inputs[:-1], output)
+
+
+def _plus_backward(ctx: Any, dy: torch.Tensor) -> tuple:
+    filtered = _backward(ctx, dy) if ctx.needs_input_grad[0] else [None] * 7
+    return *filtered, dy
+
+
+class _Fork(torch.autograd.Function):
+    """fork() with gradients. Not an operator: those may not return what they are given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, f: torch.Tensor, down: list[int], padding: list[int], flip: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        filtered = _upfirdn2d.run(x, f, [1, 1], down, padding, flip, 1.0)
+        _setup_context(ctx, (x, f, [1, 1], down, padding, flip, 1.0), filtered)
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), filtered
+
+    @staticmethod
+    def backward(ctx: Any, dx: torch.Tensor | None, dfiltered: torch.Tensor | None) -> tuple:
+        if dfiltered is None:
+            return dx, None, None, None, None
+        (f,) = ctx.saved_tensors
+        padding = adjoint_padding(filter_size(f), ctx.up, ctx.down, ctx.padding, ctx.in_size, ctx.out_size)
+        adjoint = dfiltered, f, ctx.down, ctx.up, padding, not ctx.flip, ctx.gain
+        total = _upfirdn2d(*adjoint) if dx is None else _upfirdn2d_plus(*adjoint, dx)
+        return total, None, None, None, None
+
+
 def adjoint_padding(
     size: tuple[int, int], up: list[int], down: list[int], padding: list[int], in_size: Sequence[int],
     out_size: Sequence[int],
@@ -244,4 +304,11 @@ _upfirdn2d = define_op(
     '-> Tensor',
     reference=_reference, fake=_fake, setup_context=_setup_context, backward=_backward,
     cuda=upfirdn2d_cuda.upfirdn2d,
+)
+
+_upfirdn2d_plus = define_op(
+    'upfirdn2d_plus(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip_filter, float gain, '
+    'Tensor r) -> Tensor',
+    reference=_plus_reference, fake=_plus_fake, setup_context=_plus_setup_context, backward=_plus_backward,
+    cuda=upfirdn2d_cuda.upfirdn2d_plus,
 )

@@ -77,6 +77,33 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Plain:
+    """Nothing that follows the filter, but perhaps a tensor like its result that is added."""
+
+    addend: torch.Tensor | None = None
+
+    def macros(self) -> dict[str, int]:
+        """For the compiler."""
+        return {} if self.addend is None else {'ADDEND': 1}
+
+    def pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """What all kernels take after x, f and y."""
+        return None, None, None
+
+    def numbers(self) -> tuple[int, float, float, float]:
+        """(noise_step, alpha, gain, clamp) as the kernels take them."""
+        return 0, 0.0, 1.0, -1.0
+
+    def last_pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """What kernels made with ADDEND take after all else."""
+        return () if self.addend is None else (self.addend,)
+
+    def vectors(self) -> tuple[torch.Tensor | None, ...]:
+        """What the NHWC kernel reads and writes by vectors, besides x and y."""
+        return self.last_pointers()
+
+
+@dataclass(frozen=True)
 class Fused:
     """The epilogue of a modulated convolution, run on the filtered picture; noise, b may be None."""
 
@@ -97,9 +124,21 @@ class Fused:
         macros = {'EPILOGUE': 1, 'NOISE': int(self.noise is not None), 'BIAS': 1, 'ACT': self.act_number}
         return macros if self.next_scale is None else {**macros, 'NEXT': 1}
 
+    def pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """As Plain.pointers()."""
+        return self.d, self.noise, self.b
+
+    def numbers(self) -> tuple[int, float, float, float]:
+        """As Plain.numbers()."""
+        return self.noise_step, self.alpha, self.gain, self.clamp
+
     def last_pointers(self) -> tuple[torch.Tensor | None, ...]:
         """What kernels made with NEXT take after all else."""
         return () if self.next_scale is None else (self.next_scale, self.unscaled)
+
+    def vectors(self) -> tuple[torch.Tensor | None, ...]:
+        """As Plain.vectors()."""
+        return self.d, self.b, *self.last_pointers()
 
 
 def upfirdn2d(
@@ -113,7 +152,7 @@ def upfirdn2d(
     y = _empty_output(x, geometry, padding)
     if y.numel() == 0:
         return y
-    if _launch_specialised(x, f, y, geometry, padding, flip, gain, None):
+    if _launch_specialised(x, f, y, geometry, padding, flip, gain, Plain()):
         return y
     if not geometry.separable:
         _launch_general(x, f, y, geometry, padding, flip, gain)
@@ -124,6 +163,20 @@ def upfirdn2d(
     across = geometry_of(f[:, None], [1, up[1]], [1, down[1]], [0, 0, *padding[2:]])
     _launch_general(middle, f[:, None], y, across, [0, 0, *padding[2:]], flip, 1.0)
     return y
+
+
+def upfirdn2d_plus(
+    x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], padding: list[int], flip: bool,
+    gain: float, r: torch.Tensor,
+) -> torch.Tensor | None:
+    """Native form of the operator upfirdn2d_plus; None where only the general kernel would do."""
+    if not native.supports(x, r) or not _fits(f, x):
+        return None
+    x, geometry = native.packed(x), geometry_of(f, up, down, padding)
+    y = _empty_output(x, geometry, padding)
+    done = y.numel() > 0 and _launch_specialised(
+        x, f.contiguous(), y, geometry, padding, flip, gain, Plain(native.dense(r, y)))
+    return y if done else None
 
 
 def filtered_epilogue(
@@ -215,29 +268,27 @@ def _empty_output(x: torch.Tensor, geometry: Geometry, padding: list[int]) -> to
 
 def _launch_specialised(
     x: torch.Tensor, f: torch.Tensor, y: torch.Tensor, geometry: Geometry, padding: list[int], flip: bool,
-    filter_gain: float, fused: Fused | None,
+    filter_gain: float, fused: Fused | Plain,
 ) -> bool:
     """Fill y by a kernel made for this geometry, if there is one."""
     if not is_specialised(geometry):
         return False
-    noise_step, *rest = _rest(fused)
+    noise_step, *rest = fused.numbers()
     sizes = (*x.shape[1:], *y.shape[2:], padding[0], padding[2], int(flip), noise_step)
-    pointers = (x, f, y, *((None, None, None) if fused is None else (fused.d, fused.noise, fused.b)))
+    pointers = (x, f, y, *fused.pointers())
     fill = _fill_by_pixels if native.is_channels_last(x) else _fill_by_tiles
     return fill(pointers, (*sizes, float(filter_gain), *rest), geometry, fused)
 
 
-def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | None) -> bool:
+def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | Plain) -> bool:
     x, _, y, *_ = pointers
     (n, c, h, w), (unit_x, unit_y) = y.shape, geometry.unit
-    last = () if fused is None else fused.last_pointers()
-    tensors = (x, y) if fused is None else (x, y, fused.d, fused.b, *last)
-    vec = native.vector_width(c, *tensors)
+    vec = native.vector_width(c, x, y, *fused.vectors())
     if (vec == 1 and c > 1) or geometry.separable or not native.has_short_offsets(x, y):
         return False
     while vec > 1 and _pixel_sums(x.dtype, geometry, vec) > PIXEL_SUMS:
         vec //= 2
-    is_scaled = fused is not None and fused.next_scale is not None
+    is_scaled = 'NEXT' in fused.macros()
     units = _ceil(w, unit_x * pixel_across(x.dtype, geometry, vec, is_scaled))
     # Narrow images have more channels side by side instead.
     lanes = min(_power_of_two(c // vec), max(PIXEL_LANES, PIXEL_THREADS // _power_of_two(units)))
@@ -249,8 +300,9 @@ def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: 
         if blocks >= PIXEL_BLOCKS:
             break
     *sizes, gain, alpha, act_gain, clamp = numbers
-    kernel = pixel_kernel(x.dtype, geometry, vec, _epilogue_macros(fused))
-    arguments = (*pointers, *sizes, chunks, across, strips, strip, gain, alpha, act_gain, clamp, *last)
+    kernel = pixel_kernel(x.dtype, geometry, vec, tuple(fused.macros().items()))
+    arguments = (*pointers, *sizes, chunks, across, strips, strip, gain, alpha, act_gain, clamp)
+    arguments = (*arguments, *fused.last_pointers())
     native.launch(kernel, blocks, arguments, x.device, block)
     return True
 
@@ -260,28 +312,19 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _fill_by_tiles(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | None) -> bool:
+def _fill_by_tiles(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | Plain) -> bool:
     x, _, y, *_ = pointers
     n, c, h, w = y.shape
     tile = tile_for(geometry, w > LANES * geometry.unit[0])
     element = native.accumulator(x.dtype).itemsize
-    if (max(h, w) <= SMALL and fused is None) or tile.shared_bytes(geometry, element) > SHARED_BYTES:
+    is_small = max(h, w) <= SMALL and isinstance(fused, Plain)
+    if is_small or tile.shared_bytes(geometry, element) > SHARED_BYTES:
         return False
     width, height = tile.size(geometry)
-    kernel = tile_kernel(x.dtype, geometry, tile, _epilogue_macros(fused))
+    kernel = tile_kernel(x.dtype, geometry, tile, tuple(fused.macros().items()))
     blocks = n * c * _ceil(h, height) * _ceil(w, width)
-    last = () if fused is None else fused.last_pointers()
-    native.launch(kernel, blocks, (*pointers, *numbers, *last), x.device, (LANES, ROWS, 1))
+    native.launch(kernel, blocks, (*pointers, *numbers, *fused.last_pointers()), x.device, (LANES, ROWS, 1))
     return True
-
-
-def _epilogue_macros(fused: Fused | None) -> tuple:
-    return () if fused is None else tuple(fused.macros().items())
-
-
-def _rest(fused: Fused | None) -> tuple:
-    """(noise_step, alpha, gain, clamp) as the kernels take them."""
-    return (0, 0.0, 1.0, -1.0) if fused is None else (fused.noise_step, fused.alpha, fused.gain, fused.clamp)
 
 
 def _ceil(a: int, b: int) -> int:

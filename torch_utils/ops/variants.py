@@ -9,22 +9,33 @@ from collections.abc import Iterator
 import torch
 
 from torch_utils.custom_ops import Kernel
-from torch_utils.ops import bias_act_cuda, epilogue_cuda, native, upfirdn2d_cuda, warp_cuda
+from torch_utils.ops import (
+    bias_act_cuda,
+    epilogue_cuda,
+    native,
+    pixel_product_cuda,
+    upfirdn2d_cuda,
+    warp_cuda,
+)
 from torch_utils.ops.scaled_cast import scaled_cast_kernel
 from torch_utils.ops.upfirdn2d_cuda import Geometry
 
 LAYERS = [torch.float32, torch.float16, torch.bfloat16]  # element types of network layers
 LAYER_TAPS, IMAGE_TAPS = 4, 12  # of the networks' resampling filter [1, 3, 3, 1] and of the augmentation's
 PHASES = [(0, 0), (1, 1)]  # of up-sampling by 2, forward and as a gradient
+MOST_CHANNELS = 512  # of a layer
 ACTS = ['linear', 'lrelu']  # of the presets
 IMAGE_VECTORS = [1, 2, 4]  # pixels or channels at once, where there are too few for 16 bytes
 EPILOGUE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('EPILOGUE', 1))
+
+ADDEND = (('ADDEND', 1),)  # of gradients that come back to the input of a discriminator's block
 
 
 def all_variants() -> list[Kernel]:
     """Each kernel once, the hot ones first."""
     return list(dict.fromkeys([
-        *HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights(), *_casts(), *_warps()]))
+        *HOT, *_bias_act(), *_filters(), *_epilogues(), *_weights(), *_casts(), *_warps(),
+        *_image_layers()]))
 
 
 def widest(dtype: torch.dtype) -> int:
@@ -48,6 +59,9 @@ def _filters() -> Iterator[Kernel]:
     for dtype, geometry in itertools.product(LAYERS, _layer_geometries()):
         yield from _tiles(dtype, geometry)
         yield upfirdn2d_cuda.pixel_kernel(dtype, geometry, widest(dtype))
+    for dtype in LAYERS:
+        yield from _tiles(dtype, _layer_geometries()[2], ADDEND)
+        yield upfirdn2d_cuda.pixel_kernel(dtype, _layer_geometries()[2], widest(dtype), ADDEND)
     for phase, (up, down) in itertools.product(PHASES, [(2, 1), (1, 2)]):
         size = (IMAGE_TAPS, IMAGE_TAPS)
         phase = phase if up == 2 else (0, 0)
@@ -57,11 +71,13 @@ def _filters() -> Iterator[Kernel]:
 
 
 def _hot_filters() -> Iterator[Kernel]:
-    plain, down, *_ = _layer_geometries()
+    plain, down, up, _ = _layer_geometries()
     for dtype, noise, scaled in itertools.product(LAYERS, (1, 0), ((('NEXT', 1),), ())):
         epilogue = (*EPILOGUE, ('NOISE', noise), *scaled)
         yield from _tiles(dtype, plain, epilogue)
         yield upfirdn2d_cuda.pixel_kernel(dtype, plain, widest(dtype), epilogue)
+    for dtype in LAYERS:
+        yield upfirdn2d_cuda.pixel_kernel(dtype, up, widest(dtype), ADDEND)
     for dtype, geometry in itertools.product(LAYERS, (plain, down)):
         yield next(_tiles(dtype, geometry))
         yield upfirdn2d_cuda.pixel_kernel(dtype, geometry, widest(dtype))
@@ -84,6 +100,7 @@ def _epilogues() -> Iterator[Kernel]:
         for noise in (True, False):
             yield make('epilogue', dtype, last, widest(dtype), 'lrelu', noise, bias=True)
         yield make('epilogue_grad', dtype, last, widest(dtype), 'lrelu')
+    yield from map(epilogue_cuda.sums_kernel, LAYERS)
 
 
 def _weights() -> Iterator[Kernel]:
@@ -94,6 +111,8 @@ def _weights() -> Iterator[Kernel]:
             if out != torch.float32:
                 yield from (epilogue_cuda.weight_kernel('modulation', torch.float32, out, taps, last)
                             for last in (False, True))
+            for d, last in itertools.product(dict.fromkeys([out, torch.float32]), (False, True)):
+                yield epilogue_cuda.modulation_grad_kernel(torch.float32, out, d, taps, last)
 
 
 def _casts() -> Iterator[Kernel]:
@@ -106,6 +125,20 @@ def _casts() -> Iterator[Kernel]:
 def _warps() -> Iterator[Kernel]:
     for entry, channels in itertools.product(('warp', 'warp_adjoint'), (3, 1, 4)):
         yield warp_cuda.warp_kernel(entry, torch.float32, channels)
+
+
+def _image_layers() -> Iterator[Kernel]:
+    """From images of 3 channels and 1, which is to say fromrgb, and to them: torgb."""
+    make = pixel_product_cuda.product_kernel
+    for dtype, few in itertools.product(LAYERS, (3, 1)):
+        vec = widest(dtype)
+        yield make('few_to_many', dtype, vec, few, 'lrelu')
+        yield make('few_to_many_grad', dtype, vec, few, 'lrelu')
+        yield make('few_to_many', dtype, vec, few)
+        yield make('few_by_many', dtype, vec, few)
+        for chunks in range(1, max(MOST_CHANNELS // (epilogue_cuda.WARP * vec), 1) + 1):
+            yield make('many_to_few', dtype, vec, few, None, chunks)
+            yield make('many_to_few', dtype, vec, few, 'linear', chunks)  # which is to clamp
 
 
 def _hot_elementwise() -> Iterator[Kernel]:
@@ -121,4 +154,13 @@ def _hot_elementwise() -> Iterator[Kernel]:
         yield bias_act_cuda.bias_act_kernel('bias_act_grad', dtype, 'lrelu', vec)
 
 
-HOT = [*_hot_elementwise(), *_hot_filters()]  # what the time of a training step goes to
+def _hot_image_layers() -> Iterator[Kernel]:
+    make = pixel_product_cuda.product_kernel
+    for dtype in LAYERS:
+        vec, few = widest(dtype), 3
+        yield make('few_to_many', dtype, vec, few, 'lrelu')
+        yield make('few_to_many', dtype, vec, few)
+        yield make('many_to_few', dtype, vec, few, 'linear')
+
+
+HOT = [*_hot_elementwise(), *_hot_filters(), *_hot_image_layers()]  # what the time of a training step goes to

@@ -4,6 +4,7 @@
 Everything here is small, so it is computed on the host in float64 NumPy: a tiny torch operation costs more.
 Column vectors; parameters are [N] or scalar (for all N), results [N, d + 1, d + 1] for d coordinates.
 """
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,9 +19,33 @@ LUMA_AXIS = (1 / np.sqrt(3), 1 / np.sqrt(3), 1 / np.sqrt(3))  # the grey diagona
 
 def identity(num: int, dim: int) -> np.ndarray:
     """`num` identity matrices for `dim` coordinates: [num, dim + 1, dim + 1]."""
-    m = np.zeros([num, dim + 1, dim + 1])
-    m[:] = np.eye(dim + 1)
+    m = np.empty([num, dim + 1, dim + 1])
+    m[:] = eye(dim + 1)
     return m
+
+
+@functools.cache
+def eye(size: int) -> np.ndarray:
+    """The identity matrix [size, size], read-only; to make it takes longer than a product of small ones."""
+    return _constant(np.eye(size))
+
+
+@functools.cache
+def along(axis: tuple[float, ...]) -> np.ndarray:
+    """The matrix [d, d] that keeps only the component along a unit vector, read-only."""
+    return _constant(np.outer(axis, axis))
+
+
+@functools.cache
+def cross(axis: tuple[float, float, float]) -> np.ndarray:
+    """The matrix [3, 3] of the cross product with a vector, read-only."""
+    x, y, z = axis
+    return _constant(np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
+
+
+def _constant(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
 
 
 def translate(*offsets: np.ndarray) -> np.ndarray:
@@ -52,22 +77,20 @@ def rotate2d(theta: np.ndarray) -> np.ndarray:
 def rotate3d(axis: Sequence[float], theta: np.ndarray) -> np.ndarray:
     """Turn (x, y, z) about a unit vector by theta radians, right-handed (formula of Rodrigues)."""
     theta = np.atleast_1d(theta)[:, None, None]
-    x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    along = np.outer(axis, axis)
+    axis, cos = tuple(axis), np.cos(theta)
     m = identity(len(theta), 3)
-    m[:, :3, :3] = np.cos(theta) * np.eye(3) + np.sin(theta) * cross + (1 - np.cos(theta)) * along
+    m[:, :3, :3] = cos * eye(3) + np.sin(theta) * cross(axis) + (1 - cos) * along(axis)
     return m
 
 
 def stretch_along(axis: Sequence[float], factor: np.ndarray) -> np.ndarray:
     """Multiply the component along a unit vector by `factor`; -1 reflects."""
-    return _identity_plus(np.outer(axis, axis), np.atleast_1d(factor) - 1)
+    return _identity_plus(along(tuple(axis)), np.atleast_1d(factor) - 1)
 
 
 def stretch_across(axis: Sequence[float], factor: np.ndarray) -> np.ndarray:
     """Multiply the component at right angles to a unit vector by `factor`; for the luma axis: saturation."""
-    return _identity_plus(np.eye(3) - np.outer(axis, axis), np.atleast_1d(factor) - 1)
+    return _identity_plus(eye(3) - along(tuple(axis)), np.atleast_1d(factor) - 1)
 
 
 def _identity_plus(direction: np.ndarray, amount: np.ndarray) -> np.ndarray:

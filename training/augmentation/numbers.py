@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numbers behind the parameters of the augmentation: random ones, or a quantile of their kind."""
+import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist, StatisticsError
 from typing import Any
 
@@ -29,14 +31,61 @@ class Numbers:
 
     changes_nothing = False
 
-    def parameter(self, pipe: Any, row: Any) -> np.ndarray:
-        """t [count, N] of a row; pictures that are not to get it have the neutral value."""
-        gate = self.gate(row, row.strength(pipe))  # [1 or count, N]
-        return np.where(gate, row.value(pipe, self.take(row)), row.neutral)
+    def parameters(self, pipe: Any, rows: Sequence[Any]) -> list[np.ndarray]:
+        """t [count, N] of each row; images that are not to get it have the neutral value."""
+        if not rows:
+            return []
+        layout = _layout(tuple((row, getattr(pipe, row.name), *row.parts(pipe)) for row in rows))
+        # Applied to all rows at once: NumPy needs a microsecond for any array as small as these.
+        values = np.concatenate([row.value(pipe, r) for row, r in zip(rows, self.take(layout), strict=True)])
+        t = np.where(self.gates(layout), values, layout.neutral)
+        return [t[part] for part in layout.parts]
+
+
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Where rows find their numbers among those of a call.
+
+    parts: of each row, among the K parameters of all rows.  neutral, strength: [K, 1].  kinds: of each row,
+    its source and the slice of the numbers of that kind.  gates: [K], which uniform number decides.
+    """
+
+    rows: tuple[Any, ...]
+    parts: list[slice]
+    neutral: np.ndarray
+    strength: np.ndarray
+    kinds: list[tuple[str, slice]]
+    gates: np.ndarray
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 (few layouts, which are kept anyway)
+    def chances(self, p: float) -> np.ndarray:
+        """The probability of each parameter [K, 1]."""
+        return np.concatenate([row.chance(self.strength[part] * p)
+                               for row, part in zip(self.rows, self.parts, strict=True)])
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(settings: tuple[tuple, ...]) -> _Layout:
+    """settings: of each row itself, its multiplier, and the factors of its parts."""
+    parts, kinds, gates, strength, num_uniform, num_normal = [], [], [], [], 0, 0
+    for row, multiplier, *factors in settings:
+        parts.append(slice(len(gates), len(gates) + row.count))
+        strength += np.broadcast_to(multiplier * np.asarray(factors, dtype=np.float64), [row.count]).tolist()
+        gates += np.broadcast_to(num_uniform + np.arange(len(factors)), [row.count]).tolist()
+        num_uniform += len(factors)
+        if row.source == UNIFORM:
+            kinds.append((row.source, slice(num_uniform, num_uniform + row.count)))
+            num_uniform += row.count
+        else:
+            kinds.append((row.source, slice(num_normal, num_normal + row.count)))
+            num_normal += row.count
+    rows = tuple(row for row, *_ in settings)
+    neutral = np.repeat([float(row.neutral) for row in rows], [row.count for row in rows])
+    return _Layout(rows, parts, neutral[:, None], np.array(strength)[:, None], kinds, np.array(gates))
 
 
 class RandomNumbers(Numbers):
-    """Random parameters: all numbers of a call are drawn at once, then handed out row by row."""
+    """Random parameters: all numbers of a call are drawn at once."""
 
     def __init__(self, rows: Sequence[Any], num: int, p: float):
         self.p, self.changes_nothing = p, p <= 0
@@ -46,20 +95,15 @@ class RandomNumbers(Numbers):
         self.uniform = torch.rand([num_uniform, num], device='cpu').double().numpy()
         self.normal = torch.randn([num_normal, num], device='cpu').double().numpy()
 
-    def gate(self, row: Any, strength: np.ndarray) -> np.ndarray:
-        """Which pictures get the row: bool [1 or count, N]. strength: of its independent parts."""
-        return self._next_uniform(len(strength)) < row.chance(strength * self.p)[:, None]
+    def gates(self, layout: _Layout) -> np.ndarray:
+        """Which images get which parameter: bool [K, N]."""
+        return self.uniform[layout.gates] < layout.chances(self.p)
 
-    def take(self, row: Any) -> np.ndarray:
-        """The numbers r [count, N] of a row."""
-        if row.source == UNIFORM:
-            return self._next_uniform(row.count)
-        numbers, self.normal = self.normal[:row.count], self.normal[row.count:]
-        return np.abs(numbers) if row.source == HALF_NORMAL else numbers
-
-    def _next_uniform(self, count: int) -> np.ndarray:
-        numbers, self.uniform = self.uniform[:count], self.uniform[count:]
-        return numbers
+    def take(self, layout: _Layout) -> list[np.ndarray]:
+        """The numbers r [count, N] of each row."""
+        found = [self.uniform[part] if kind == UNIFORM else self.normal[part] for kind, part in layout.kinds]
+        return [np.abs(r) if kind == HALF_NORMAL else r
+                for r, (kind, _) in zip(found, layout.kinds, strict=True)]
 
 
 class QuantileNumbers(Numbers):
@@ -70,12 +114,16 @@ class QuantileNumbers(Numbers):
             raise UserError(f'debug_percentile={quantile} must be at least 0 and below 1; 0.5 is the median')
         self.quantile, self.num = quantile, num
 
-    def gate(self, row: Any, strength: np.ndarray) -> np.ndarray:
-        """Which pictures get the row: bool [1 or count, N]. strength: of its independent parts."""
-        return np.tile((strength > 0)[:, None] & row.has_quantile, [1, self.num])
+    def gates(self, layout: _Layout) -> np.ndarray:
+        """Which images get which parameter: bool [K, N]."""
+        has_quantile = np.concatenate([np.full([row.count, 1], row.has_quantile) for row in layout.rows])
+        return np.tile((layout.strength > 0) & has_quantile, [1, self.num])
 
-    def take(self, row: Any) -> np.ndarray:
-        """The numbers r [count, N] of a row."""
+    def take(self, layout: _Layout) -> list[np.ndarray]:
+        """The numbers r [count, N] of each row."""
+        return [self._take(row) for row in layout.rows]
+
+    def _take(self, row: Any) -> np.ndarray:
         try:
             return np.full([row.count, self.num], QUANTILES[row.source](self.quantile))
         except StatisticsError:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The heavy part of augmentation: pictures warped and filtered, each by a matrix or filter of its own."""
+import functools
 import math
 from dataclasses import dataclass
 
@@ -31,21 +32,28 @@ def plan_warp(
     to_input [N, 3, 3]: output -> input position, in pixels from the centre, y down.  size: (height, width).
     is_static: take one of a few sizes of margin instead of the smallest.
     """
-    height, width = size
     slack = num_taps // 4  # pixels that the filter reaches out on a side, at the low resolution
-    margins = Margins(_margins(to_input[:, 0], width, height, slack),
-                      _margins(to_input[:, 1, [1, 0, 2]], height, width, slack))
+    margins = Margins(*(_margins(to_input[:, axis], axis, size[::-1], slack) for axis in (0, 1)))
     if is_static:
         margins = _rounded_up(margins, size)
 
-    # Into units of the grid: [-1, 1] over the upsampled input and over the enlarged output. Upsampling has
-    # moved the picture by half a (small) pixel.
+    after, before = _units(margins, size, slack)
+    return margins, after @ to_input @ before
+
+
+@functools.lru_cache(maxsize=32)
+def _units(margins: Margins, size: tuple[int, int], slack: int) -> tuple[np.ndarray, np.ndarray]:
+    """(after, before), [1, 3, 3] each: after @ to_input @ before is in units of the grid, [-1, 1] over the
+    upsampled input and over the enlarged output.
+    """
+    height, width = size
+    # Upsampling has moved the image by half a (small) pixel.
     after = (matrices.scale(1 / (width + sum(margins.x)), 1 / (height + sum(margins.y)))
              @ matrices.translate(-0.5, -0.5) @ matrices.scale(2.0, 2.0)
              @ matrices.translate((margins.x[0] - margins.x[1]) / 2, (margins.y[0] - margins.y[1]) / 2))
     before = (matrices.scale(0.5, 0.5) @ matrices.translate(0.5, 0.5)
               @ matrices.scale(width + 2.0 * slack, height + 2.0 * slack))
-    return margins, after @ to_input @ before
+    return after, before
 
 
 def warp(x: torch.Tensor, margins: Margins, matrix: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
@@ -68,14 +76,16 @@ def _crop_and_downsample(x: torch.Tensor, taps: torch.Tensor, crop: int) -> torc
     return y_matrix.T @ (x @ x_matrix)
 
 
-def _margins(row: np.ndarray, side: int, other_side: int, slack: int) -> tuple[int, int]:
-    """Pixels to add before and after `side`, so that no corner of any picture comes from outside; < side.
+def _margins(row: np.ndarray, axis: int, size: tuple[int, int], slack: int) -> tuple[int, int]:
+    """Pixels to add before and after an axis, so that no corner of any image comes from outside; < side.
 
-    row [N, 3]: coefficients of this coordinate, of the other one, and offset, from output to input.
+    row [N, 3]: from output position (x, y, 1) to this coordinate of the input.  size: (width, height).
     """
-    reach = np.abs(row[:, :2]) @ [(side - 1) / 2, (other_side - 1) / 2]
-    wanted = np.array([(reach - row[:, 2]).max(), (reach + row[:, 2]).max()]) + 2 * slack - (side - 1) / 2
-    return tuple(np.ceil(np.clip(wanted, 0, side - 1)).astype(int).tolist())
+    reach, offset = np.abs(row[:, :2]) @ ((size[0] - 1) / 2, (size[1] - 1) / 2), row[:, 2]
+    side = size[axis]
+    beyond = 2 * slack - (side - 1) / 2
+    return tuple(math.ceil(min(max(float(wanted.max()) + beyond, 0), side - 1))
+                 for wanted in (reach - offset, reach + offset))
 
 
 def _rounded_up(margins: Margins, size: tuple[int, int]) -> Margins:

@@ -81,6 +81,17 @@ def test_only_gradients_that_are_asked_for_are_computed():
     assert sorted(map(str, seen.calls)) == sorted(map(str, ['forward'] + [of_weight] * 2))
 
 
+def test_gradients_of_weights_can_be_ruled_out_and_second_derivatives_stay():
+    x, w = inputs([4, 6, 3, 3])
+    dx, dw = (torch.autograd.grad(conv2d(x, w, padding=1).square().sum(), [x, w], create_graph=True))
+    (expected,) = torch.autograd.grad(dx.square().sum(), w)
+    with conv2d_gradfix.no_weight_gradients():
+        y = conv2d(x, w, padding=1).square().sum()
+        ruled, none = torch.autograd.grad(y, [x, w], create_graph=True, allow_unused=True)
+    assert none is None and torch.equal(ruled, dx) and dw.any()
+    assert torch.equal(torch.autograd.grad(ruled.square().sum(), w)[0], expected)
+
+
 def test_no_graph_is_made_where_nothing_asks_for_gradients():
     x, w = inputs([4, 6, 3, 3])
     with torch.no_grad():

@@ -31,7 +31,7 @@ def need_memory(tensors):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_kernels_agree_with_references_on_the_same_device(native, sample, dtype):
     args = sample.make(dtype, CUDA)
-    if sample.op.native is None:
+    if sample.op.native is None or not sample.has_kernel:
         pytest.skip('has no kernel')
     pairs = zip(results(sample.op.native(*args)), results(sample.op.reference(*args)), strict=True)
     for actual, expected in pairs:

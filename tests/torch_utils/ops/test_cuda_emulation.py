@@ -17,10 +17,12 @@ from torch_utils.ops import (
     epilogue_cuda,
     modulated_conv2d,
     native,
+    pixel_product,
     upfirdn2d,
     upfirdn2d_cuda,
     warp,
 )
+from training import networks
 from training.augment import AugmentPipe
 
 pytestmark = pytest.mark.usefixtures('emulated')
@@ -56,7 +58,7 @@ def test_derivatives_match_finite_differences(sample, emulated):
     tensors = [t.requires_grad_() for t in tensors]
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-    assert emulated or sample.op.native is None
+    assert emulated or sample.op.native is None or not sample.has_kernel
 
 
 @contract.every_sample
@@ -67,7 +69,7 @@ def test_results_have_the_strides_that_the_fake_promises(sample):
 @pytest.mark.parametrize('layout', ['channels last', 'spread'])
 @pytest.mark.parametrize(
     'name', ['bias_act_grad-lrelu', 'bias_act_grad_both-lrelu', 'scale_channels_grad',
-             'modulated_epilogue_grad-all'])
+             'modulated_epilogue_grad-all', 'pixel_layer_grad-nhwc', 'pixel_outer-nhwc'])
 def test_gradients_have_the_promised_strides_however_they_come_in(name, layout):
     sample = next(s for s in contract.SAMPLES if s.name == name)
     contract.test_fake_tensors_have_the_shape_and_strides_of_real_ones(sample, layout, CPU)
@@ -78,7 +80,8 @@ def test_gradients_have_the_promised_strides_however_they_come_in(name, layout):
     'upfirdn2d-up', 'upfirdn2d-channels_last', 'bias_act-lrelu_clamped', 'bias_act-swish',
     'bias_act_grad-lrelu', 'bias_act_grad_both-lrelu', 'bias_act_grad_both-channels_last',
     'modulated_epilogue-noise_per_sample', 'modulated_epilogue_grad-all', 'filtered_epilogue-channels_last',
-    'modulated_weight'])
+    'modulated_weight', 'pixel_product-nhwc', 'pixel_layer-nhwc_to_nchw', 'pixel_layer_grad-nhwc',
+    'pixel_outer-nhwc'])
 def test_low_precision_agrees_with_float64(name, dtype):
     sample = next(s for s in SAMPLES if s.name == name)
     contract.test_low_precision_agrees_with_float64(sample, dtype, TOLERANCE[dtype], CPU)
@@ -114,6 +117,20 @@ def test_strips_of_nhwc_by_vectors_of_eight(up, down, padding, blocks, dtype, em
             agree(upfirdn2d._upfirdn2d, x, f, up, down, padding, flip, 0.25)
         agree(upfirdn2d._upfirdn2d, wide, f, up, down, padding, False, 0.25)
     assert {kernel.entry for kernel in emulated} == {'upfirdn2d_pixel'}
+
+
+@both_layouts
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('blocks', [1, 10 ** 6], ids=['long strips', 'short strips'])
+@pytest.mark.parametrize('up, down', [([2, 2], [1, 1]), ([1, 1], [1, 1]), ([1, 1], [2, 2])])
+def test_a_filter_plus_a_tensor_in_one_kernel(layout, up, down, blocks, dtype, emulated, monkeypatch):
+    monkeypatch.setattr(upfirdn2d_cuda, 'PIXEL_BLOCKS', blocks)
+    for f in (torch.tensor(FILTER), torch.outer(torch.tensor(OUTER), torch.tensor(OUTER)) / 81):
+        args = (picture(2, 24, 19, 35, dtype=dtype, layout=layout), f, up, down, [2, 1, 2, 2], False, 0.25)
+        r = picture(*upfirdn2d._upfirdn2d.fake(*args).shape, dtype=dtype, layout=layout)
+        agree(upfirdn2d._upfirdn2d_plus, *args, r)
+        agree(upfirdn2d._upfirdn2d_plus, *args, r[:1, :1].expand(r.shape))
+    assert len(emulated) == 4 and all(dict(kernel.defines)['ADDEND'] == '1' for kernel in emulated)
 
 
 def test_filters_with_many_taps_take_fewer_channels_a_thread(emulated):
@@ -176,7 +193,7 @@ def test_both_gradients_of_a_bias_and_an_activation_come_of_one_kernel(act, layo
     y = bias_act.bias_act(x, b, act=act, gain=1.5, clamp=1.0)
     emulated.clear()
     torch.autograd.grad(y.sum(), [x, b])
-    assert [kernel.entry for kernel in emulated] == ['epilogue_grad']
+    assert [kernel.entry for kernel in emulated] == ['epilogue_grad', 'partial_sums']
     emulated.clear()
     torch.autograd.grad(bias_act.bias_act(x.flatten(2), b, act=act, clamp=1.0).sum(), [x, b])
     assert [kernel.entry for kernel in emulated] == ['bias_act', 'bias_act_grad']
@@ -198,7 +215,8 @@ def test_blocks_that_go_down_several_rows(shape, layout, dtype, monkeypatch):
     spec = ('lrelu', 0.2, 1.3, 0.875)  # the same clamp in every datatype
     agree(epilogue.epilogue, x, d, noise, b, *spec)
     agree(epilogue.epilogue_grad, dy, x, y, d, noise.shape, [True] * 4, *spec)
-    assert all(dict(kernel.defines)['VEC'] == '8' for kernel in launcher.launched)
+    moving = [kernel for kernel in launcher.launched if kernel.entry != 'partial_sums']
+    assert all(dict(kernel.defines)['VEC'] == '8' for kernel in moving)
 
 
 @both_layouts
@@ -303,6 +321,101 @@ def test_what_a_layer_of_16_bits_needs_of_any_width(layout, normalise, dtype, ke
         # In 16 bits, a rounding error of float32 may tip the rounding to either side.
         tolerance = TOLERANCE[value.dtype] / (4 if value.dtype.itemsize == 2 else 1)
         torch.testing.assert_close(value, reference, rtol=tolerance, atol=1e-6)
+
+
+def image_layer_arguments(n, few, many, height, width, dtype, layout):
+    """Features in NHWC, an image in any layout, and a matrix [N, many, few] with a bias."""
+    features = picture(n, many, height, width, dtype=dtype, layout=torch.channels_last)
+    image = picture(n, few, height, width, dtype=dtype, layout=layout)
+    return features, image, torch.randn(n, many, few).to(dtype), torch.randn(many).to(dtype)
+
+
+every_image = pytest.mark.parametrize('few, many, size', [
+    (3, 32, (37, 29)), (1, 64, (8, 5)), (4, 24, (3, 7)), (3, 13, (5, 9)), (8, 40, (6, 6)), (3, 512, (4, 5)),
+    (2, 260, (9, 3))])
+
+
+@both_layouts
+@every_image
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('blocks', [1, 10 ** 6], ids=['long walks', 'short walks'])
+def test_products_between_images_and_features(few, many, size, layout, dtype, blocks, emulated, monkeypatch):
+    monkeypatch.setattr(epilogue_cuda, 'MANY_BLOCKS', blocks)
+    features, image, w, b = image_layer_arguments(2, few, many, *size, dtype, layout)
+    spec, last = ('lrelu', 0.2, 1.25, 2.5), layout is torch.channels_last
+    turned = w.transpose(1, 2)
+    agree(pixel_product.pixel_product, image, w, None, True)
+    agree(pixel_product.pixel_layer, image, w[:1].expand(2, -1, -1), b, True, *spec)
+    agree(pixel_product.pixel_outer, image, features)
+    agree(pixel_product.pixel_outer, features, image)
+    assert {kernel.entry for kernel in emulated} == {'few_to_many', 'few_by_many'}
+    if few * many < 2000:
+        agree(pixel_product.pixel_product, features, turned, b[:few], last)
+        agree(pixel_product.pixel_layer, features, turned, b[:few], last, *spec)
+        assert {kernel.entry for kernel in emulated} == {'few_to_many', 'few_by_many', 'many_to_few'}
+
+
+@both_layouts
+@every_image
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_the_gradient_of_a_layer_from_an_image(few, many, size, layout, dtype, emulated, monkeypatch):
+    monkeypatch.setattr(epilogue_cuda, 'MANY_BLOCKS', 4)
+    y, image, w, _ = image_layer_arguments(2, few, many, *size, dtype, layout)
+    dy = torch.randn_like(y)
+    is_narrow = many <= 32 * native.VECTOR_BYTES // dtype.itemsize
+    for wants in ([is_narrow, True, True], [False, True, False], [is_narrow, False, True]):
+        emulated.clear()
+        agree(pixel_product.pixel_layer_grad, dy, y, image, w, wants, 'lrelu', 0.2, 1.25, 1.5)
+        assert [kernel.entry for kernel in emulated] == ['few_to_many_grad']
+    agree(pixel_product.pixel_layer_grad, dy, y, image, w, [True] * 3, 'lrelu', 0.2, 1.25, 1.5)
+
+
+def test_matrices_that_registers_do_not_hold_are_left_to_the_reference(emulated):
+    features, _, w, _ = image_layer_arguments(1, 8, 512, 3, 4, torch.float32, torch.channels_last)
+    agree(pixel_product.pixel_product, features, w.transpose(1, 2), None, False, by_kernel=False)
+    nine = picture(1, 9, 3, 4, layout=torch.channels_last)
+    agree(pixel_product.pixel_product, nine, torch.randn(1, 16, 9), None, True, by_kernel=False)
+    agree(pixel_product.pixel_outer, nine, features, by_kernel=False)
+    assert not emulated
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('act, clamp', [('lrelu', 1.0), ('linear', None)])
+def test_a_layer_from_an_image_is_the_convolution_it_replaces_to_the_second_order(
+        channels, act, clamp, emulated):
+    layer = networks.Conv2dLayer(channels, 16, 1, activation=act, conv_clamp=clamp)
+    with torch.no_grad():
+        layer.bias.normal_()
+    image = picture(2, channels, 7, 6).to(memory_format=torch.channels_last).requires_grad_()
+    outcomes = []
+    for is_native in (True, False):
+        with mock.patch.object(custom_ops, 'is_available', lambda device, answer=is_native: answer):
+            y = layer(image)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            (slope,) = torch.autograd.grad(y.square().sum(), image, create_graph=True)
+            penalty = slope.square().sum()
+            outcomes.append([y, slope, *torch.autograd.grad(penalty, [image, *layer.parameters()])])
+        if is_native:
+            assert {'few_to_many', 'few_to_many_grad', 'few_by_many'} <= {k.entry for k in emulated}
+    for by_kernel, by_torch in zip(*outcomes, strict=True):
+        largest = float(by_torch.detach().abs().max())
+        torch.testing.assert_close(by_kernel, by_torch, rtol=1e-4, atol=1e-4 * largest)
+
+
+@both_layouts
+@pytest.mark.parametrize('dtypes', [
+    (torch.float16, torch.float16), (torch.bfloat16, torch.float32), (torch.float32, torch.float32)])
+@pytest.mark.parametrize('kernel_size', [1, 3])
+@pytest.mark.parametrize('channels', [(5, 67), (270, 3), (3, 300)])
+def test_the_gradient_of_modulation_of_any_width(layout, dtypes, kernel_size, channels, emulated):
+    (o, i), (narrow, of_d) = channels, dtypes
+    weight, to_scaled = (picture(o, i, kernel_size, kernel_size, layout=layout) for _ in range(2))
+    args = (weight, torch.randn(11, i), torch.randn(11, o), torch.randn(o, i), torch.rand(o), torch.rand(11),
+            to_scaled.to(narrow), torch.randn(11, i).to(narrow), torch.randn(11, o).to(of_d))
+    agree(modulated_conv2d._modulation_grad, *args, None, [True, True])
+    agree(modulated_conv2d._modulation_grad, *args, torch.randn(o, i), [True, False])
+    agree(modulated_conv2d._modulation_grad, *args[:6], None, None, args[8], None, [True, True])
+    assert [kernel.entry for kernel in emulated] == ['modulation_grad'] * 3
 
 
 def transform(kind):

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modulated convolution: its two forms, the whole layer, overflow in float16, memory of the training form."""
+import contextlib
+
 import pytest
 import torch
 
-from torch_utils.ops import bias_act, modulated_conv2d, upfirdn2d
+from torch_utils.ops import bias_act, conv2d_gradfix, modulated_conv2d, upfirdn2d
 
 
 def arguments(dtype=torch.float64, up=1, n=3):
@@ -145,3 +147,18 @@ def test_what_layers_of_16_bits_use_has_the_gradients_of_products_with_constants
     for one, other in zip(*[gradients(torch.cat([t.sin().flatten() for t in ts]), inputs)
                             for ts in (actual, expected)], strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_styles_alone_get_gradients_where_those_of_weights_are_ruled_out(dtype):
+    weight, styles = torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    outcomes = []
+    for rule in (contextlib.nullcontext, conv2d_gradfix.no_weight_gradients):
+        made = modulated_conv2d.modulate(weight, styles, dtype)
+        with rule():
+            to_weight, to_styles = torch.autograd.grad(
+                made.d.square().sum(), [weight, styles], create_graph=True, allow_unused=True)
+        assert (to_weight is None) == (rule is not contextlib.nullcontext)
+        outcomes.append([to_styles, torch.autograd.grad(to_styles.square().sum(), weight)[0]])
+    for plain, ruled in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ruled, plain)

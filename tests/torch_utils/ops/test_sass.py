@@ -9,7 +9,7 @@ import sass
 import torch
 
 from torch_utils.kernels import nvrtc
-from torch_utils.ops import bias_act_cuda, epilogue_cuda, upfirdn2d_cuda, variants
+from torch_utils.ops import bias_act_cuda, epilogue_cuda, pixel_product_cuda, upfirdn2d_cuda, variants
 
 ARCH, VEC = 'sm_90', 8
 ROWS = 32  # that a thread walks down
@@ -25,10 +25,11 @@ def code_of(tmp_path):
     if sass.find_nvdisasm() is None or nvrtc.problem():
         pytest.skip('reading machine code needs NVRTC and nvdisasm (pip install nvidia-cuda-nvdisasm)')
 
-    def make(kernel):
+    def make(kernel, stores_vectors=True):
         code = sass.Code(kernel, ARCH, tmp_path)
         assert not code.opcodes('LDL', 'STL'), f'{kernel} keeps variables in local memory'
-        assert not code.opcodes('STG.E.U16', 'STG.E.64'), f'{kernel} stores less than 128 bits'
+        narrow = code.opcodes('STG.E.U16', 'STG.E.64')
+        assert not (stores_vectors and narrow), f'{kernel} stores less than 128 bits'
         return code
     return make
 
@@ -36,7 +37,8 @@ def code_of(tmp_path):
 @every_dtype
 @pytest.mark.parametrize('geometry, epilogue, budget', [
     pytest.param(PLAIN, (), 19, id='plain'), pytest.param(PLAIN, EPILOGUE, 28, id='epilogue'),
-    pytest.param(DOWN, (), 30, id='down'), pytest.param(UP, (), 12, id='up'),
+    pytest.param(UP, variants.ADDEND, 15, id='addend'), pytest.param(DOWN, (), 30, id='down'),
+    pytest.param(UP, (), 12, id='up'),
     pytest.param(UP_SHIFTED, (), 12, id='up_shifted')])
 def test_filters_with_all_that_a_thread_does_for_a_strip(dtype, geometry, epilogue, budget, code_of):
     kernel = upfirdn2d_cuda.pixel_kernel(dtype, geometry, VEC, epilogue)
@@ -56,6 +58,18 @@ def test_the_epilogue_and_its_gradient(dtype, act, entry, loads, budget, code_of
     is_full = act == 'lrelu' and entry == 'epilogue'
     kernel = epilogue_cuda.epilogue_kernel(entry, dtype, True, VEC, act, is_full, is_full)
     used = code_of(kernel).shortest(loads * ROWS, ROWS)
+    assert used <= budget * ROWS * VEC, f'{used / ROWS / VEC:.1f} instructions an element'
+
+
+@every_dtype
+@pytest.mark.parametrize('entry, act, loads, budget', [
+    ('few_to_many', 'lrelu', 0, 14), ('few_to_many', None, 0, 9), ('few_by_many', None, 1, 5),
+    ('few_to_many_grad', 'lrelu', 2, 22), ('many_to_few', 'linear', 1, 10)])
+def test_layers_from_and_to_images(dtype, entry, act, loads, budget, code_of):
+    # The shortest path of the gradient is that without dx.
+    stores = ROWS if entry == 'few_to_many' else 0
+    kernel = pixel_product_cuda.product_kernel(entry, dtype, VEC, 3, act)
+    used = code_of(kernel, entry == 'few_to_many').shortest(loads * ROWS, stores)
     assert used <= budget * ROWS * VEC, f'{used / ROWS / VEC:.1f} instructions an element'
 
 

@@ -73,6 +73,33 @@ def test_a_constant_picture_stays_constant_inside_through_up_and_down_sampling()
     torch.testing.assert_close(y[:, :, 2:-2, 2:-2], x[:, :, 2:-2, 2:-2])
 
 
+@pytest.mark.parametrize('uses', ['both', 'x', 'filtered'])
+def test_a_fork_has_the_gradients_of_its_branches_of_every_order(uses):
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64, requires_grad=True)
+    f, padding = upfirdn2d.setup_filter([1, 3, 2, 1]), [1, 1, 0, 2]
+
+    def penalty(fork):
+        kept, filtered = fork(x, f, 2, padding)
+        y = {'both': kept.pow(3).sum() + filtered.pow(3).sum(), 'x': kept.pow(3).sum(),
+             'filtered': filtered.pow(3).sum()}[uses]
+        (dx,) = torch.autograd.grad(y, x, create_graph=True)
+        return dx, torch.autograd.grad(dx.square().sum(), x)[0]
+    plain = penalty(lambda x, f, down, padding: (x, upfirdn2d.upfirdn2d(x, f, down=down, padding=padding)))
+    for value, expected in zip(penalty(upfirdn2d.fork), plain, strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+def test_the_gradients_of_a_fork_are_added_by_the_filter(monkeypatch):
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    kept, filtered = upfirdn2d.fork(x, upfirdn2d.setup_filter([1, 3, 3, 1]), 2, [1, 1, 1, 1])
+    seen = []
+    run = upfirdn2d._upfirdn2d_plus.kernels['cpu']
+    monkeypatch.setitem(
+        upfirdn2d._upfirdn2d_plus.kernels, 'cpu', lambda *args: seen.append(args) or run(*args))
+    torch.autograd.grad(kept.sum() + filtered.sum(), x)
+    assert len(seen) == 1 and kept.data_ptr() == x.data_ptr()
+
+
 def test_setup_filter_leaves_the_callers_array_alone():
     f = np.array([1, 3, 3, 1], dtype=np.float32)
     upfirdn2d.setup_filter(f)

@@ -2,7 +2,7 @@
 // Compile-time geometry of upfirdn2d. The output at o is a sum over taps t of f[t] * z[o * down - pad + t], and
 // z[u] is input u / up where up divides u, else zero. `phase` = (-pad) mod up makes all of that known at
 // compile time for a unit: the fewest outputs after which the pattern of taps repeats.
-// Macros: UPX UPY DOWNX DOWNY FW FH PHASEX PHASEY; of the tile kernel also UNITS, the units down a
+// Macros: UPX UPY DOWNX DOWNY FW FH PHASEX PHASEY; ADDEND, a tensor like the result that is added to it; of the tile kernel also UNITS, the units down a
 // column that a thread computes.
 #pragma once
 #include "epilogue.cuh"
@@ -17,6 +17,9 @@
 #define PHASEX 0
 #define PHASEY 0
 #define UNITS 4
+#endif
+#ifndef ADDEND
+#define ADDEND 0
 #endif
 #ifndef EPILOGUE
 #define EPILOGUE 0

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// upfirdn2d in NHWC, alone or followed by the epilogue of a modulated convolution: a thread makes ACROSS units
+// upfirdn2d in NHWC, alone, plus an ADDEND, or followed by the epilogue of a modulated convolution: a thread makes ACROSS units
 // across and goes down a strip of units, for VEC channels that travel as one word. Every row of inputs is read once,
 // while the one before is computed with; outputs that still lack inputs stay in registers. Offsets within a sample are
 // of 32 bits. Neighbouring threads have neighbouring channels (threadIdx.x), then neighbouring columns (threadIdx.y),
@@ -74,6 +74,8 @@ struct Window {  // the columns of inputs that a thread sees, in one row
     }
 };
 
+typedef Raw<VEC> Addends[AxisY::unit][wide];  // what is added to the outputs of a unit of rows
+
 struct Target {  // where the outputs of one row go, and what becomes of them on the way
     scalar_t* at;  // the first of them
     const scalar_t* noise;
@@ -83,6 +85,27 @@ struct Target {  // where the outputs of one row go, and what becomes of them on
 #if NEXT
     Raw<VEC> next;
     i64 to_unscaled;  // elements from y to where the unscaled result goes; 0 if nobody asks for that
+#endif
+#if ADDEND
+    i64 to_addend;  // elements from y to it
+
+    __device__ __forceinline__ void load(Addends& addends, int rows) const {
+#pragma unroll
+        for (int o = 0; o < AxisY::unit; o++)
+#pragma unroll
+            for (int u = 0; u < wide; u++)
+                if (o < rows && u < columns) addends[o][u].load(at + (o * pitch + u) * channels + to_addend);
+    }
+
+    static __device__ __forceinline__ void add(Line& line, const Raw<VEC> (&addends)[wide]) {
+#pragma unroll
+        for (int u = 0; u < wide; u++) {
+            acc_t more[VEC];
+            addends[u].unpack(more);
+#pragma unroll
+            for (int k = 0; k < VEC; k++) line[u][k] += more[k];
+        }
+    }
 #endif
 
     __device__ __forceinline__ void put(Line& line) const {
@@ -143,6 +166,10 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Ta
     // A round completes the outputs from `row` on; those above the strip are not stored.
 #pragma unroll 1
     for (int row = (1 - pending) * AxisY::unit; row < rows; row += AxisY::unit) {
+#if ADDEND
+        Addends addends;  // read while the outputs are computed
+        if (row >= 0) target.load(addends, rows - row);
+#endif
 #pragma unroll
         for (int s = 0; s < AxisY::step; s++) {
             if constexpr (IS_OUTER) {
@@ -182,6 +209,9 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Ta
         if (row >= 0) {
 #pragma unroll
             for (int o = 0; o < AxisY::unit; o++) {
+#if ADDEND
+                target.add(sums[0][o], addends[o]);
+#endif
                 if (o == 0 || row + o < rows) target.put(sums[0][o]);
                 target.go_down();
             }
@@ -199,7 +229,8 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Ta
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4) upfirdn2d_pixel(
+// With an addend, three blocks have as much memory on its way as four without, and need not spill.
+extern "C" __global__ void __launch_bounds__(THREADS, ADDEND ? 3 : 4) upfirdn2d_pixel(
     const scalar_t* __restrict__ x, const float* __restrict__ f, scalar_t* __restrict__ y,
     const scalar_t* __restrict__ d, const scalar_t* __restrict__ noise, const scalar_t* __restrict__ b,
     i64 channels, i64 in_h, i64 in_w, i64 out_h, i64 out_w, i64 pad_x, i64 pad_y, i64 flip, i64 noise_step,
@@ -207,6 +238,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) upfirdn2d_pixel(
     double clamp
 #if NEXT
     , const scalar_t* __restrict__ next_scale, scalar_t* __restrict__ unscaled
+#endif
+#if ADDEND
+    , const scalar_t* __restrict__ addend
 #endif
 ) {
     unsigned rest = blockIdx.x;
@@ -230,6 +264,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) upfirdn2d_pixel(
 #if NEXT
     target.next.load(next_scale + n * channels + c);
     target.to_unscaled = unscaled ? unscaled - y : 0;
+#endif
+#if ADDEND
+    target.to_addend = addend - y;
 #endif
     const int rows_left = int(out_h) - top, strip = int(strip_units) * AxisY::unit;
     const int rows = rows_left < strip ? rows_left : strip;

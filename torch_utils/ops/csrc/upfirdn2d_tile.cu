@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// upfirdn2d in NCHW through shared memory, alone or followed by the epilogue of a modulated convolution.
+// upfirdn2d in NCHW through shared memory, alone, plus an ADDEND, or followed by the epilogue of a modulated
+// convolution.
 // A block of 32 x 8 threads makes a tile of one plane: every thread COLS units across (32 apart) and UNITS units
 // down, so that each input it reads from shared memory serves all outputs that see it. SEPARABLE filters f [FW]
 // run along the rows first, into a second buffer. Further macros: upfirdn2d.cuh, epilogue.cuh.
@@ -109,6 +110,9 @@ struct Target {
     scalar_t* unscaled;  // null if nobody asks for it
     acc_t next;
 #endif
+#if ADDEND
+    const scalar_t* addend;
+#endif
 
     template <int N> __device__ __forceinline__ void keep(i64 pixel, acc_t (&values)[N]) const {
 #if NEXT
@@ -120,6 +124,9 @@ struct Target {
     }
 
     __device__ __forceinline__ acc_t finished(acc_t v, i64 pixel) const {
+#if ADDEND
+        return v + widen(addend[pixel]);
+#endif
         if constexpr (!EPILOGUE) return v;
         return shape.value(v * scale + bias + (NOISE ? widen(noise[pixel]) : acc_t(0)));
     }
@@ -150,6 +157,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) upfirdn2d_tile(
 #if NEXT
     , const scalar_t* __restrict__ next_scale, scalar_t* __restrict__ unscaled
 #endif
+#if ADDEND
+    , const scalar_t* __restrict__ addend
+#endif
 ) {
     __shared__ acc_t tile[in_h_tile][row_size];
     const i64 tiles_x = (out_w + tile_w - 1) / tile_w, tiles_y = (out_h + tile_h - 1) / tile_h;
@@ -163,6 +173,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) upfirdn2d_tile(
         out_w % 2 == 0,
 #if NEXT
         unscaled ? unscaled + plane * out_h * out_w : nullptr, widen(next_scale[plane])
+#endif
+#if ADDEND
+        addend + plane * out_h * out_w
 #endif
     };
 #if SEPARABLE
