@@ -223,7 +223,7 @@ def test_labels_that_nobody_asks_for_need_not_be_complete(run, tmp_path):
     args = [f'--outdir={tmp_path}/o', f'--data={data}', '--cfg=demo', '-n']
     assert run(*args)[0] == 0
     status, _, stderr = run(*args, '--cond=1')
-    assert status == 2 and '1 of 4 pictures have no label' in stderr
+    assert status == 2 and '1 of 4 images have no label' in stderr
 
 
 def test_the_bundled_dataset_is_found_by_name(run, tmp_path):

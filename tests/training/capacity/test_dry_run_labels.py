@@ -88,7 +88,7 @@ def test_no_labels_and_unusable_ones_are_a_line_each(tmp_path):
     dataset = ImageFolderDataset(write(tmp_path / 'b', [0], count=3), use_labels=True)
     (line,) = describe_labels(dataset)
     assert line.startswith('Labels: cannot be used: ')
-    assert '2 of 3 pictures have no label, the first is 1.png' in line
+    assert '2 of 3 images have no label, the first is 1.png' in line
     assert 'cannot be used' in ignored_labels_notice(dataset)
 
 
