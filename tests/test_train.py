@@ -206,7 +206,7 @@ def test_a_dry_run_counts_parameters_and_says_what_is_unexpected(run, tmp_path):
     counts = dict(re.findall(r'^(Generator|Discriminator): +([\d,]+) parameters$', stdout, re.MULTILINE))
     assert 100_000 < int(counts['Generator'].replace(',', '')) < 1_000_000
     assert 'THE LABELS OF THIS DATASET ARE NOT USED' in stdout
-    assert 'Pictures of each class: 0: 1, 1: 2' in stdout
+    assert 'Images per class: 0: 1, 1: 2' in stdout
     assert re.search(r'^Estimated memory: .* GB', stdout, re.MULTILINE)
 
 

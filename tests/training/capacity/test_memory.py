@@ -58,7 +58,7 @@ def test_the_batch_is_halved_until_it_fits_and_one_line_says_so(error):
     fitted = fit_batch_gpu(small_config(batch=16), limited(4, error, tried), lines.append)
     assert tried == [16, 8, 4] and fitted.batch_gpu == 4 and fitted.batch_size == 16
     (line,) = lines
-    assert '16 pictures at a time' in line and '--batch-gpu=4' in line and '\n' not in line
+    assert '--batch-gpu=16' in line and '--batch-gpu=4' in line and '\n' not in line
 
 
 def test_what_fits_is_left_alone_and_silent():
@@ -75,11 +75,11 @@ def test_groups_of_minibatch_deviation_keep_dividing_the_round():
     lines = []
     fitted = fit_batch_gpu(small_config(batch=12), limited(6), lines.append)
     assert (fitted.batch_gpu, fitted.D.mbstd_group_size) == (6, 3)
-    assert 'groups of 3 pictures instead of 4' in lines[0]
+    assert 'groups of 3 images instead of 4' in lines[0]
     assert fit_batch_gpu(small_config(batch=16), limited(8), print).D.mbstd_group_size == 4
 
 
-def test_when_not_even_one_picture_fits_the_error_says_what_helps():
+def test_when_not_even_one_image_fits_the_error_says_what_helps():
     with pytest.raises(UserError, match=r'--batch-gpu=4.*--cbase=16.*--cmax=2.*--width') as caught:
         fit_batch_gpu(small_config(batch=4), limited(0), pytest.fail)
     assert '\n' not in str(caught.value) and '--precision' in str(caught.value)

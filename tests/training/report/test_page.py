@@ -209,7 +209,7 @@ def test_without_a_tick_there_is_no_page_and_the_old_one_stays(run_dir):
     write_progress_page(run_dir)
     before = (run_dir / 'progress.html').read_text()
     (run_dir / 'stats.jsonl').write_text('')
-    with pytest.raises(UserError, match=r'stats\.jsonl: holds no tick'):
+    with pytest.raises(UserError, match=r'stats\.jsonl: contains no tick'):
         write_progress_page(run_dir)
     assert (run_dir / 'progress.html').read_text() == before
     assert not list(run_dir.glob('.*'))
