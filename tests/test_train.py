@@ -89,7 +89,7 @@ def reason_to_differ(case):
     elif '--workers 0' in args:
         return 'accepted: reads in the training process'
     elif case['expected'].get('kind') == 'uncaught' and size[0] != size[1]:
-        return 'accepted: pictures need not be square'
+        return 'accepted: images need not be square'
     return None
 
 

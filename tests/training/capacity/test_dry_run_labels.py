@@ -23,7 +23,7 @@ KINDS = {
 
 
 def write(folder, labels, count=None):
-    """A folder of 8x8 pictures, the first of them with these labels."""
+    """A folder of 8x8 images, the first of them with these labels."""
     folder.mkdir(exist_ok=True)
     for i in range(len(labels) if count is None else count):
         pixels = np.random.default_rng(i).integers(0, 256, [8, 8, 3], dtype=np.uint8)

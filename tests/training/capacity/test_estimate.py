@@ -100,7 +100,7 @@ def test_splitting_a_batch_costs_no_arithmetic_and_saves_memory():
     whole = preset('auto', 32)
     half = dataclasses.replace(whole, batch_gpu=whole.batch_gpu // 2)
     a, b = (estimate(config, 0, 3) for config in (whole, half))
-    # Demodulation and the mapping network of style mixing do not depend on the number of pictures alone.
+    # Demodulation and the mapping network of style mixing do not depend on the number of images alone.
     assert a.flop_per_kimg == pytest.approx(b.flop_per_kimg, rel=0.01)
     assert 0.5 < b.memory_bytes / a.memory_bytes < 0.95
 

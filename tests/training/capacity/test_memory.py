@@ -16,7 +16,7 @@ MESSAGES = ['CUDA out of memory. Tried to allocate 2.00 GiB', 'enforce fail: Def
 
 
 def limited(most, error=RuntimeError, tried=None):
-    """An attempt for which `most` pictures at a time are all that fits."""
+    """An attempt for which `most` images at a time are all that fits."""
     def attempt(config):
         if tried is not None:
             tried.append(config.batch_gpu)
@@ -129,7 +129,7 @@ def test_a_training_goes_on_after_a_rehearsal_as_without():
     assert_unchanged(rehearsed, snapshot(plain))
 
 
-def test_a_rehearsal_augments_every_picture():
+def test_a_rehearsal_augments_every_image():
     run, seen = SmallRun(small_config()), []
     original = run.state.augment_pipe.forward
     run.state.augment_pipe.forward = lambda img: seen.append(float(run.state.augment_pipe.p)) or original(img)
@@ -170,7 +170,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
     whole = SmallRun(small_config(batch=8, aug='noaug'))
     parts = SmallRun(dataclasses.replace(whole.config, batch_gpu=4))
     for run in (whole, parts):
-        run.state.D.b4.mbstd.group_size = 1  # groups may not mix pictures of several rounds
+        run.state.D.b4.mbstd.group_size = 1  # groups may not mix images of several rounds
         for module in run.state.G.modules():
             module.use_noise = False
         run.step()
@@ -179,7 +179,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
 
 
 def test_all_processes_take_the_batch_that_fits_the_poorest(monkeypatch):
-    # This process always succeeds; another one, whose flag is added, fails above 4 pictures.
+    # This process always succeeds; another one, whose flag is added, fails above 4 images.
     reduced, tried = [], []
 
     def add_other(flag):
