@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn pictures into a dataset for training: python dataset_tool.py --source=pictures --dest=mine.zip"""
+"""Convert images to a dataset for training: python dataset_tool.py --source=images --dest=mine.zip"""
 import click
 
 from dnnlib.cli import run_command
@@ -11,59 +11,59 @@ from training.datasets.sources import open_source
 from training.datasets.transforms import RESIZE_FILTERS, TRANSFORMS, TransformSettings
 
 POSITIVE = click.IntRange(min=1)
-SIDE = click.IntRange(1, 16384)  # a slip of the finger must not fill the memory
+SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
 
 
 @click.command(context_settings={'show_default': True})
 @click.option('--source', metavar='PATH', required=True,
-              help='Folder, .zip, cifar-10-python.tar.gz, train-images-idx3-ubyte.gz or *_lmdb folder '
-                   '(LSUN).')
-@click.option('--dest', metavar='PATH', help='Where to write: a name that ends in .zip, or an empty folder.')
+              help='Input: a folder, .zip, cifar-10-python.tar.gz, train-images-idx3-ubyte.gz or *_lmdb '
+                   'folder (LSUN).')
+@click.option('--dest', metavar='PATH', help='Output: a .zip, or an empty folder.')
 @click.option('--max-images', '--max_images', type=POSITIVE, metavar='N',
-              help='Stop after N source pictures.  [default: all]')
+              help='Convert only the first N images.  [default: all]')
 @click.option('--transform', type=click.Choice(TRANSFORMS),
               help='Crop before resizing. center-crop: the largest centred square. center-crop-wide: a band '
-                   'of --height in a black square of --width; stretches as the published tool does.')
+                   'of --height in a black square of --width, stretched like the published tool does.')
 @click.option('--width', type=SIDE, metavar='PIXELS',
-              help='Output width.  [default: that of the pictures]')
+              help='Output width.  [default: that of the source]')
 @click.option('--height', type=SIDE, metavar='PIXELS',
-              help='Output height.  [default: that of the pictures]')
+              help='Output height.  [default: that of the source]')
 @click.option('--resize-filter', type=click.Choice(list(RESIZE_FILTERS)), default='lanczos',
-              help='How resizing averages pixels.')
+              help='Resampling filter.')
 @click.option('--mode', type=click.Choice(list(MODE_CHANNELS)),
-              help='Convert all pictures to gray (L), RGB, ...; transparency is laid over white.  '
+              help='Convert all images to gray (L), RGB, ...; dropped alpha is composited over white.  '
                    '[default: keep]')
 @click.option('--any-shape', is_flag=True,
-              help='Allow pictures that are not square powers of two (even sides) and 1 to 4 channels.')
+              help='Allow other sizes than square powers of two (even sides), and 1 to 4 channels.')
 @click.option('--labels', default='auto', metavar='auto|folders|none|FILE.csv',
-              help='auto: from dataset.json or the archive. folders: each first-level folder is a class. '
-                   'CSV: rows of file name, then a class or several numbers.')
+              help='auto: from dataset.json or the archive. folders: each top-level folder is a class. '
+                   'CSV: per row a file name, then a class or several numbers.')
 @click.option('--workers', type=click.IntRange(min=0), metavar='N',
-              help='Processes that decode and resize; 0: none beside this one.  [default: number of CPUs]')
+              help='Worker processes that decode and resize; 0: no workers.  [default: number of CPUs]')
 @click.option('--on-error', type=click.Choice(['stop', 'skip']),
-              help='What to do at an unreadable picture; skipped ones are listed at the end.  '
+              help='stop or skip at an unreadable image; skipped ones are listed at the end.  '
                    '[default: stop; LSUN: skip]')
 @click.option('--check', is_flag=True,
-              help='Only examine the dataset --source: sizes, modes, labels, duplicates.')
+              help='Only check the dataset --source: sizes, modes, labels, duplicates.')
 def convert_command(  # noqa: PLR0913
     source: str, dest: str | None, max_images: int | None, transform: str | None, width: int | None,
     height: int | None, resize_filter: str, mode: str | None, any_shape: bool, labels: str,
     workers: int | None, on_error: str | None, check: bool,
 ) -> None:
-    """Turn pictures into a dataset: a .zip or folder of PNG files of one size, with labels in dataset.json.
+    """Convert images to a dataset: a .zip or folder of PNG files of one size, with labels in dataset.json.
 
-    The pictures must be square with a power-of-two side unless --any-shape is given; crop and resize with
-    --transform, --width and --height. dataset.json is {"labels": [["a.png", 3], ...]}, or vectors in place of
-    class numbers. Nothing is left behind if anything fails.
+    The images must be square with a power-of-two side unless --any-shape is given; crop and resize with
+    --transform, --width and --height. dataset.json is {"labels": [["a.png", 3], ...]}, or vectors instead of
+    class numbers. On failure no output is left behind.
     """
     if check:
         print_check(source, workers)
         return
-    # Not required=True: --check needs none. An empty text is as good as none.
+    # Not required=True: --check needs no --dest. An empty string counts as missing.
     if not dest:
         raise click.UsageError('--dest must name a folder or a .zip')
     settings = TransformSettings(transform, width, height, resize_filter, mode)
-    # All options are judged before the first picture is read.
+    # Check all options before reading the first image.
     images = open_source(source, labels)
     for line in images.notes:
         click.echo(line)
@@ -73,13 +73,13 @@ def convert_command(  # noqa: PLR0913
 
 
 def print_check(source: str, workers: int | None) -> None:
-    """Print the report on a dataset; UserError with the first problem if no network can be trained on it."""
+    """Print the report on a dataset. Raises UserError with the first problem if it cannot be trained on."""
     report = check_dataset(source, workers=workers)
     click.echo('\n'.join(report.lines()))
     if report.problems:
         raise UserError(f'{source}: not trainable, {len(report.problems)} problem(s), the first: '
                         f'{report.problems[0]}')
-    click.echo('OK: a network can be trained on this dataset.')
+    click.echo('OK: this dataset can be used for training.')
 
 
 def main(args: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ __all__ = ['KEYS', 'NETWORKS', 'load_network', 'load_network_pkl', 'main']
 
 
 class _OldStyleGroup(click.Group):
-    """Commands of which `convert` need not be named: `legacy.py --source=A --dest=B`, as published."""
+    """Commands with `convert` as the default: `legacy.py --source=A --dest=B`, as published."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0].startswith('-') and args[0] not in ('--help', '-h'):
@@ -31,27 +31,27 @@ Examples:
 
 @click.group(cls=_OldStyleGroup, epilog=EXAMPLES)
 def legacy_tool() -> None:
-    """Convert network files of any kind, and look inside them; nothing in them is executed."""
+    """Convert and inspect network files of any kind; nothing in them is executed."""
 
 
 @legacy_tool.command('convert')
 @click.option('--source', required=True, metavar='FILE|URL',
-              help='Pickle (official, own, of TensorFlow), .safetensors, or a rosinality checkpoint.')
+              help='Input: pickle (official, own, or TensorFlow), .safetensors, or rosinality checkpoint.')
 @click.option('--dest', required=True, metavar='FILE',
-              help='What to write; the suffix says in which format: '
-                   f'{", ".join(convert.WRITERS)} (a rosinality checkpoint is .pt, torch.export .pt2).')
+              help='Output; the suffix selects the format: '
+                   f'{", ".join(convert.WRITERS)} (.pt: rosinality checkpoint, .pt2: torch.export).')
 @click.option('--force-fp16', type=bool, default=False, show_default=True,
-              help='Give all networks float16 at their four highest levels.')
+              help='Use float16 at the four highest resolutions of all networks.')
 @click.option('--trunc', type=float, default=1, show_default=True, metavar='PSI',
               help='Truncation psi of an exported generator (.onnx, .pt2).')
 @click.option('--noise-mode', type=click.Choice(['const', 'none']), default='const', show_default=True,
-              help='Noise of an exported generator.')
+              help='Noise mode of an exported generator.')
 @click.option('--export-network', type=click.Choice(['G_ema', 'G']),
-              help='Which generator to export  [default: G_ema, else G]')
+              help='Generator to export.  [default: G_ema, or G if missing]')
 def convert_command(
     source: str, dest: str, force_fp16: bool, trunc: float, noise_mode: str, export_network: str | None,
 ) -> None:
-    """Convert a network file; the suffix of --dest says into what."""
+    """Convert a network file; the suffix of --dest selects the format."""
     convert.check_suffix(dest)
     click.echo(f'Loading {source} ...')
     found = load_network(source, force_fp16=force_fp16)
@@ -63,7 +63,7 @@ def convert_command(
 @legacy_tool.command('inspect')
 @click.argument('path_or_url', metavar='FILE|URL')
 def inspect_command(path_or_url: str) -> None:
-    """Say what is inside a network file, without executing anything in it."""
+    """List the contents of a network file, without executing anything in it."""
     with dnnlib.util.open_url(path_or_url) as file:
         data = file.read()
     click.echo('\n'.join(inspection.describe(data, path_or_url, load_bytes)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists every kernel of a training step, or times the parts of steps: python profile_step.py --cfg=demo"""
+"""Profile a training step: every kernel, or a timeline: python profile_step.py --cfg=demo"""
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from training import config as cfg
 from training.capacity import dry_run
 from training.dataset import ImageFolderDataset
 from training.profiling.record import MICRO, ProfiledRun, micro_config, record_step
-from training.profiling.report import Report, to_csv, to_json, to_text
+from training.profiling.report import ProfileReport, to_csv, to_json, to_text
 from training.profiling.timeline import time_steps, timeline_header, timeline_line, timeline_summary
 from training.systems.micro import RESOLUTION as MICRO_RESOLUTION
 
@@ -25,7 +25,7 @@ from training.systems.micro import RESOLUTION as MICRO_RESOLUTION
 EXAMPLES = '''\b
 Examples:
   python profile_step.py --cfg=demo --resolution=32 --rows=30
-  python profile_step.py --cfg=stylegan2 --data=pictures.zip --csv=step.csv --trace=step.json
+  python profile_step.py --cfg=stylegan2 --data=images.zip --csv=step.csv --trace=step.json
   python profile_step.py --timeline
 '''
 DEFAULT_RESOLUTION, DEFAULT_CHANNELS, TIMELINE_STEPS = 32, 3, 20
@@ -35,7 +35,7 @@ SHARED = ('data', 'cond', 'subset', 'mirror', 'gamma', 'batch', 'batch-gpu', 'cb
 
 
 def shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: the options of train.py that are the same here."""
+    """Decorator: the options shared with train.py."""
     by_name = {option.name: option for option in cfg.OPTIONS}
     for name in reversed([name for name in SHARED if name in by_name]):
         option = by_name[name]
@@ -47,27 +47,27 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(epilog=EXAMPLES, context_settings={'terminal_width': 110})
 @click.option('--cfg', 'cfg_name', type=click.Choice([*cfg.PRESETS, MICRO]),
-              help='Preset, as in train.py; micro is a small StyleGAN2 for 16x16 pictures.  '
+              help='Preset, as in train.py; micro: a small StyleGAN2 for 16x16 images.  '
                    '[default: auto; micro with --timeline]')
 @click.option('--resolution', metavar='SIDE', type=click.IntRange(min=1),
-              help='Side of random pictures, without --data.  [default: 32; 64 with dcgan, 16 with micro]')
+              help='Side of random images, without --data.  [default: 32; 64 with dcgan, 16 with micro]')
 @click.option('--channels', metavar='N', type=click.IntRange(min=1),
-              help=f'Channels of random pictures, without --data.  [default: {DEFAULT_CHANNELS}]')
+              help=f'Channels of random images, without --data.  [default: {DEFAULT_CHANNELS}]')
 @click.option('--timeline', is_flag=True,
-              help='Print the milliseconds of copies and kernels of each iteration instead of the kernels.')
+              help='Print milliseconds of copies and kernels per iteration instead of a kernel table.')
 @click.option('--steps', type=click.IntRange(min=1), metavar='N',
-              help=f'Iterations of --timeline.  [default: {TIMELINE_STEPS}]')
+              help=f'Number of iterations of --timeline.  [default: {TIMELINE_STEPS}]')
 @click.option('--rows', type=click.IntRange(min=0), metavar='N',
-              help='Print only the N slowest kernels; files and sums have all.  [default: all]')
-@click.option('--text', metavar='FILE', help='Write the whole table and all sums here, besides printing.')
-@click.option('--csv', metavar='FILE', help='Write one line a kernel here.')
-@click.option('--json', metavar='FILE', help='Write kernels and sums here.')
-@click.option('--trace', metavar='FILE', help='Write the time line here, for Chrome or Perfetto.')
+              help='Print only the N slowest kernels; files and totals include all.  [default: all]')
+@click.option('--text', metavar='FILE', help='Also write the full table and all totals to this file.')
+@click.option('--csv', metavar='FILE', help='Write one line per kernel to this file.')
+@click.option('--json', metavar='FILE', help='Write kernels and totals to this file.')
+@click.option('--trace', metavar='FILE', help='Write a trace for Chrome or Perfetto to this file.')
 @shared_options
 def command(timeline: bool, rows: int | None, steps: int | None, **flags: Any) -> None:
-    """List every kernel of a training step with its layer, shapes and time; or time the parts of steps.
+    """List every kernel of a training step with its layer, shapes and time, or print a timeline.
 
-    The step is one in which all phases run, after some to warm up. Nothing is trained that is kept.
+    The profiled step runs all phases, after warm-up steps. No trained weights are kept.
     """
     files = {name: flags.pop(name) for name in ('text', 'csv', 'json', 'trace')}
     check_combination(timeline, steps, rows, files)
@@ -81,26 +81,26 @@ def command(timeline: bool, rows: int | None, steps: int | None, **flags: Any) -
 
 
 def check_combination(timeline: bool, steps: int | None, rows: int | None, files: dict[str, Any]) -> None:
-    """Raise UserError for options of the other mode, and for files that could not be written at the end."""
+    """Raise UserError for options of the other mode, and for files that cannot be written."""
     given = [option for option, value in {'rows': rows, **files}.items() if value is not None]
     if timeline and given:
-        raise UserError(f'--{given[0]} is about the table of kernels; --timeline makes none, leave one out')
+        raise UserError(f'--{given[0]} is for the kernel table; it cannot be combined with --timeline')
     if not timeline and steps is not None:
-        raise UserError(f'--steps={steps} is for --timeline; the table of kernels is of one step')
+        raise UserError(f'--steps={steps} needs --timeline; the kernel table is always of one step')
     for option, path in files.items():
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise UserError(f'--{option}={path}: the folder does not exist; create it or choose another')
 
 
 def build_run(name: str, flags: dict[str, Any]) -> ProfiledRun:
-    """The training that is measured.  name: of the preset.  flags: the others of the command line."""
+    """The run to measure.  name: of the preset.  flags: the other options of the command line."""
     flags = {option: value for option, value in flags.items() if value is not None}
-    # Only what the command line says can be refused in its own words, so that comes first.
+    # Errors about the command line come first.
     device = pick_device(flags.get('device', 'auto'))
     keep_freed_memory(device)  # as train.py does
     side, channels = flags.pop('resolution', None), flags.pop('channels', None)
     if 'data' in flags:
-        return _run_on_pictures(name, flags, device, {'resolution': side, 'channels': channels})
+        return _run_on_images(name, flags, device, {'resolution': side, 'channels': channels})
     if name == MICRO:
         _check_micro({**flags, 'resolution': None if side == MICRO_RESOLUTION else side})
         return ProfiledRun(micro_config(flags), device, channels=channels or DEFAULT_CHANNELS, is_micro=True)
@@ -110,12 +110,12 @@ def build_run(name: str, flags: dict[str, Any]) -> ProfiledRun:
     return ProfiledRun(config, device, channels=info.channels)
 
 
-def _run_on_pictures(
+def _run_on_images(
     name: str, flags: dict[str, Any], device: torch.device, refused: dict[str, int | None],
 ) -> ProfiledRun:
     for option, value in refused.items():
         if value is not None:
-            raise UserError(f'--{option}={value} is for random pictures; those of --data have their own')
+            raise UserError(f'--{option}={value} is for random images and cannot be combined with --data')
     if name == MICRO:
         _check_micro(flags)
     info, _ = dry_run.open_dataset(flags['data'], bool(flags.get('cond')))
@@ -124,16 +124,16 @@ def _run_on_pictures(
 
 
 def _check_micro(flags: dict[str, Any]) -> None:
-    """Raise UserError for what the micro network has no use for."""
+    """Raise UserError for options that --cfg=micro does not support."""
     for option in ('data', 'resolution', 'aug', 'p', 'augpipe'):
         if flags.get(option) is not None:
             raise UserError(
-                f'--{option}={flags[option]}: --cfg=micro takes random pictures of '
-                f'{MICRO_RESOLUTION}x{MICRO_RESOLUTION}, not augmented; choose another --cfg')
+                f'--{option}={flags[option]}: --cfg=micro always uses random images of '
+                f'{MICRO_RESOLUTION}x{MICRO_RESOLUTION} without augmentation; choose another --cfg')
 
 
 def print_timeline(run: ProfiledRun, name: str, num_steps: int) -> None:
-    """Print a header, a line an iteration, and medians."""
+    """Print a header, one line per iteration, and medians."""
     write(timeline_header(run, name, num_steps, device_name(run.device)))
     steps = []
     for step in time_steps(run, num_steps):
@@ -143,13 +143,13 @@ def print_timeline(run: ProfiledRun, name: str, num_steps: int) -> None:
 
 
 def print_profile(run: ProfiledRun, name: str, rows: int | None, files: dict[str, str | None]) -> None:
-    """Profile a step, print the report and write the files that are asked for."""
-    report = Report(record_step(run, files['trace']))
+    """Profile a step, print the report and write the requested files."""
+    report = ProfileReport(record_step(run, files['trace']))
     height, width = run.config.data.size
     environment = {
         'cfg': name, 'resolution': f'{width}x{height}', 'batch': run.config.batch_size,
         'batch_gpu': run.config.batch_gpu, 'device': device_name(run.device), 'torch': torch.__version__,
-        'kernels': 'of the GPU' if report.record.on_gpu else 'operations of the CPU'}
+        'kernels': 'GPU kernels' if report.record.on_gpu else 'CPU operations'}
     header = 'One training step: ' + ', '.join(f'{key} {value}' for key, value in environment.items())
     click.echo(to_text(report, header, rows))
     contents = {'text': lambda: to_text(report, header), 'csv': lambda: to_csv(report),

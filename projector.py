@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the w of a trained network whose picture is most like a given one."""
+"""Project images into the latent space of a trained network."""
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,8 +45,8 @@ FPS = 10  # published
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to do with which targets."""
+class ProjectionJob:
+    """The options of a projection."""
 
     network: str
     targets: tuple[str, ...]
@@ -62,9 +62,9 @@ class Job:
 
 
 @dataclass
-class Report:
-    """What projection.json says of a target; PSNR in dB. saved_noise_psnr: with the noise of the network
-    file in place of the fitted one, as generate.py shows the w.
+class TargetReport:
+    """The entry of a target in projection.json; PSNR in dB. saved_noise_psnr: with the noise of the network
+    file instead of the fitted noise, which is what generate.py renders from the w.
     """
 
     target: str
@@ -79,45 +79,46 @@ class Report:
 
 @click.command(epilog=EXAMPLES)
 @click.option('--network', required=True, metavar='FILE|URL',
-              help='Network file (its G_ema): .pkl, .safetensors or .pt.')
+              help='Network file, of which G_ema is used: .pkl, .safetensors or .pt.')
 @click.option('--target', 'targets', required=True, multiple=True, metavar='FILE|DIR',
-              help='Picture to look for, or a folder of them; can be given several times.')
-@click.option('--outdir', required=True, metavar='DIR', help='Where the results go.')
+              help='Target image, or a folder of images. May be repeated.')
+@click.option('--outdir', required=True, metavar='DIR', help='Output folder.')
 @click.option('--num-steps', type=click.IntRange(min=1), default=1000, show_default=True, metavar='N',
-              help='Steps of the optimisation.')
+              help='Optimization steps.')
 @click.option('--seed', type=click.IntRange(0, MAX_SEED), default=DEFAULT_SEED, show_default=True,
-              help='Of the noise; the same seed gives the same result.')
+              help='Random seed; same seed, same output.')
 @click.option('--save-video', type=bool, default=True, show_default=True, metavar='BOOL',
-              help='Write proj.mp4: target and projection side by side, a frame for each step.')
+              help='Write proj.mp4: target and projection side by side, one frame per step.')
 @click.option('--space', type=click.Choice(['w', 'w+']), default='w', show_default=True,
-              help='One w for all layers, which stays editable, or one for each, which fits more closely.')
+              help='w: one w for all layers, easier to edit; w+: one w per layer, closer to the target.')
 @click.option('--init-w', '--init_w', metavar='FILE',
-              help='Begin with the ws of an .npz, as written before, in place of the mean w.')
+              help='Start from the ws of an .npz file written by projector.py instead of the mean w.')
 @click.option('--class', 'class_idx', type=int, metavar='INDEX',
-              help='Class whose mean w to begin with; required by conditional networks.')
+              help='Class whose mean w is the starting point; required by conditional networks.')
 @click.option('--distance', type=click.Choice(['auto', 'vgg16', 'pixel']), default='auto', show_default=True,
-              help='Perceptual, by a network that is downloaded once, or of pixels; auto: pixel if that '
-                   'network cannot be had.')
-@click.option('--detector-dir', metavar='DIR', help='Where vgg16.pt is looked for first.')
+              help='vgg16: perceptual (LPIPS features, downloaded once); pixel: no download; auto: vgg16, or '
+                   'pixel if VGG16 is not available.')
+@click.option('--detector-dir', metavar='DIR', help='Folder that is searched for vgg16.pt first.')
 @click.option('--noise', type=click.Choice(['fit', 'redraw', 'keep']), default='fit', show_default=True,
-              help='Noise maps: optimised too, from those of the network or from random ones, or left alone.')
+              help='Noise maps. fit: optimize those of the network; redraw: optimize random ones; keep: no '
+                   'change.')
 @click.option('--patience', type=click.IntRange(min=1), metavar='N',
-              help='Finish a target early if N steps did not bring its distance down by a hundredth.')
+              help='Stop a target early once N steps have not reduced its distance by 1 %.')
 @click.option('--tune', type=click.IntRange(min=0), default=0, metavar='N',
-              help='Afterwards, N steps of pivotal tuning of the network itself, written to tuned.pkl.')
+              help='Pivotal tuning: afterwards fine-tune the network for N steps, written to tuned.pkl.')
 @click.option('--batch', type=click.IntRange(min=1), default=4, show_default=True, metavar='N',
-              help='Targets projected at once.')
+              help='Targets per batch.')
 @click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
-              help='auto: the GPU if there is one.')
+              help='auto: a GPU if there is one.')
 @click.option('--trust-pickle', is_flag=True,
-              help='Run the code inside the network file. Only for files whose origin you trust.')
+              help='Run the code inside the network file. Only for files from a source that you trust.')
 def run_projection(
     network: str, device: str, trust_pickle: bool, num_steps: int, seed: int, space: str, noise: str,
     patience: int | None, **rest: Any,
 ) -> None:
-    """Find the w of a trained network whose picture is most like a given one."""
+    """Find the latent w whose generated image is closest to a target image."""
     settings = ProjectionSettings(Schedule(num_steps), space, noise, seed=seed, patience=patience)
-    job = Job(network=network, settings=settings, **rest)
+    job = ProjectionJob(network=network, settings=settings, **rest)
     paths = find_targets(job.targets)
     sampler = open_sampler(network, device, 'const', 1, trust_pickle)
     G = sampler.G.requires_grad_(requires_grad=False)
@@ -126,11 +127,11 @@ def run_projection(
     label = sampler.label(job.class_idx)
     init_ws = None if job.init_w is None else read_init_ws(job.init_w, G, len(paths), space)
     distance = open_distance(job.distance, sampler.device, job.detector_dir)
-    # Only now, so that a refused command leaves no folder behind.
+    # The folder is created only now, so that a refused command leaves none behind.
     folder = make_folder(job.outdir)
     found = _project_all(Projector(G, distance, settings, label), targets, init_ws, job.batch)
     results = Results(job, folder, sampler, distance, targets, found)
-    reports = results.write_pictures(paths)
+    reports = results.write_images(paths)
     if job.save_video:
         results.write_videos()
     if job.tune:
@@ -153,31 +154,31 @@ def _project_all(
 
 @dataclass(frozen=True)
 class Results:
-    """What was found for the targets, uint8 [N, C, H, W], and the files made of it."""
+    """The projections of the targets, uint8 [N, C, H, W], and the files written from them."""
 
-    job: Job
+    job: ProjectionJob
     folder: Path
     sampler: Sampler
     distance: Distance
     targets: torch.Tensor
     found: Sequence[Projection]
 
-    def write_pictures(self, paths: Sequence[Path]) -> list[Report]:
-        """target.png, proj.png and projected_w.npz; what is to be said of each target."""
+    def write_images(self, paths: Sequence[Path]) -> list[TargetReport]:
+        """Write target.png, proj.png and projected_w.npz; returns a report per target."""
         reports = []
         for i, (path, target, result) in enumerate(zip(paths, self.targets, self.found, strict=True)):
             pixels = self._render(result.ws[None], result.noise)[0]
             plain = self._render(result.ws[None], {})[0]
             image_io.save_png(self._path('target', i), target.numpy())
             image_io.save_png(self._path('proj', i), pixels)
-            reports.append(Report(
-                str(path), self._path('proj', i).name, len(result.path), self._apart(pixels, target),
+            reports.append(TargetReport(
+                str(path), self._path('proj', i).name, len(result.path), self._distance_to(pixels, target),
                 psnr(pixels, target.numpy()), psnr(plain, target.numpy())))
         save_projections(self.folder / 'projected_w.npz', self._ws(), [r.noise for r in self.found])
         return reports
 
     def write_videos(self) -> None:
-        """proj.mp4: the way of each projection beside its target, with the noise fitted in the end."""
+        """Write proj.mp4: every step of a projection beside its target, with the noise of the last step."""
         _, height, width = self.targets.shape[1:]
         with progress(total=sum(len(r.path) for r in self.found), desc='Video', unit='frame') as bar:
             for i in range(len(self.found)):
@@ -187,25 +188,25 @@ class Results:
                         bar.update(1)
 
     def _frames(self, index: int) -> Iterator[np.ndarray]:
-        """uint8 [H, 2 * W, C] for each step."""
+        """uint8 [H, 2 * W, C] per step."""
         target, result = self.targets[index].numpy(), self.found[index]
         for some in result.path.split(self.job.batch):
             for pixels in self._render(some, result.noise):
                 yield np.concatenate([target, pixels], axis=2).transpose(1, 2, 0)
 
-    def write_tuned(self, reports: Sequence[Report]) -> None:
-        """tuned.pkl, the network after pivotal tuning, and tuned.png, its picture of the same w."""
+    def write_tuned(self, reports: Sequence[TargetReport]) -> None:
+        """Write tuned.pkl, the network after pivotal tuning, and tuned.png, its image of the same w."""
         tuned = tune(self.sampler.G, self._ws(), self.targets, self.distance, self.job.tune, self.job.batch)
-        painter = dataclasses.replace(self, sampler=Sampler(tuned, self.sampler.device))
+        tuned_results = dataclasses.replace(self, sampler=Sampler(tuned, self.sampler.device))
         for i, (target, report) in enumerate(zip(self.targets, reports, strict=True)):
-            pixels = painter._render(self.found[i].ws[None], {})[0]
+            pixels = tuned_results._render(self.found[i].ws[None], {})[0]
             image_io.save_png(self._path('tuned', i), pixels)
             report.tuned_psnr = psnr(pixels, target.numpy())
-            report.tuned_distance = self._apart(pixels, target)
+            report.tuned_distance = self._distance_to(pixels, target)
         save_network_snapshot(self.folder / 'tuned.pkl', G=None, D=None, G_ema=tuned)
 
-    def write_report(self, reports: Sequence[Report]) -> None:
-        """projection.json, and a line of JSON for each target on stdout."""
+    def write_report(self, reports: Sequence[TargetReport]) -> None:
+        """Write projection.json, and one line of JSON per target to stdout."""
         job, settings = self.job, self.job.settings
         rows = [{k: v for k, v in asdict(report).items() if v is not None} for report in reports]
         summary = {'network': job.network, 'class': job.class_idx, 'space': settings.space,
@@ -228,10 +229,10 @@ class Results:
         """uint8 [N, C, H, W] of ws on the CPU, with fitted noise or, if that is empty, the saved one."""
         device = self.sampler.device
         with replaced_noise(self.sampler.G.synthesis, {name: v.to(device) for name, v in noise.items()}):
-            return self.sampler.pictures(ws.to(device), range(len(ws)))
+            return self.sampler.images(ws.to(device), range(len(ws)))
 
-    def _apart(self, pixels: np.ndarray, target: torch.Tensor) -> float:
-        """The distance of a picture [C, H, W], as it was written, from its target."""
+    def _distance_to(self, pixels: np.ndarray, target: torch.Tensor) -> float:
+        """The distance of a written image [C, H, W] from its target."""
         both = torch.stack([torch.from_numpy(pixels), target]).to(self.sampler.device, torch.float32)
         with torch.no_grad():
             described = self.distance.describe(both)

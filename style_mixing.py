@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a table of pictures that take coarse styles from one seed and fine ones from another, or a video."""
+"""Mix styles: a table of images (or a video) with coarse styles of one seed and fine styles of another."""
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from dnnlib.util import UserError, make_folder
 from training.sampling.output import is_archive
 from training.sampling.sampler import Sampler, open_sampler
 from training.sampling.sources import SeedSource
-from training.sampling.walks import Walk, compose, walk_through, write_frames
+from training.sampling.walks import LatentWalk, compose, walk_through, write_frames
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b
@@ -30,7 +30,7 @@ Examples:
   python style_mixing.py --outdir=out --network=net.pkl --rows=85,100,75 --cols=55,821 --styles=0-6
   python style_mixing.py --outdir=out --network=net.pkl --rows=85,100,75 --cols=55,821,9 --video=mix.mp4
 '''
-DEFAULT_STYLES = range(7)  # as published: the coarse and middle ones of large networks
+DEFAULT_STYLES = range(7)  # as published: coarse and middle styles of large networks
 MAX_CELLS = 100_000
 
 Pair = tuple[int, int]  # seed of the row, seed of the column
@@ -38,38 +38,38 @@ Pair = tuple[int, int]  # seed of the row, seed of the column
 
 @click.command(cls=GroupedCommand, epilog=EXAMPLES, context_settings={'terminal_width': 110})
 @generator_options
-@option('Pictures', '--rows', type=NumberList(), required=True,
-        help='Seeds of the rows, such as 0-5 or 85,100,75.')
-@option('Pictures', '--cols', type=NumberList(), required=True, help='Seeds of the columns.')
-@option('Pictures', '--styles', type=NumberList(),
-        help='Which ws come from the column.  [default: 0-6, or fewer]')
+@option('Images', '--rows', type=NumberList(), required=True,
+        help='Row seeds, such as 0-5 or 85,100,75.')
+@option('Images', '--cols', type=NumberList(), required=True, help='Column seeds.')
+@option('Images', '--styles', type=NumberList(),
+        help='ws taken from the column seed.  [default: 0-6, or fewer]')
 @video_options
 def mix_styles(  # noqa: PLR0913
     network: str, outdir: str, trunc: float, class_idx: int | None, noise_mode: str, device: str, batch: int,
     trust_pickle: bool, cuda_graphs: str, rows: Sequence[int], cols: Sequence[int],
-    styles: Sequence[int] | None, film: VideoOptions,
+    styles: Sequence[int] | None, video: VideoOptions,
 ) -> None:
-    """Write pictures that mix the styles of two seeds: ROW-COLUMN.png, and all of them in grid.png.
+    """Mix the styles of pairs of seeds: writes ROW-COLUMN.png, and all of them as grid.png.
 
-    Or a video, in which a single column walks through the seeds of all columns.
+    With --video: a video in which a single column walks through all column seeds.
     """
-    film.check(outdir)
+    video.check(outdir)
     if not rows or not cols or (len(rows) + 1) * (len(cols) + 1) > MAX_CELLS:
-        raise UserError(f'--rows and --cols: a table of {len(rows)} x {len(cols)}; both must name a seed, '
-                        f'and the table must have at most {MAX_CELLS} cells')
+        raise UserError(f'--rows and --cols make a table of {len(rows)} x {len(cols)}; both must name a '
+                        f'seed, and the table can have at most {MAX_CELLS} cells')
     if is_archive(outdir):
-        raise UserError(f'--outdir={outdir}: a table of mixtures is no dataset; give a folder')
+        raise UserError(f'--outdir={outdir}: must be a folder, not a .zip')
     sampler = open_sampler(network, device, noise_mode, trunc, trust_pickle, cuda_graphs)
     mixed = _checked_styles(styles, sampler.G.num_ws)
     label = sampler.label(class_idx)
-    if film.video is not None:
+    if video.file_name is not None:
         source = SeedSource(sampler, cols, (class_idx if sampler.G.c_dim > 0 else None,))
-        walk = walk_through(source, 1, film)
+        walk = walk_through(source, 1, video)
         fixed = {row: sampler.styles([row], label)[0] for row in rows}
-        _write_video(Path(make_folder(outdir), film.video), sampler, walk, fixed, mixed, batch, film)
+        _write_video(Path(make_folder(outdir), video.file_name), sampler, walk, fixed, mixed, batch, video)
         return
     folder = make_folder(outdir)
-    # One by one: what a seed looks like must not depend on the others.
+    # One by one: an image must not depend on the rest of its batch.
     seeds = dict.fromkeys([*rows, *cols])
     ws = {seed: sampler.styles([seed], label)[0] for seed in seeds}
     sheet = _write_table(sampler, ws, table_cells(rows, cols), mixed, batch, folder)
@@ -80,7 +80,7 @@ def _checked_styles(styles: Sequence[int] | None, num_ws: int) -> list[int]:
     if styles is None:
         return [i for i in DEFAULT_STYLES if i < num_ws]
     if styles and max(styles) >= num_ws:
-        raise UserError(f'--styles: {max(styles)} is not one of the ws of this network, 0 to {num_ws - 1}')
+        raise UserError(f'--styles: {max(styles)} is out of range; this network has ws 0 to {num_ws - 1}')
     return list(styles)
 
 
@@ -101,7 +101,7 @@ def table_cells(rows: Sequence[int], cols: Sequence[int]) -> dict[Pair, list[tup
 
 
 def mix(row: torch.Tensor, column: torch.Tensor, styles: Sequence[int]) -> torch.Tensor:
-    """ws [num_ws, w_dim] of a row with those of a column at the given indices."""
+    """ws [num_ws, w_dim] of a row, with those of a column at the given indices."""
     mixture = row.clone()
     mixture[list(styles)] = column[list(styles)]
     return mixture
@@ -117,8 +117,8 @@ def _write_table(
     with progress(total=len(cells), desc='Mixing', unit='img') as bar:
         while chunk := list(islice(pairs, batch)):
             mixtures = torch.stack([mix(ws[row], ws[column], styles) for row, column in chunk])
-            pictures = sampler.pictures(mixtures, [_noise_seed(pair) for pair in chunk])
-            for pair, pixels in zip(chunk, pictures, strict=True):
+            images = sampler.images(mixtures, [_noise_seed(pair) for pair in chunk])
+            for pair, pixels in zip(chunk, images, strict=True):
                 image_io.save_png(folder / f'{pair[0]}-{pair[1]}.png', pixels)
                 sheet = sheet or image_io.ContactSheet(columns, rows, pixels.shape)
                 for cell in cells[pair]:
@@ -128,19 +128,19 @@ def _write_table(
 
 
 def _write_video(
-    path: Path, sampler: Sampler, walk: Walk, rows: Mapping[int, torch.Tensor], styles: Sequence[int],
-    batch: int, film: VideoOptions,
+    path: Path, sampler: Sampler, walk: LatentWalk, rows: Mapping[int, torch.Tensor], styles: Sequence[int],
+    batch: int, video: VideoOptions,
 ) -> None:
-    """A table of two columns: the rows as they are, and mixed with a walk, whose own picture is on top."""
-    steps, walker = walk.positions(film), walk.noise_seeds[0]
-    still = {(0, i + 1): sampler.pictures(ws[None], [row])[0] for i, (row, ws) in enumerate(rows.items())}
-    # The noise of a mixture stays that of the first seed: a texture that changes would flicker.
+    """Two columns: the rows unmixed, and mixed with a walk, whose own image is at the top."""
+    steps, walker = walk.positions(video), walk.noise_seeds[0]
+    still = {(0, i + 1): sampler.images(ws[None], [row])[0] for i, (row, ws) in enumerate(rows.items())}
+    # A mixture keeps the noise of the first seed throughout; changing noise would flicker.
     noise_seeds = [walker, *(_noise_seed((row, walker)) for row in rows)]
     tables = sampler.tables(((mix_all(rows, walk.at(step)[0], styles), noise_seeds) for step in steps), batch)
     size, places = (2, len(rows) + 1), [(1, i) for i in range(len(rows) + 1)]
-    frames = (compose({**still, **dict(zip(places, moving, strict=True))}, size, film.video_scale)
+    frames = (compose({**still, **dict(zip(places, moving, strict=True))}, size, video.video_scale)
               for moving in tables)
-    write_frames(path, frames, len(steps), film)
+    write_frames(path, frames, len(steps), video)
 
 
 def mix_all(rows: Mapping[int, torch.Tensor], column: torch.Tensor, styles: Sequence[int]) -> torch.Tensor:

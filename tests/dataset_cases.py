@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the dataset tests share: small pictures, files of them, and which golden sources we read better."""
+"""What the dataset tests share: small images, files of them, and which golden sources we read better."""
 import functools
 import io
 import json
@@ -18,13 +18,13 @@ PUBLISHED_MODES = {'L', 'RGB', 'RGBA'}
 EXIF_ORIENTATION = 0x0112
 
 
-def picture(seed=0, height=8, width=8, channels=3):
+def make_image(seed=0, height=8, width=8, channels=3):
     """Random pixels uint8 [H, W, C]."""
     return np.random.RandomState(seed).randint(0, 256, [height, width, channels], dtype=np.uint8)
 
 
 def encode(image, image_format='png', **kwargs):
-    """The bytes of a Pillow picture or of pixels [H, W, C]."""
+    """The bytes of a Pillow image or of pixels [H, W, C]."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     buffer = io.BytesIO()
@@ -67,7 +67,7 @@ def source_path(source):
 def is_read_better(source):
     """Whether a golden source holds what the published code reads as something else than its colours.
 
-    Palettes, bilevel, 16-bit, CMYK and turned (EXIF) pictures: we give true colours, upright, where the
+    Palettes, bilevel, 16-bit, CMYK and turned (EXIF) images: we give true colours, upright, where the
     published code gives indices, fails, or depends on the decoder that is installed. Such cases are compared
     loosely.
     """

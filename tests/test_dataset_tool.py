@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_cases import encode, is_read_better, picture, run_tool, source_path, write_folder, write_zip
+from dataset_cases import encode, is_read_better, make_image, run_tool, source_path, write_folder, write_zip
 from golden_cases import ROOT, arrays, cases
 from PIL import Image
 
@@ -85,7 +85,7 @@ def test_conversion_is_as_published(case, tmp_path, tool):
 
 
 def test_palettes_become_their_colours(tmp_path, tool):
-    image = Image.fromarray(picture()).quantize(8)
+    image = Image.fromarray(make_image()).quantize(8)
     source = write_folder(tmp_path / 'src', {'a.png': encode(image), 'b.gif': encode(image, 'gif')})
     assert tool(source, tmp_path / 'out')[0] == 0
     files = read_output(tmp_path / 'out')
@@ -94,7 +94,7 @@ def test_palettes_become_their_colours(tmp_path, tool):
 
 
 def test_gray_can_be_cropped(tmp_path, tool):
-    source = write_folder(tmp_path / 'src', {'a.png': encode(picture(0, 8, 12, 1))})
+    source = write_folder(tmp_path / 'src', {'a.png': encode(make_image(0, 8, 12, 1))})
     for transform in ['center-crop', 'center-crop-wide']:
         dest = tmp_path / transform
         status, output = tool(source, dest, '--transform', transform, '--width=8', '--height=4')
@@ -102,13 +102,13 @@ def test_gray_can_be_cropped(tmp_path, tool):
     assert pixels_of(read_output(dest)['00000/img00000000.png'])[0] == 'L'
 
 
-def many_pictures(path, count=40):
-    files = {f'{i % 3}/{i:03d}.png': encode(picture(i, 12, 12)) for i in range(count)}
+def many_images(path, count=40):
+    files = {f'{i % 3}/{i:03d}.png': encode(make_image(i, 12, 12)) for i in range(count)}
     return write_folder(path, files)
 
 
 def test_workers_do_not_change_the_output(tmp_path, tool):
-    source = many_pictures(tmp_path / 'src')
+    source = many_images(tmp_path / 'src')
     for workers in [0, 2]:
         status, output = tool(source, tmp_path / f'{workers}.zip', '--width=8', '--height=8',
                               '--labels=folders', f'--workers={workers}')
@@ -116,8 +116,8 @@ def test_workers_do_not_change_the_output(tmp_path, tool):
     assert (tmp_path / '0.zip').read_bytes() == (tmp_path / '2.zip').read_bytes()
 
 
-def test_an_unreadable_picture_stops_the_tool_and_leaves_nothing(tmp_path, tool):
-    source = many_pictures(tmp_path / 'src')
+def test_an_unreadable_image_stops_the_tool_and_leaves_nothing(tmp_path, tool):
+    source = many_images(tmp_path / 'src')
     Path(source, '1', '004.png').write_bytes(b'junk')
     for workers in [0, 2]:
         status, output = tool(source, tmp_path / 'out.zip', '--width=8', '--height=8',
@@ -126,19 +126,19 @@ def test_an_unreadable_picture_stops_the_tool_and_leaves_nothing(tmp_path, tool)
     assert sorted(os.listdir(tmp_path)) == ['src']
 
 
-def test_unreadable_pictures_are_skipped_and_listed_on_request(tmp_path, tool):
-    files = {f'{i}.png': encode(picture(i)) for i in range(6)}
+def test_unreadable_images_are_skipped_and_listed_on_request(tmp_path, tool):
+    files = {f'{i}.png': encode(make_image(i)) for i in range(6)}
     files['1.png'], files['4.png'] = b'', files['4.png'][:60]
     source = write_zip(tmp_path / 'src.zip', files)
     status, output = tool(source, tmp_path / 'out.zip', '--on-error=skip', '--max-images=3')
     assert status == 0 and 'Skipped 1 unreadable' in output and '1.png' in output
     written = read_output(tmp_path / 'out.zip')
     assert list(written) == [f'00000/img0000000{i}.png' for i in range(3)] + ['dataset.json']
-    np.testing.assert_array_equal(pixels_of(written['00000/img00000002.png'])[1], picture(3))
+    np.testing.assert_array_equal(pixels_of(written['00000/img00000002.png'])[1], make_image(3))
 
 
 def test_folders_give_classes_and_the_mapping_is_printed(tmp_path, tool):
-    files = {f'{name}/a.png': encode(picture()) for name in ['dog', 'cat', 'cow/calf']}
+    files = {f'{name}/a.png': encode(make_image()) for name in ['dog', 'cat', 'cow/calf']}
     source = write_folder(tmp_path / 's', files)
     status, output = tool(source, tmp_path / 'out', '--labels=folders')
     assert status == 0
@@ -148,29 +148,29 @@ def test_folders_give_classes_and_the_mapping_is_printed(tmp_path, tool):
 
 
 def test_csv_gives_labels(tmp_path, tool):
-    source = write_folder(tmp_path / 's', {'a.png': encode(picture()), 'd/b.png': encode(picture())})
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image()), 'd/b.png': encode(make_image())})
     (tmp_path / 'labels.csv').write_text('file,x,y\nd/b.png,1,2\na.png,0.5,3\n')
     assert tool(source, tmp_path / 'out', f'--labels={tmp_path / "labels.csv"}')[0] == 0
     dataset = ImageFolderDataset(str(tmp_path / 'out'), use_labels=True)
     assert [dataset.get_label(i).tolist() for i in range(2)] == [[0.5, 3], [1, 2]]
 
 
-def test_a_picture_without_a_csv_row_is_named(tmp_path, tool):
-    source = write_folder(tmp_path / 's', {'a.png': encode(picture()), 'b.png': encode(picture())})
+def test_an_image_without_a_csv_row_is_named(tmp_path, tool):
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image()), 'b.png': encode(make_image())})
     (tmp_path / 'labels.csv').write_text('a.png,1\n')
     status, output = tool(source, tmp_path / 'out', f'--labels={tmp_path / "labels.csv"}')
     assert status == 2 and 'no row for b.png' in output
 
 
 def test_labels_can_be_dropped(tmp_path, tool):
-    files = {'a.png': encode(picture()), 'dataset.json': {'labels': [['a.png', 1]]}}
+    files = {'a.png': encode(make_image()), 'dataset.json': {'labels': [['a.png', 1]]}}
     source = write_folder(tmp_path / 's', files)
     assert tool(source, tmp_path / 'out', '--labels=none')[0] == 0
     assert json.loads(read_output(tmp_path / 'out')['dataset.json']) == {'labels': None}
 
 
 def test_any_shape_allows_what_our_networks_train_on(tmp_path, tool):
-    source = write_folder(tmp_path / 's', {'a.png': encode(picture(0, 6, 12, 4))})
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image(0, 6, 12, 4))})
     status, output = tool(source, tmp_path / 'out')
     assert status == 2 and 'not square' in output and '--any-shape' in output
     assert tool(source, tmp_path / 'out', '--any-shape')[0] == 0
@@ -178,13 +178,13 @@ def test_any_shape_allows_what_our_networks_train_on(tmp_path, tool):
 
 
 def test_even_any_shape_refuses_odd_sides(tmp_path, tool):
-    source = write_folder(tmp_path / 's', {'a.png': encode(picture(0, 7, 8))})
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image(0, 7, 8))})
     status, output = tool(source, tmp_path / 'out', '--any-shape')
     assert status == 2 and 'one power of two' in output
 
 
 def test_mixed_modes_can_be_made_alike(tmp_path, tool):
-    source = write_folder(tmp_path / 's', {f'{n}.png': encode(picture(n, 8, 8, n)) for n in (1, 2, 3, 4)})
+    source = write_folder(tmp_path / 's', {f'{n}.png': encode(make_image(n, 8, 8, n)) for n in (1, 2, 3, 4)})
     status, output = tool(source, tmp_path / 'out')
     assert status == 2 and '2.png' in output and '--mode=RGB' in output
     assert tool(source, tmp_path / 'out', '--mode=RGB')[0] == 0
@@ -192,7 +192,7 @@ def test_mixed_modes_can_be_made_alike(tmp_path, tool):
 
 
 def test_stretching_is_mentioned(tmp_path, tool):
-    files = {'a.png': encode(picture(0, 16, 32)), 'b.png': encode(picture(0, 32, 32))}
+    files = {'a.png': encode(make_image(0, 16, 32)), 'b.png': encode(make_image(0, 32, 32))}
     source = write_folder(tmp_path / 's', files)
     size = ['--width=8', '--height=8']
     assert 'changed the proportions of 1;' in tool(source, tmp_path / 'a', *size)[1]
@@ -200,13 +200,14 @@ def test_stretching_is_mentioned(tmp_path, tool):
 
 
 def test_a_late_misfit_is_found_before_the_work(tmp_path, tool):
-    files = {f'{i:03d}.png': encode(picture(0)) for i in range(20)} | {'999.png': encode(picture(0, 8, 9))}
+    files = {f'{i:03d}.png': encode(make_image(0)) for i in range(20)}
+    files['999.png'] = encode(make_image(0, 8, 9))
     status, output = tool(write_folder(tmp_path / 's', files), tmp_path / 'out')
     assert status == 2 and '999.png is 9x8' in output and 'Converting' not in output
 
 
 def test_both_spellings_of_max_images_work(tmp_path, tool):
-    source = many_pictures(tmp_path / 'src', 5)
+    source = many_images(tmp_path / 'src', 5)
     for option in ['--max-images=2', '--max_images=2']:
         assert tool(source, tmp_path / option, option, '--width=8', '--height=8')[0] == 0
         assert len(read_output(tmp_path / option)) == 3
@@ -220,7 +221,7 @@ def test_both_spellings_of_max_images_work(tmp_path, tool):
     (['--labels=none.csv'], 'cannot be read'), (['--labels=folders'], 'no class folder'),
 ])
 def test_bad_options_are_refused(tmp_path, tool, args, message):
-    source = write_folder(tmp_path / 's', {'a.png': encode(picture())})
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image())})
     status, output = tool(source, tmp_path / 'out', *args)
     assert status == 2 and message in output and not (tmp_path / 'out').exists()
 
@@ -228,13 +229,13 @@ def test_bad_options_are_refused(tmp_path, tool, args, message):
 def test_labels_that_training_would_refuse_are_announced(tmp_path, tool):
     for label, is_bad in ((-1, True), ('cat', True), (10 ** 9, True), (1, False)):
         labels = json.dumps({'labels': [['a.png', label]]}).encode()
-        source = write_folder(tmp_path / f's{label}', {'a.png': encode(picture()), 'dataset.json': labels})
+        source = write_folder(tmp_path / f's{label}', {'a.png': encode(make_image()), 'dataset.json': labels})
         status, output = tool(source, tmp_path / f'{label}.zip')
         assert status == 0 and ('--cond=1 will refuse them' in output) == is_bad, output
 
 
 def test_bad_destinations_are_refused(tmp_path, tool):
-    source = write_folder(tmp_path / 's', {'a.png': encode(picture())})
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image())})
     write_folder(tmp_path / 'dir.zip', {'x': b''})
     for dest, message in [('s/a.png', 'is a file'), ('s/a.png/out', 'cannot be written'),
                           ('dir.zip', 'is a folder'), ('s/a.png/out.zip', 'cannot be written')]:
@@ -244,8 +245,8 @@ def test_bad_destinations_are_refused(tmp_path, tool):
 
 
 def test_an_existing_zip_is_replaced_only_on_success(tmp_path, tool):
-    good = write_folder(tmp_path / 'good', {'a.png': encode(picture())})
-    bad = write_folder(tmp_path / 'bad', {'a.png': encode(picture())[:70]})
+    good = write_folder(tmp_path / 'good', {'a.png': encode(make_image())})
+    bad = write_folder(tmp_path / 'bad', {'a.png': encode(make_image())[:70]})
     (tmp_path / 'out.zip').write_bytes(b'old')
     assert tool(bad, tmp_path / 'out.zip')[0] == 2
     assert (tmp_path / 'out.zip').read_bytes() == b'old'
@@ -255,7 +256,7 @@ def test_an_existing_zip_is_replaced_only_on_success(tmp_path, tool):
 
 def test_an_empty_folder_may_be_the_destination(tmp_path, tool):
     (tmp_path / 'out').mkdir()
-    source = write_folder(tmp_path / 's', {'a.png': encode(picture())})
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image())})
     assert tool(source, tmp_path / 'out')[0] == 0
     assert len(read_output(tmp_path / 'out')) == 2
 
@@ -266,7 +267,7 @@ def write_idx(path, pixels):
 
 
 def test_mnist_of_any_length_is_read(tmp_path, tool):
-    digits = picture(0, 5 * 28, 28, 1).reshape(5, 28, 28)
+    digits = make_image(0, 5 * 28, 28, 1).reshape(5, 28, 28)
     write_idx(tmp_path / 'train-images-idx3-ubyte.gz', digits)
     write_idx(tmp_path / 'train-labels-idx1-ubyte.gz', np.uint8([3, 1, 4, 1, 5]))
     assert tool(tmp_path / 'train-images-idx3-ubyte.gz', tmp_path / 'out')[0] == 0
@@ -310,7 +311,7 @@ def write_cifar(path, batches):
 
 
 def cifar_batch(seed, count=2):
-    return {'data': picture(seed, count, 3072, 1)[:, :, 0], 'labels': [seed] * count}
+    return {'data': make_image(seed, count, 3072, 1)[:, :, 0], 'labels': [seed] * count}
 
 
 def test_cifar_of_any_length_is_read(tmp_path, tool):
@@ -363,8 +364,8 @@ def test_damaged_lsun_entries_are_skipped_and_named(tmp_path, tool):
     lmdb = pytest.importorskip('lmdb')
     turned = Image.Exif()
     turned[0x0112] = 3
-    entries = {b'k0': encode(picture(0)), b'k1': b'junk', b'k2': encode(picture(2, 8, 8, 1)),
-               b'k3': encode(picture(3, 8, 8, 4)), b'k4': encode(picture(4), exif=turned)}
+    entries = {b'k0': encode(make_image(0)), b'k1': b'junk', b'k2': encode(make_image(2, 8, 8, 1)),
+               b'k3': encode(make_image(3, 8, 8, 4)), b'k4': encode(make_image(4), exif=turned)}
     with lmdb.open(str(tmp_path / 'x_lmdb')) as database, database.begin(write=True) as transaction:
         for key, value in entries.items():
             transaction.put(key, value)
@@ -372,15 +373,15 @@ def test_damaged_lsun_entries_are_skipped_and_named(tmp_path, tool):
     assert status == 0 and 'key k1 cannot be decoded' in output
     dataset = ImageFolderDataset(str(tmp_path / 'out'))
     assert len(dataset) == 4 and dataset.image_shape == [3, 8, 8]
-    np.testing.assert_array_equal(dataset[1][0], picture(2, 8, 8, 1).transpose(2, 0, 1).repeat(3, 0))
-    np.testing.assert_array_equal(dataset[2][0], picture(3, 8, 8, 4)[:, :, :3].transpose(2, 0, 1))
-    np.testing.assert_array_equal(dataset[3][0], picture(4)[::-1, ::-1].transpose(2, 0, 1))
+    np.testing.assert_array_equal(dataset[1][0], make_image(2, 8, 8, 1).transpose(2, 0, 1).repeat(3, 0))
+    np.testing.assert_array_equal(dataset[2][0], make_image(3, 8, 8, 4)[:, :, :3].transpose(2, 0, 1))
+    np.testing.assert_array_equal(dataset[3][0], make_image(4)[::-1, ::-1].transpose(2, 0, 1))
 
 
 def test_a_refused_lsun_database_can_be_read_again_by_the_same_process(tmp_path, tool):
     lmdb = pytest.importorskip('lmdb')
     with lmdb.open(str(tmp_path / 'x_lmdb')) as database, database.begin(write=True) as transaction:
-        transaction.put(b'k', encode(picture(0, 8, 12)))
+        transaction.put(b'k', encode(make_image(0, 8, 12)))
     status, output = tool(tmp_path / 'x_lmdb', tmp_path / 'out')
     assert status == 2 and 'not square' in output
     assert tool(tmp_path / 'x_lmdb', tmp_path / 'out', '--width=8', '--height=8')[0] == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""generate.py: recorded pictures, any kind of network, and every error that a user can make."""
+"""generate.py: recorded images, any kind of network, and every error that a user can make."""
 import numpy as np
 import PIL.Image
 import pytest
@@ -21,8 +21,8 @@ def run(*args):
 
 
 def read(path):
-    with PIL.Image.open(path) as picture:
-        return picture.mode, np.asarray(picture)
+    with PIL.Image.open(path) as image:
+        return image.mode, np.asarray(image)
 
 
 def is_generate(case):
@@ -101,7 +101,7 @@ def test_pixels_are_those_of_the_python_api(network, tmp_path):
 
 
 @pytest.mark.parametrize('noise', ['const', 'random', 'none'])
-def test_the_picture_of_a_seed_does_not_depend_on_its_company(network, tmp_path, noise):
+def test_the_image_of_a_seed_does_not_depend_on_its_company(network, tmp_path, noise):
     options = ['--network', network(), f'--noise-mode={noise}', '--device=cpu']
     assert run('--outdir', tmp_path / 'alone', '--seeds=7', *options) == 0
     assert run('--outdir', tmp_path / 'batch', '--seeds=2,9,7,4', '--batch=3', *options) == 0
@@ -187,7 +187,7 @@ def test_an_output_folder_that_cannot_be_made_is_one_clean_message(network, tmp_
         assert '--outdir' in capsys.readouterr().err
 
 
-def test_pictures_that_no_png_can_hold_are_refused(network, tmp_path, capsys):
+def test_images_that_no_png_can_hold_are_refused(network, tmp_path, capsys):
     assert run('--network', network(img_channels=5), '--outdir', tmp_path, '--seeds=0', '--device=cpu') == 2
     assert '5 channels' in capsys.readouterr().err
 

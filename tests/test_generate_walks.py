@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""generate.py and style_mixing.py beyond single pictures: videos, sweeps, directions, datasets."""
+"""generate.py and style_mixing.py beyond single images: videos, sweeps, directions, datasets."""
 import json
 import zipfile
 
@@ -23,8 +23,8 @@ def run(*args, tool=generate):
 
 
 def read(path):
-    with PIL.Image.open(path) as picture:
-        return np.asarray(picture).astype(int)
+    with PIL.Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
 @pytest.fixture
@@ -51,15 +51,15 @@ def test_a_walk_decodes_with_the_announced_frames_size_and_rate(options, tmp_pat
 
 
 @pytest.mark.parametrize('kind', ['linear', 'cubic', 'slerp'])
-def test_a_walk_shows_the_pictures_of_its_seeds_and_closes_its_loop(options, tmp_path, kind):
+def test_a_walk_shows_the_images_of_its_seeds_and_closes_its_loop(options, tmp_path, kind):
     assert run(*options(), '--seeds=1-3', '--trunc=0.7') == 0
-    pictures = [read(tmp_path / 'out' / f'seed000{seed}.png') for seed in (1, 2, 3)]
+    images = [read(tmp_path / 'out' / f'seed000{seed}.png') for seed in (1, 2, 3)]
     assert run(*options(), '--seeds=1-3', '--trunc=0.7', '--video=walk', '--loop', '--step-frames=20',
                f'--interpolation={kind}', '--batch=7') == 0
     frames = frames_of(tmp_path / 'out' / 'walk')
     assert len(frames) == 60
-    for frame, picture in zip(frames[::20], pictures, strict=True):
-        assert np.abs(frame - picture).max() <= 1
+    for frame, image in zip(frames[::20], images, strict=True):
+        assert np.abs(frame - image).max() <= 1
     steps = [np.abs(a - b).mean() for a, b in zip(frames, frames[1:] + frames[:1], strict=True)]
     assert 0 < steps[-1] <= 1.5 * max(steps[:-1])
 
@@ -75,7 +75,7 @@ def test_a_walk_through_projections_and_random_noise_that_does_not_flicker(optio
     assert run(*options(), *files, '--video=b', '--interpolation=slerp') == 2
 
 
-def test_a_truncation_sweep_ends_in_the_plain_pictures(options, tmp_path):
+def test_a_truncation_sweep_ends_in_the_plain_images(options, tmp_path):
     assert run(*options(), '--seeds=3,4', '--truncation-sweep=0:1', '--columns=3', '--batch=2') == 0
     names = {path.name for path in (tmp_path / 'out').iterdir()}
     assert names == {f'seed000{seed}-trunc{psi}.png' for seed in (3, 4) for psi in ('+0.00', '+0.50', '+1.00')
@@ -135,7 +135,7 @@ def test_a_zip_is_a_dataset_with_labels(options, tmp_path, c_dim, arguments, lab
 def test_an_interrupted_dataset_leaves_nothing(options, tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
-    monkeypatch.setattr('training.sampling.sampler.Sampler.pictures', stop)
+    monkeypatch.setattr('training.sampling.sampler.Sampler.images', stop)
     network = options()[:2]
     assert run(*network, '--outdir', tmp_path / 'set.zip', '--seeds=0-3', '--device=cpu') == 1
     assert [path.name for path in tmp_path.iterdir()] == ['net.pkl']
@@ -171,18 +171,20 @@ def test_a_missing_ffmpeg_keeps_the_frames(options, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize('arguments, hint', [
     (['--video=a.avi'], '.webm'), (['--video=a.mp4', '--fps=0'], 'above 0'), (['--loop'], '--video'),
-    (['--video=a.mp4', '--seeds=1'], 'at least 2'), (['--video=a.mp4', '--video-grid=2x1'], 'equally many'),
+    (['--video=a.mp4', '--seeds=1'], 'at least 2'),
+    (['--video=a.mp4', '--video-grid=2x1'], 'the same number'),
     (['--video=a', '--video-grid=2'], '3x2'), (['--video-grid=1x1'], '--video'),
     (['--video=a', '--background=loud'], 'loud'), (['--video=a', '--interpolation=slerp',
      '--truncation-sweep=0:1'], 'slerp'), (['--video=a', '--grid'], '--grid'),
-    (['--video=a', '--video-grid=2x2', '--truncation-sweep=0:1'], '3 pictures'),
+    (['--video=a', '--video-grid=2x2', '--truncation-sweep=0:1'], '3 images'),
     (['--truncation-sweep=0:1:2'], '-3:3'), (['--truncation-sweep=nan'], '-3:3'),
-    (['--truncation-sweep=0:1', '--class-sweep=0,1'], 'one at a time'), (['--class-sweep=0,1'], 'no classes'),
+    (['--truncation-sweep=0:1', '--class-sweep=0,1'], 'exclude each other'),
+    (['--class-sweep=0,1'], 'no classes'),
     (['--classes=0'], 'no classes'), (['--classes=0', '--class=0'], 'one of them'),
     (['--classes=3-1'], 'empty range'), (['--strength=2'], '--direction'), (['--layers=2'], '--direction'),
     (['--direction=absent.npz:0'], 'absent.npz'), (['--direction=absent'], 'FILE:INDEX'),
     (['--find-directions=sefa', '--layers=6'], '0 to 5'), (['--find-directions=ica'], 'ica'),
-    (['--find-directions=pca', '--num-directions=9'], '8 dimensions'),
+    (['--find-directions=pca', '--num-directions=9'], 'at most 8'),
     (['--find-directions=pca', '--video=a'], '--find-directions')])
 def test_a_wrong_option_is_one_clean_message(options, tmp_path, capsys, arguments, hint):
     assert run(*options(), '--seeds=1-3', *arguments) == 2
@@ -199,7 +201,7 @@ def test_wrong_classes_are_one_clean_message(options, capsys, arguments, hint):
     assert hint in capsys.readouterr().err
 
 
-def test_a_dataset_holds_pictures_only_and_a_sweep_needs_seeds(options, tmp_path, capsys):
+def test_a_dataset_holds_images_only_and_a_sweep_needs_seeds(options, tmp_path, capsys):
     network = options()[:2]
     for arguments in (['--grid'], ['--video=a.mp4'], ['--truncation-sweep=0:1']):
         assert run(*network, '--outdir', tmp_path / 'a.zip', '--seeds=1,2', *arguments) == 2
@@ -216,6 +218,6 @@ def test_a_truncation_sweep_needs_an_average_w(options, capsys):
 def test_the_help_lists_every_option_under_a_heading(capsys):
     assert run('--help') == 0
     text = capsys.readouterr().out
-    order = [text.index(part) for part in ('Network and output:', '--outdir', 'Pictures:', '--seeds',
+    order = [text.index(part) for part in ('Network and output:', '--outdir', 'Images:', '--seeds',
              'Sweeps and directions:', '--strength', '\nVideo:', '--video-grid', 'Options:', '--help')]
     assert order == sorted(order)

@@ -71,7 +71,7 @@ def test_the_timeline_is_of_the_micro_network_unless_told_otherwise():
     assert result.output.startswith('Step timer: micro, resolution 16x16, batch 2, steps 1')
 
 
-def test_the_micro_network_has_16_pictures_a_step_and_20_steps_by_default(monkeypatch):
+def test_the_micro_network_has_16_images_a_step_and_20_steps_by_default(monkeypatch):
     calls = []
     monkeypatch.setattr(profile_step, 'print_timeline', lambda *args: calls.append(args))
     assert run('--timeline', '--device=cpu').exit_code == 0
@@ -79,7 +79,7 @@ def test_the_micro_network_has_16_pictures_a_step_and_20_steps_by_default(monkey
     assert (built.config.batch_size, built.config.data.size, name, num_steps) == (16, (16, 16), 'micro', 20)
 
 
-def test_pictures_of_a_dataset_are_used_where_given(tmp_path):
+def test_images_of_a_dataset_are_used_where_given(tmp_path):
     for i in range(3):
         PIL.Image.fromarray(np.full([8, 8], i, np.uint8)).save(tmp_path / f'{i}.png')
     args = ['--timeline', '--steps=1', f'--data={tmp_path}', *[a for a in SMALL if 'resolution' not in a]]

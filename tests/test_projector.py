@@ -34,7 +34,7 @@ def network(tmp_path):
 
 @pytest.fixture
 def target(tmp_path):
-    """Function: path of a picture of noise."""
+    """Function: path of an image of noise."""
     def write(name='a.png', mode='RGB', size=(20, 30)):
         path, channels = tmp_path / name, len(mode)
         pixels = np.random.default_rng(0).integers(256, size=[size[1], size[0], channels], dtype=np.uint8)
@@ -45,8 +45,8 @@ def target(tmp_path):
 
 
 def read(path):
-    with PIL.Image.open(path) as picture:
-        return picture.mode, np.asarray(picture)
+    with PIL.Image.open(path) as image:
+        return image.mode, np.asarray(image)
 
 
 def test_the_published_files_are_written(network, tmp_path, capsys):
@@ -58,7 +58,7 @@ def test_the_published_files_are_written(network, tmp_path, capsys):
     assert [read(out / name)[1].shape for name in ('target.png', 'proj.png')] == [(16, 16, 3)] * 2
     frames = imageio.imread(out / 'proj.mp4')
     assert frames.shape == (3, 16, 32, 3) and imageio.immeta(out / 'proj.mp4')['fps'] == 10
-    # Videos have half as many colours as pixels: of a flat picture nothing is lost, of others the mean stays.
+    # Videos have half as many colours as pixels: of a flat image nothing is lost, of others the mean stays.
     halves = frames[-1, :, :14], frames[-1, :, 18:]
     assert np.abs(halves[0].astype(int) - [200, 80, 40]).max() < 9
     assert abs(halves[1].mean() - read(out / 'proj.png')[1][:, 2:].mean()) < 9
@@ -69,7 +69,7 @@ def test_the_published_files_are_written(network, tmp_path, capsys):
     assert report['distance'] == 'pixel' and report['seed'] == 303 and report['space'] == 'w'
 
 
-def test_the_picture_is_that_of_the_w_with_its_noise(network, target, tmp_path):
+def test_the_image_is_that_of_the_w_with_its_noise(network, target, tmp_path):
     path, out = network(), tmp_path / 'out'
     options = ['--network', path, '--outdir', out, '--save-video=false', *QUICK]
     assert run('--target', target(), *options) == 0
@@ -82,7 +82,7 @@ def test_the_picture_is_that_of_the_w_with_its_noise(network, target, tmp_path):
     expected = ((image[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).numpy()
     assert w.shape == (1, 6, 8) and len(noise) == 5
     assert np.abs(read(out / 'proj.png')[1] - expected).max() <= 1
-    # With the noise kept, generate.py makes the same picture.
+    # With the noise kept, generate.py makes the same image.
     assert run('--target', target(), '--noise=keep', *options) == 0
     shown = ['--network', path, '--projected-w', out / 'projected_w.npz', '--outdir', out, '--device=cpu']
     assert run(*shown, main=generate.main) == 0
@@ -220,7 +220,7 @@ def test_an_output_folder_that_cannot_be_made_is_one_clean_message(network, targ
     assert '--outdir' in capsys.readouterr().err
 
 
-def test_pictures_that_no_png_can_hold_are_refused(network, target, tmp_path, capsys):
+def test_images_that_no_png_can_hold_are_refused(network, target, tmp_path, capsys):
     options = ['--target', target(), '--outdir', tmp_path / 'out', *QUICK]
     assert run('--network', network(img_channels=5), *options) == 2
     assert '5 channels' in capsys.readouterr().err

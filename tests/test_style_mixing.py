@@ -19,8 +19,8 @@ def run(*args, tool=style_mixing):
 
 
 def read(path):
-    with PIL.Image.open(path) as picture:
-        return picture.mode, np.asarray(picture)
+    with PIL.Image.open(path) as image:
+        return image.mode, np.asarray(image)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_wrong_option_is_one_clean_message(network, tmp_path, capsys, options,
 def test_a_table_is_not_written_as_a_dataset(network, tmp_path, capsys):
     options = ['--outdir', tmp_path / 'out.zip', '--rows=1', '--cols=2', '--device=cpu']
     assert run('--network', network(), *options) == 2
-    assert 'out.zip: a table' in capsys.readouterr().err and not (tmp_path / 'out.zip').exists()
+    assert 'out.zip: must be a folder' in capsys.readouterr().err and not (tmp_path / 'out.zip').exists()
 
 
 def test_a_class_is_ignored_with_a_warning_where_there_are_none(network, tmp_path, capsys):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datasets of pictures with optional labels, and the order in which training reads them."""
+"""Image datasets with optional labels, and the order in which training reads them."""
 import contextlib
 import os
 from collections.abc import Iterator
@@ -18,24 +18,24 @@ from training.datasets.labels import label_array, parse_label_json
 
 DATA_FOLDER = Path(__file__).resolve().parent / 'datasets'
 MAX_DECODE_THREADS = 16
-PRELOAD_CHUNK = 64  # pictures a task
+PRELOAD_CHUNK = 64  # images per task
 
 
 def find_dataset(name_or_path: str) -> str:
-    """The path of a dataset that comes with the project ('emoji32'); anything else is returned unchanged."""
+    """The path of a bundled dataset ('emoji32'); anything else is returned unchanged."""
     bundled = DATA_FOLDER / f'{name_or_path}.zip'
-    # './emoji32' and 'data/emoji32' are paths: only a bare name is looked up.
+    # './emoji32' and 'data/emoji32' are paths; only a bare name is looked up.
     is_name = name_or_path == os.path.basename(name_or_path)
     return str(bundled) if is_name and bundled.is_file() else name_or_path
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Pictures uint8 [C, H, W] with labels: subset, mirroring, label layout. Subclasses know where they are.
+    """Images uint8 [C, H, W] with labels: subset, mirroring, label layout. Subclasses read the files.
 
-    raw_shape: [N, C, H, W] of all pictures. max_size: keep so many, drawn with `random_seed`, in their order.
-    use_labels: without, every label is a vector of length 0. xflip: append the mirror image of each picture.
+    raw_shape: [N, C, H, W] of all images. max_size: use a random subset of this size, in the original order.
+    use_labels: if False, every label is a vector of length 0. xflip: append the mirrored copy of each image.
     A subclass defines `_load_raw_image(raw_idx)` -> uint8 [C, H, W]; `_load_raw_labels()` -> int64 [N]
-    classes >= 0, float32 [N, ...] or None; and, if it holds anything open, `close()`.
+    classes >= 0, float32 [N, ...] or None; and, if it keeps files open, `close()`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Dataset(torch.utils.data.Dataset):
         self._raw_idx = _draw_subset(self._raw_shape[0], max_size, random_seed)
         self._xflip = np.zeros(len(self._raw_idx), dtype=np.uint8)
         if xflip:
-            # Item i + n is the mirror image of item i, as published: the second half repeats the first.
+            # Item i + n is item i mirrored, as published: the second half repeats the first.
             self._xflip = np.concatenate([self._xflip, np.ones_like(self._xflip)])
             self._raw_idx = np.tile(self._raw_idx, 2)
 
@@ -63,16 +63,16 @@ class Dataset(torch.utils.data.Dataset):
         raise NotImplementedError(f'{type(self).__name__} must define _load_raw_labels')
 
     def _describe(self, raw_idx: int) -> str:
-        """How messages call a picture."""
+        """The name of an image in messages."""
         return f'{self._name}: image {raw_idx}'
 
     def close(self) -> None:
-        """Release what the dataset holds open; reading goes on to work where a subclass can open it again."""
+        """Close open files; a subclass may open them again on the next read."""
 
     def _get_raw_labels(self) -> np.ndarray:
         if self._raw_labels is None:
             labels = self._load_raw_labels() if self._use_labels else None
-            # An empty vector a picture lets everything downstream treat unlabelled data alike.
+            # An empty vector per image lets all callers treat unlabelled data alike.
             if labels is None:
                 labels = np.zeros([self._raw_shape[0], 0], dtype=np.float32)
             self._raw_labels = _checked_labels(labels, self._raw_shape[0], self._name)
@@ -84,20 +84,20 @@ class Dataset(torch.utils.data.Dataset):
             raise UserError(f'{self._describe(raw_idx)} must be a uint8 array, got {type(image).__name__} '
                             f'{getattr(image, "dtype", "")}')
         if list(image.shape) != self.image_shape:
-            raise UserError(f'{self._describe(raw_idx)} is {_shape_text(image.shape)}, but the first picture '
+            raise UserError(f'{self._describe(raw_idx)} is {_shape_text(image.shape)}, but the first image '
                             f'is {_shape_text(self.image_shape)}; make all alike with dataset_tool.py')
         return image
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that `preload` takes: the raw pictures of the subset, mirror images not counted twice."""
+        """Bytes needed by `preload`: the raw images of the subset, mirrored copies not counted."""
         return len(np.unique(self._raw_idx)) * int(np.prod(self.image_shape))
 
     def preload(self, show_progress: bool = True) -> None:
-        """Decode every picture of the subset once into memory (`num_bytes`); reading then touches no file.
+        """Decode every image of the subset into memory once (`num_bytes`); reading then needs no file.
 
-        Not carried over by pickling, so spawned workers decode for themselves. Calls
-        `_load_raw_image` from several threads. Raises UserError as reading does.
+        Dropped by pickling, so spawned workers decode for themselves. Calls `_load_raw_image` from several
+        threads. Raises UserError as reading does.
         """
         rows = np.unique(self._raw_idx)
         pixels = np.empty([len(rows), *self.image_shape], dtype=np.uint8)
@@ -108,7 +108,7 @@ class Dataset(torch.utils.data.Dataset):
                 pixels[start + i] = self._get_raw_image(int(raw_idx))
             return len(chunk)
 
-        # Threads suffice: decoders release the interpreter lock.
+        # Threads suffice: decoders release the GIL.
         pool = ThreadPoolExecutor(min(MAX_DECODE_THREADS, os.cpu_count() or 1))
         try:
             done = pool.map(load_chunk, range(0, len(rows), PRELOAD_CHUNK))
@@ -116,15 +116,15 @@ class Dataset(torch.utils.data.Dataset):
                 with progress(total=len(rows), desc='Reading', unit='img') as bar:
                     for count in done:
                         bar.update(count)
-            # Without a bar nobody has read the results yet, and an exception shows only on reading.
-            list(done)  # raises what a thread raised
+            # Without a progress bar the results are still unread; reading them raises exceptions of threads.
+            list(done)
         finally:
             pool.shutdown(cancel_futures=True)
         self._ram = pixels
 
     def decoded(self) -> np.ndarray:
-        """What `preload` has read: uint8 [pictures, C, H, W], not a copy."""
-        assert self._ram is not None, 'preload() comes first'
+        """The images decoded by `preload`: uint8 [images, C, H, W], not a copy."""
+        assert self._ram is not None, 'call preload() first'
         return self._ram
 
     def rows_of(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +136,7 @@ class Dataset(torch.utils.data.Dataset):
         return len(self._raw_idx)
 
     def __getitem__(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
-        """(picture uint8 [C, H, W], label float32) of item `idx`, both copies."""
+        """(image uint8 [C, H, W], label float32) of item `idx`, both copies."""
         raw_idx = int(self._raw_idx[idx])
         if self._ram is None:
             image = self._get_raw_image(raw_idx)
@@ -145,7 +145,7 @@ class Dataset(torch.utils.data.Dataset):
         return (image[:, :, ::-1] if self._xflip[idx] else image).copy(), self.get_label(idx)
 
     def get_label(self, idx: int) -> np.ndarray:
-        """The label of item `idx` for the networks: float32, one-hot for classes, length 0 if unused."""
+        """The label of item `idx` as network input: float32, one-hot for classes, length 0 if unused."""
         raw_label = self._get_raw_labels()[self._raw_idx[idx]]
         if not self.has_onehot_labels:
             return raw_label.copy()
@@ -166,12 +166,12 @@ class Dataset(torch.utils.data.Dataset):
 
     @property
     def image_shape(self) -> list[int]:
-        """[C, H, W] of every picture."""
+        """[C, H, W] of every image."""
         return list(self._raw_shape[1:])
 
     @property
     def num_channels(self) -> int:
-        """1 gray, 2 gray + alpha, 3 RGB, 4 RGBA, or whatever a subclass gives."""
+        """1 gray, 2 gray + alpha, 3 RGB, 4 RGBA, or as defined by a subclass."""
         return self._raw_shape[1]
 
     @property
@@ -186,18 +186,18 @@ class Dataset(torch.utils.data.Dataset):
 
     @property
     def resolution(self) -> int:
-        """The side of square pictures. Raises UserError for others: use `height` and `width`."""
+        """The side of square images. Raises UserError for others: use `height` and `width`."""
         if self.height != self.width:
-            raise UserError(f'{self._name}: pictures are {self.width}x{self.height}, so there is no single '
+            raise UserError(f'{self._name}: images are {self.width}x{self.height}, so there is no single '
                             'resolution; use height and width')
         return self.height
 
     @property
     def label_shape(self) -> list[int]:
-        """[number of classes], counted over all pictures, not only the subset; or the shape of a vector."""
+        """[number of classes], counted over all images, not only the subset; or the shape of a vector."""
         labels = self._get_raw_labels()
         if labels.dtype == np.int64:
-            # A subset that lacks the last class must still fit a network trained on all.
+            # A subset without the last class must still fit a network trained on all classes.
             return [int(labels.max(initial=-1)) + 1]
         return list(labels.shape[1:])
 
@@ -210,7 +210,7 @@ class Dataset(torch.utils.data.Dataset):
 
     @property
     def has_labels(self) -> bool:
-        """Whether labels hold anything; classes that are all 0 count."""
+        """Whether there are labels; a single class counts."""
         return any(size != 0 for size in self.label_shape)
 
     @property
@@ -219,11 +219,11 @@ class Dataset(torch.utils.data.Dataset):
         return self._get_raw_labels().dtype == np.int64
 
     def __getstate__(self) -> dict[str, Any]:
-        # Spawned workers get a small object; what is dropped is read again on first use.
+        # Keeps the pickle for spawned workers small; labels are read again on first use.
         return dict(self.__dict__, _raw_labels=None, _ram=None)
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # AttributeError: the constructor did not get far
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: the constructor failed early
             self.close()
 
 
@@ -231,7 +231,7 @@ def _draw_subset(num_images: int, max_size: int | None, random_seed: int) -> np.
     indices = np.arange(num_images, dtype=np.int64)
     if max_size is None or num_images <= max_size:
         return indices
-    # The legacy generator, because its stream decides which pictures --subset has always meant.
+    # The legacy generator, as published: its stream determines which images --subset selects.
     np.random.RandomState(random_seed).shuffle(indices)
     return np.sort(indices[:max_size])
 
@@ -251,12 +251,11 @@ def _shape_text(shape: list[int] | tuple[int, ...]) -> str:
 
 
 class ImageFolderDataset(Dataset):
-    """The pictures of a folder or zip, by sorted relative name, with the labels of its `dataset.json`.
+    """The images of a folder or zip, by sorted relative name, with the labels of its `dataset.json`.
 
-    path: folder (searched recursively) or `.zip`. resolution: side or (height, width) that the pictures must
-    have. Pictures are decoded by `training.datasets.images.decode_image`: true colours, upright, 1 to 4
-    channels.
-    Raises UserError, which is an OSError too, for a path or size that does not fit.
+    path: folder (searched recursively) or `.zip`. resolution: required side or (height, width).
+    Images are decoded by `training.datasets.images.decode_image`: true colors, upright, 1 to 4 channels.
+    Raises UserError, which is an OSError too, for an invalid path or size.
     """
 
     def __init__(
@@ -264,11 +263,11 @@ class ImageFolderDataset(Dataset):
     ) -> None:
         self._path = path
         self._files = ImageFiles(path)
-        # The first picture speaks for all; the others are checked when they are read.
+        # The first image determines the shape; the others are checked when they are read.
         height, width, channels = self._decode(0).shape
         if resolution is not None and _as_pair(resolution) != (height, width):
             wanted = 'x'.join(str(size) for size in reversed(_as_pair(resolution)))
-            raise DatasetPathError(f'{self._describe(0)} is {width}x{height}, but {wanted} is asked for; '
+            raise DatasetPathError(f'{self._describe(0)} is {width}x{height}, but {wanted} is required; '
                                    'resize with dataset_tool.py --width --height')
         raw_shape = [len(self._files.names), channels, height, width]
         super().__init__(name=_dataset_name(path), raw_shape=raw_shape, **super_kwargs)
@@ -302,17 +301,16 @@ def _as_pair(resolution: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _dataset_name(path: str) -> str:
-    # abspath drops a trailing separator and gives '.' and '..' a name.
+    # abspath drops a trailing separator and resolves '.' and '..' to a name.
     return os.path.splitext(os.path.basename(os.path.abspath(path)))[0]
 
 
 class SeekableSampler(torch.utils.data.Sampler):
-    """An endless order of items that can start anywhere: a pure function of (seed, position).
+    """An endless order of items that can start at any position: a pure function of (seed, position).
 
-    Position k belongs to epoch k // size, and each epoch is a permutation of its own, drawn from (seed,
-    epoch). This rank yields the positions start + rank, start + rank + num_replicas, ... so that all ranks
-    together read the stream from `start` on, whatever their number. shuffle=False: the items in their order,
-    over and over.
+    Position k is in epoch k // size; each epoch has its own permutation, drawn from (seed, epoch). This rank
+    yields the positions start + rank, start + rank + num_replicas, ..., so that all ranks together read the
+    stream from `start` on, for any number of ranks. shuffle=False: the items in order, repeated.
     """
 
     def __init__(
@@ -340,7 +338,7 @@ class SeekableSampler(torch.utils.data.Sampler):
 
     def indices_at(self, position: int, count: int) -> np.ndarray:
         """The items at the global positions position ... position + count - 1 (all ranks), int64 [count]."""
-        # One part an epoch, because each epoch has its own order.
+        # One part per epoch, because each epoch has its own order.
         parts = [np.empty(0, dtype=np.int64)]
         end = position + count
         while position < end:
@@ -353,7 +351,7 @@ class SeekableSampler(torch.utils.data.Sampler):
         position = self.start + self.rank
         while True:
             epoch, offset = divmod(position, self.size)
-            # This rank's share of what is left of the epoch.
+            # This rank's share of the rest of the epoch.
             items = self.permutation(epoch)[offset::self.num_replicas]
             yield from items.tolist()
             position += len(items) * self.num_replicas

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from dataset_cases import encode, picture
+from dataset_cases import encode, make_image
 from PIL import Image
 
 from dnnlib.util import UserError
@@ -23,7 +23,7 @@ CPU = torch.device('cpu')
 def folder(tmp_path):
     """Ten 8x8 pictures."""
     for i in range(10):
-        (tmp_path / f'{i}.png').write_bytes(encode(Image.fromarray(picture(i, 8, 8))))
+        (tmp_path / f'{i}.png').write_bytes(encode(Image.fromarray(make_image(i, 8, 8))))
     return tmp_path
 
 
@@ -131,7 +131,7 @@ def test_a_picture_spoilt_after_the_start_is_named_in_one_line(folder, num_worke
     if damage == 'gone':
         path.unlink()
     elif damage == 'resized':
-        path.write_bytes(encode(Image.fromarray(picture(0, 16, 8))))
+        path.write_bytes(encode(Image.fromarray(make_image(0, 16, 8))))
     else:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 0xff

@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from dataset_cases import encode, is_read_better, picture, source_path, write_folder, write_zip
+from dataset_cases import encode, is_read_better, make_image, source_path, write_folder, write_zip
 from golden_cases import cases
 from PIL import Image
 
@@ -24,7 +24,7 @@ PROPERTIES = ['name', 'image_shape', 'num_channels', 'resolution', 'label_shape'
 
 
 class ArrayDataset(Dataset):
-    """Pictures of one gray level each, to watch subsets and orders."""
+    """Images of one gray level each, to watch subsets and orders."""
 
     def __init__(self, num_images, labels=None, **kwargs):
         self.labels, self.num_loads = labels, 0
@@ -91,7 +91,7 @@ def test_datasets_read_as_published(case):
 
 
 def test_a_palette_png_gives_its_colours(tmp_path):
-    image = Image.fromarray(picture()).quantize(8)
+    image = Image.fromarray(make_image()).quantize(8)
     dataset = ImageFolderDataset(write_folder(tmp_path / 'data', {'a.png': encode(image)}))
     np.testing.assert_array_equal(dataset[0][0], np.asarray(image.convert('RGB')).transpose(2, 0, 1))
 
@@ -148,7 +148,7 @@ def test_iteration_ends():
     assert len(list(ArrayDataset(3))) == 3
 
 
-def test_preloading_reads_each_picture_once_and_changes_nothing():
+def test_preloading_reads_each_image_once_and_changes_nothing():
     dataset, plain = (ArrayDataset(200, max_size=150, xflip=True) for _ in range(2))
     dataset.preload(show_progress=False)
     assert dataset.num_loads == 150 and dataset.num_bytes == 150 * 6
@@ -158,29 +158,29 @@ def test_preloading_reads_each_picture_once_and_changes_nothing():
 
 
 def test_preloading_survives_the_loss_of_the_file(tmp_path):
-    path = write_zip(tmp_path / 'a.zip', {f'{i}.png': encode(picture(i)) for i in range(5)})
+    path = write_zip(tmp_path / 'a.zip', {f'{i}.png': encode(make_image(i)) for i in range(5)})
     dataset = ImageFolderDataset(path)
     dataset.preload()
     dataset.close()
     os.remove(path)
-    np.testing.assert_array_equal(dataset[4][0], picture(4).transpose(2, 0, 1))
+    np.testing.assert_array_equal(dataset[4][0], make_image(4).transpose(2, 0, 1))
 
 
-def test_preloading_names_the_damaged_picture(tmp_path):
-    files = {f'{i}.png': encode(picture(i)) for i in range(5)}
+def test_preloading_names_the_damaged_image(tmp_path):
+    files = {f'{i}.png': encode(make_image(i)) for i in range(5)}
     path = write_folder(tmp_path / 'a', files | {'3.png': files['3.png'][:50]})
     with pytest.raises(UserError, match=r'3\.png cannot be decoded'):
         ImageFolderDataset(path).preload(show_progress=False)
 
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
-def test_pictures_of_any_shape_and_channels(tmp_path, channels):
-    path = write_folder(tmp_path / 'data', {'a.png': encode(picture(0, 4, 6, channels))})
+def test_images_of_any_shape_and_channels(tmp_path, channels):
+    path = write_folder(tmp_path / 'data', {'a.png': encode(make_image(0, 4, 6, channels))})
     dataset = ImageFolderDataset(path, resolution=(4, 6))
     assert dataset.image_shape == [channels, 4, 6] and (dataset.height, dataset.width) == (4, 6)
     with pytest.raises(UserError, match=r'6x4.*use height and width'):
         _ = dataset.resolution
-    with pytest.raises(OSError, match=r'a\.png is 6x4, but 6x6 is asked for'):
+    with pytest.raises(OSError, match=r'a\.png is 6x4, but 6x6 is required'):
         ImageFolderDataset(path, resolution=6)
 
 
@@ -188,21 +188,21 @@ def test_pictures_of_any_shape_and_channels(tmp_path, channels):
     ('name', 'expected'), [('set', 'set'), ('set/', 'set'), ('my.data', 'my'), ('x/..', None)])
 def test_the_name_is_that_of_the_folder(tmp_path, name, expected):
     (tmp_path / 'x').mkdir()
-    write_folder(tmp_path / name, {'a.png': encode(picture())})
+    write_folder(tmp_path / name, {'a.png': encode(make_image())})
     assert ImageFolderDataset(f'{tmp_path}/{name}').name == (expected or tmp_path.name)
 
 
 def test_the_order_is_a_plain_sort_of_names(tmp_path):
     names = ['a/x.png', 'a-b/x.png', 'B.png', 'a10.png', 'a2.png']
-    files = {name: encode(picture(i)) for i, name in enumerate(names)}
+    files = {name: encode(make_image(i)) for i, name in enumerate(names)}
     for path in [write_folder(tmp_path / 'f', files), write_zip(tmp_path / 'z.zip', files)]:
         dataset = ImageFolderDataset(path)
         assert [dataset[i][0].tobytes() for i in range(5)] == [
-            picture(i).transpose(2, 0, 1).tobytes() for i in (2, 1, 0, 3, 4)]
+            make_image(i).transpose(2, 0, 1).tobytes() for i in (2, 1, 0, 3, 4)]
 
 
 def make_bad_inputs(folder):
-    good, other = encode(picture()), encode(picture(0, 4, 8))
+    good, other = encode(make_image()), encode(make_image(0, 4, 8))
     whole = write_zip(folder / 'whole.zip', {f'{i}.png': good for i in range(9)})
     data = open(whole, 'rb').read()
     flipped = bytearray(data)
@@ -210,8 +210,8 @@ def make_bad_inputs(folder):
     return {
         'missing': (str(folder / 'nowhere'), 'no such folder'),
         'no zip': (write_folder(folder / 'x', {'a.txt': b''}) + '/a.txt', 'neither a folder nor a .zip'),
-        'empty folder': (write_folder(folder / 'e', {'readme.md': b''}), 'no pictures'),
-        'empty zip': (write_zip(folder / 'e.zip', {}), 'no pictures'),
+        'empty folder': (write_folder(folder / 'e', {'readme.md': b''}), 'no images'),
+        'empty zip': (write_zip(folder / 'e.zip', {}), 'no images'),
         'truncated zip': (write_folder(folder / 't', {'t.zip': data[:-50]}) + '/t.zip',
                           'damaged or incomplete'),
         'empty file': (write_folder(folder / 't', {'0.zip': b''}) + '/0.zip', 'damaged or incomplete'),
@@ -221,10 +221,10 @@ def make_bad_inputs(folder):
                         r'b\.png cannot be decoded'),
         'corrupt first': (write_zip(folder / 'd.zip', {'a.png': b'junk'}), r'a\.png cannot be decoded'),
         'other size': (write_folder(folder / 's', {'a.png': good, 'b.png': other}), r'b\.png is 8x4.*8x8'),
-        'other mode': (write_folder(folder / 'm', {'a.png': good, 'b.png': encode(picture(0, 8, 8, 1))}),
+        'other mode': (write_folder(folder / 'm', {'a.png': good, 'b.png': encode(make_image(0, 8, 8, 1))}),
                        r'b\.png is 8x8 with 1 channel, but'),
         'label missing': (write_folder(folder / 'l', {'a.png': good, 'dataset.json': {'labels': []}}),
-                          r'dataset\.json: 1 of 1 pictures have no label, the first is a\.png'),
+                          r'dataset\.json: 1 of 1 images have no label, the first is a\.png'),
         'no labels key': (write_folder(folder / 'k', {'a.png': good, 'dataset.json': {}}), 'no key "labels"'),
     }
 
@@ -241,7 +241,7 @@ def test_bad_input_is_refused_with_one_line_that_names_it(tmp_path, kind):
 
 
 def test_unused_labels_are_not_read(tmp_path):
-    path = write_folder(tmp_path / 'k', {'a.png': encode(picture()), 'dataset.json': b'{'})
+    path = write_folder(tmp_path / 'k', {'a.png': encode(make_image()), 'dataset.json': b'{'})
     assert ImageFolderDataset(path).label_dim == 0
 
 
@@ -249,18 +249,18 @@ def test_unused_labels_are_not_read(tmp_path):
 def test_workers_read_a_zip_that_the_parent_has_open(tmp_path, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f'no {method} here')
-    pictures = [picture(i, 32, 32) for i in range(60)]
-    files = {f'{i:02d}.png': encode(pixels) for i, pixels in enumerate(pictures)}
+    written = [make_image(i, 32, 32) for i in range(60)]
+    files = {f'{i:02d}.png': encode(pixels) for i, pixels in enumerate(written)}
     path = write_zip(tmp_path / 'a.zip', files)
     dataset = ImageFolderDataset(path)
     assert dataset[0][0].shape == (3, 32, 32)  # the handle is open before the fork
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=method)
     images = torch.cat([images for images, _ in loader]).numpy()
-    np.testing.assert_array_equal(images, np.stack(pictures).transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(images, np.stack(written).transpose(0, 3, 1, 2))
 
 
 def test_a_closed_or_moved_dataset_is_handled(tmp_path):
-    path = write_zip(tmp_path / 'a.zip', {f'{i}.png': encode(picture(i)) for i in range(3)})
+    path = write_zip(tmp_path / 'a.zip', {f'{i}.png': encode(make_image(i)) for i in range(3)})
     dataset = ImageFolderDataset(path)
     dataset.close()
     assert dataset[2][0].shape == (3, 8, 8)

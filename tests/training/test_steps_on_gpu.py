@@ -100,7 +100,7 @@ def test_pictures_by_graphs_are_the_same_to_the_bit(deterministic, noise_mode, b
     plain, graphed = Sampler(G, CUDA, noise_mode), Sampler(G, CUDA, noise_mode, synthesis=network)
     for start in range(0, 5 * batch, batch):
         seeds = range(start, start + batch)
-        pictures = [each.pictures(each.styles(seeds, each.label(None)), seeds) for each in (plain, graphed)]
+        pictures = [each.images(each.styles(seeds, each.label(None)), seeds) for each in (plain, graphed)]
         assert (pictures[0] == pictures[1]).all()
     assert network._run.num_graphs == 1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examine a dataset without writing: sizes, modes, labels, duplicates; can a network be trained on it?"""
+"""Checks a dataset without writing: sizes, modes, labels, duplicates, and whether it can be trained on."""
 import collections
 import dataclasses
 import hashlib
@@ -14,12 +14,12 @@ from training.datasets.labels import label_array, parse_label_json
 from training.datasets.sources import FileSource, SourceImage
 from training.datasets.transforms import Shape, shape_text
 
-MAX_EXAMPLES = 5  # names a line; the rest is counted
+MAX_EXAMPLES = 5  # names per line; the rest is counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """One picture: shape [H, W, C] and a hash of its pixels, or why it cannot be read."""
+    """One image: shape [H, W, C] and a hash of its pixels, or why it cannot be read."""
 
     name: str
     shape: Shape | None = None
@@ -28,41 +28,41 @@ class Examined:
 
 
 @dataclasses.dataclass
-class Report:
-    """Lines for the reader; `problems` keep a network from being trained, `remarks` do not."""
+class DatasetReport:
+    """Lines of the report; `problems` prevent training, `remarks` do not."""
 
     facts: list[str] = dataclasses.field(default_factory=list)
     remarks: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The whole report, problems last."""
+        """The full report, problems last."""
         return [*self.facts, *(f'Note: {line}' for line in self.remarks),
                 *(f'Problem: {line}' for line in self.problems)]
 
 
 def examine_image(image: SourceImage) -> Examined:
-    """Decode one picture and hash its pixels, so that equal pictures in different files are found."""
+    """Decode one image and hash its pixels, to find equal images in different files."""
     try:
         pixels = image.decode()
     except ImageError as error:
         return Examined(image.name, error=str(error))
-    # The shape too: 2x8 and 4x4 pictures may hold the same bytes.
+    # Includes the shape: 2x8 and 4x4 images may have the same bytes.
     digest = hashlib.sha256(f'{pixels.shape}'.encode() + pixels.tobytes()).hexdigest()
     return Examined(image.name, pixels.shape, digest)
 
 
-def check_dataset(path: str, *, workers: int | None = None) -> Report:
-    """Read every picture and label of a folder or zip and report on them; writes nothing.
+def check_dataset(path: str, *, workers: int | None = None) -> DatasetReport:
+    """Read every image and label of a folder or zip and report on them; writes nothing.
 
-    Raises UserError only if there is nothing to examine (missing, damaged or empty).
+    Raises UserError only if there is nothing to check (missing, damaged or empty).
     """
-    # Labels are examined apart, so that a mistake there does not hide the state of the pictures.
+    # Labels are checked separately, so that an error there does not hide problems of images.
     source = FileSource(path, 'none')
     results = map_images(examine_image, source, num_workers(workers, len(source)))
     examined = list(progress(results, total=len(source), desc='Checking', unit='img'))
     readable = [image for image in examined if image.error is None]
-    report = Report(facts=[f'{path}: {len(examined)} pictures'])
+    report = DatasetReport(facts=[f'{path}: {len(examined)} images'])
     report.problems += [f'{image.name} {image.error}' for image in examined if image.error is not None]
     _check_shapes(readable, report)
     _check_duplicates(readable, report)
@@ -70,14 +70,14 @@ def check_dataset(path: str, *, workers: int | None = None) -> Report:
     return report
 
 
-def _check_shapes(images: list[Examined], report: Report) -> None:
+def _check_shapes(images: list[Examined], report: DatasetReport) -> None:
     names = collections.defaultdict(list)
     for image in images:
         names[image.shape].append(image.name)
-    # The majority is taken as what was intended.
+    # The most frequent shape is assumed to be the intended one.
     by_size = sorted(names.items(), key=lambda item: len(item[1]), reverse=True)
     report.facts += [f'{len(group)} are {shape_text(shape)}' for shape, group in by_size]
-    # Whether a mixture is trainable is the wrong question; first it has to become one size.
+    # All images must have the same shape before it matters whether that shape is trainable.
     if len(by_size) > 1:
         others = [name for _, group in by_size[1:] for name in group]
         report.problems.append(f'sizes or modes differ: {_examples(others)} from the rest; convert with '
@@ -87,7 +87,7 @@ def _check_shapes(images: list[Examined], report: Report) -> None:
         _check_trainable(shape, report)
 
 
-def _check_trainable(shape: Shape, report: Report) -> None:
+def _check_trainable(shape: Shape, report: DatasetReport) -> None:
     reason = untrainable_reason(*shape[:2])
     if reason is not None:
         report.problems.append(f'{shape_text(shape)}: {reason}')
@@ -95,7 +95,7 @@ def _check_trainable(shape: Shape, report: Report) -> None:
         report.remarks.append('not a square power of two: trainable here, but not with other implementations')
 
 
-def _check_duplicates(images: list[Examined], report: Report) -> None:
+def _check_duplicates(images: list[Examined], report: DatasetReport) -> None:
     groups = collections.defaultdict(list)
     for image in images:
         groups[image.digest].append(image.name)
@@ -105,7 +105,7 @@ def _check_duplicates(images: list[Examined], report: Report) -> None:
         report.remarks.append(f'{sum(map(len, copies)) - len(copies)} exact duplicates: {_examples(pairs)}')
 
 
-def _check_labels(source: FileSource, report: Report) -> None:
+def _check_labels(source: FileSource, report: DatasetReport) -> None:
     origin = f'{source.files.path}: {LABEL_FILE}'
     try:
         data = source.files.read_labels()
@@ -119,16 +119,16 @@ def _check_labels(source: FileSource, report: Report) -> None:
         return
     if labels.ndim == 1:
         counts = collections.Counter(labels.tolist())  # int64 [N]: classes
-        report.facts.append(f'{max(counts) + 1} classes, pictures in each: '
+        report.facts.append(f'{max(counts) + 1} classes, images per class: '
                             + ', '.join(f'{label}: {counts[label]}' for label in range(max(counts) + 1)))
         empty = [label for label in range(max(counts)) if not counts[label]]
-        report.remarks += [f'class {label} has no picture' for label in empty]
+        report.remarks += [f'class {label} has no image' for label in empty]
     else:
         report.facts.append(f'labels are vectors of {labels.shape[1]}')
-    # Harmless, but often the sign of a renamed or forgotten folder.
+    # Harmless, but often a sign of a renamed or missing folder.
     extra = sorted(set(table) - set(source.names))
     if extra:
-        report.remarks.append(f'{len(extra)} labels have no picture: {_examples(extra)}')
+        report.remarks.append(f'{len(extra)} labels have no image: {_examples(extra)}')
 
 
 def _examples(names: list[str]) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of dataset_tool: read a source, transform every picture, write the canonical layout."""
+"""Converts a source to a dataset: reads and transforms every image, writes the canonical layout."""
 import collections
 import concurrent.futures
 import contextlib
@@ -18,29 +18,29 @@ from dnnlib.util import UserError
 from training.datasets.files import LABEL_FILE
 from training.datasets.images import DECODE_ERRORS, ImageError, encode_png
 from training.datasets.labels import Label, LabelError, label_array
-from training.datasets.sources import Source, SourceImage
+from training.datasets.sources import DatasetSource, SourceImage
 from training.datasets.transforms import Shape, ShapeRule, TransformSettings
 from training.datasets.writer import Write, check_dest, dataset_writer
 
 BATCH_IMAGES = 32
 BATCH_BYTES = 4 << 20
-SERIAL_BELOW = 256  # images; starting processes takes longer than so few
+SERIAL_BELOW = 256  # images; below this, starting processes takes longer than the work
 Result = TypeVar('Result')
 
 
 def archive_name(index: int) -> str:
-    """The canonical name of picture `index`: a thousand pictures a folder."""
+    """The canonical name of image `index`: a thousand images per folder."""
     digits = f'{index:08d}'
     return f'{digits[:5]}/img{digits}.png'
 
 
 def num_workers(requested: int | None, num_images: int) -> int:
-    """How many processes to use: as requested (0: none), else one a CPU, or none for few pictures."""
+    """Number of worker processes: as requested (0: none), else one per CPU, or none for few images."""
     if requested is not None:
         return requested
     if num_images < SERIAL_BELOW:
         return 0
-    # In a container this is what the process may use, not what the machine has.
+    # The CPUs available to this process, which in a container may be fewer than the machine's.
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
@@ -49,24 +49,24 @@ def map_images(
 ) -> Iterator[Result]:
     """function(image) for every image, in order, computed in `workers` processes (0: in this one).
 
-    Reads at most a few batches ahead. Raises what `function` raises, and UserError if a process is killed.
+    Reads at most a few batches ahead. Raises exceptions of `function`, and UserError if a worker is killed.
     """
     if workers == 0:
         yield from map(function, images)
         return
-    # Spawned, not forked: the same on every system, and safe in a program that has threads.
+    # Spawned, not forked: works on every system, and is safe with threads.
     pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'))
     try:
         pending: collections.deque[concurrent.futures.Future[list[Result]]] = collections.deque()
         for batch in _batches(images):
-            # Whole batches travel: for small pictures the journey costs more than the work.
+            # Send whole batches: for small images the transfer costs more than the work.
             pending.append(pool.submit(_map_batch, function, batch))
             if len(pending) > 2 * workers:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError('a worker process was killed, perhaps for want of memory; try '
+        raise UserError('a worker process was killed, perhaps out of memory; try '
                         f'--workers={workers // 2}') from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -91,7 +91,7 @@ def _batches(images: Iterable[SourceImage]) -> Iterator[list[SourceImage]]:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedImage:
-    """A picture ready to be written: PNG bytes and shape. png None: too small, dropped. error: unreadable."""
+    """An image ready to be written, as PNG bytes. png None: dropped as too small. error: unreadable."""
 
     name: str
     label: Label | None
@@ -103,7 +103,7 @@ class PreparedImage:
 
 @dataclasses.dataclass
 class Summary:
-    """What a conversion did. Numbers of pictures; `unreadable` holds a line for each that was skipped."""
+    """Result of a conversion: numbers of images; `unreadable` has a line per skipped image."""
 
     num_written: int = 0
     num_dropped: int = 0
@@ -113,8 +113,8 @@ class Summary:
     unreadable: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The summary in words: what was written, then what the user should know."""
-        lines = [f'Wrote {self.num_written} pictures.']
+        """The summary as text: what was written, then notes and warnings."""
+        lines = [f'Wrote {self.num_written} images.']
         if self.num_dropped:
             lines.append(f'Dropped {self.num_dropped} that are smaller than the output; numbering keeps gaps '
                          'for them.')
@@ -122,7 +122,7 @@ class Summary:
             lines.append(f'Resizing changed the proportions of {self.num_stretched}; --transform=center-crop '
                          'keeps them.')
         if 0 < self.num_unlabelled < self.num_written:
-            lines.append(f'No labels written: {self.num_unlabelled} pictures have none.')
+            lines.append(f'No labels written: {self.num_unlabelled} images have none.')
         if self.label_problem is not None:
             lines.append('Warning: the labels were copied, but --cond=1 will refuse them: '
                          f'{self.label_problem}')
@@ -132,13 +132,13 @@ class Summary:
 
 
 def prepare_image(settings: TransformSettings, image: SourceImage) -> PreparedImage:
-    """Decode, transform and encode one picture; what cannot be read becomes an `error`."""
+    """Decode, transform and encode one image; a failure is returned as `error`."""
     try:
         source_pixels = image.decode()
         pixels = settings.apply(source_pixels)
     except ImageError as error:
         return PreparedImage(image.name, image.label, error=str(error))
-    # Resizing, too, fails on odd input, such as a picture of no height.
+    # Resizing can fail, too, for example on an image of height 0.
     except DECODE_ERRORS as error:
         return PreparedImage(image.name, image.label, error=f'cannot be transformed ({error})')
     if pixels is None:
@@ -148,24 +148,24 @@ def prepare_image(settings: TransformSettings, image: SourceImage) -> PreparedIm
 
 
 def convert_dataset(
-    source: Source, dest: str, settings: TransformSettings, *, max_images: int | None = None,
+    source: DatasetSource, dest: str, settings: TransformSettings, *, max_images: int | None = None,
     any_shape: bool = False, on_error: str | None = None, workers: int | None = None,
 ) -> Summary:
-    """Write the pictures of `source` to `dest`, a folder or zip that appears only when complete.
+    """Write the images of `source` to `dest`, a folder or zip that appears only when complete.
 
-    on_error: 'stop' or 'skip' at unreadable pictures, None as the source prefers. workers: processes, None
-    for one a CPU. The output does not depend on `workers`. Raises UserError for anything that does not fit.
+    on_error: 'stop' or 'skip' at unreadable images, None: the default of the source. workers:
+    processes, None: one per CPU. The output does not depend on `workers`. Raises UserError for invalid input.
     """
     total = len(source) if max_images is None else min(max_images, len(source))
-    # Cheap refusals first: nothing is read or written before them.
+    # Cheap checks first, before anything is read or written.
     on_error = on_error or source.on_error
     check_dest(dest)
     _check_headers(source, settings, total, ShapeRule(any_shape=any_shape), on_error)
     with dataset_writer(dest) as write:
-        # A rule of its own: headers may lie, the pixels decide.
+        # A new rule, checked on decoded pixels: headers may be wrong.
         conversion = _Conversion(write, ShapeRule(any_shape=any_shape), on_error)
         results = map_images(functools.partial(prepare_image, settings), source, num_workers(workers, total))
-        # Closing stops the workers at once when a picture is refused or enough are written.
+        # Closing stops the workers immediately on an error or once max_images is reached.
         with contextlib.closing(results), progress(total=total, desc='Converting', unit='img') as bar:
             for prepared in results:
                 conversion.add(prepared)
@@ -177,9 +177,9 @@ def convert_dataset(
 
 
 def _check_headers(
-    source: Source, settings: TransformSettings, total: int, rule: ShapeRule, on_error: str,
+    source: DatasetSource, settings: TransformSettings, total: int, rule: ShapeRule, on_error: str,
 ) -> None:
-    """Find a picture that does not fit before hours of work rather than after."""
+    """Find images that do not fit before the conversion, not hours into it."""
     headers = (header for header in source.headers() if on_error == 'stop' or not isinstance(header[1], str))
     for name, shape in progress(itertools.islice(headers, total), total=total, desc='Checking', unit='img'):
         if isinstance(shape, str):
@@ -190,13 +190,13 @@ def _check_headers(
 
 
 def _unreadable(name: str, error: str) -> UserError:
-    return UserError(f'{name} {error}; remove it, or leave it out with --on-error=skip')
+    return UserError(f'{name} {error}; remove it, or skip it with --on-error=skip')
 
 
 class _Conversion:
-    """Checks, numbers and writes prepared pictures one by one.
+    """Checks, numbers and writes prepared images one by one.
 
-    A picture's number counts all that could be read, so those that are dropped leave gaps (as published).
+    Images are numbered by all readable ones, so dropped images leave gaps (as published).
     """
 
     def __init__(self, write: Write, rule: ShapeRule, on_error: str) -> None:
@@ -213,7 +213,7 @@ class _Conversion:
             self.summary.num_dropped += 1
         else:
             self._write_image(prepared)
-        self.num_delivered += 1  # also for dropped ones: they leave a gap
+        self.num_delivered += 1  # also for dropped images, which leave gaps
 
     def _add_unreadable(self, prepared: PreparedImage) -> None:
         if self.on_error == 'stop':
@@ -231,9 +231,9 @@ class _Conversion:
 
     def finish(self) -> None:
         if not self.labels:
-            raise UserError(f'nothing to write: {self.summary.num_dropped} pictures are too small and '
+            raise UserError(f'nothing to write: {self.summary.num_dropped} images are too small and '
                             f'{len(self.summary.unreadable)} unreadable')
-        # Half-labelled data would fail at training; as published, it becomes unlabelled.
+        # Partly labelled data would fail in training; as published, it becomes unlabelled.
         labels = None if self.summary.num_unlabelled else self.labels
         if labels is not None:
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture files of a folder or zip, readable from any thread and any forked or spawned process."""
+"""The image files of a folder or zip, readable from any thread and any forked or spawned process."""
 import os
 import threading
 import zipfile
@@ -16,14 +16,14 @@ LABEL_FILE = 'dataset.json'
 
 
 class DatasetPathError(UserError, OSError):
-    """A dataset path that cannot be used; an OSError too, which is what the published classes raise."""
+    """A dataset path that cannot be used; also an OSError, which the published classes raise."""
 
 
 class ImageFiles:
-    """Names and bytes of the pictures under a folder (searched recursively) or in a `.zip`.
+    """Names and bytes of the images under a folder (searched recursively) or in a `.zip`.
 
-    `names`: relative names with forward slashes, as a plain string sort. `path` as given.
-    Raises DatasetPathError if the path is missing, neither folder nor zip, damaged, or holds no picture.
+    `names`: relative names with forward slashes, sorted as strings. `path` as given.
+    Raises DatasetPathError if the path is missing, neither folder nor zip, damaged, or contains no image.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -35,7 +35,7 @@ class ImageFiles:
             self._all_names = set(self._list_zip() if self.is_zip else self._list_folder())
         self.names = sorted(name for name in self._all_names if is_image_name(name))
         if not self.names:
-            raise DatasetPathError(f'{self.path}: no pictures in this {self.kind}; expected .png, .jpg, ...')
+            raise DatasetPathError(f'{self.path}: no images in this {self.kind}; expected .png, .jpg, ...')
 
     @property
     def kind(self) -> str:
@@ -50,7 +50,7 @@ class ImageFiles:
             raise DatasetPathError(f'{self.path}: neither a folder nor a .zip; make one with dataset_tool.py')
 
     def _list_folder(self) -> Iterator[str]:
-        # Links to folders are not followed: they may lead in circles.
+        # Links to folders are not followed: they may form cycles.
         for root, _, files in os.walk(self.path):
             for file in files:
                 yield Path(root, file).relative_to(self.path).as_posix()
@@ -59,7 +59,7 @@ class ImageFiles:
         return [name for name in self._archive()[0].namelist() if not name.endswith('/')]
 
     def _archive(self) -> tuple[zipfile.ZipFile, threading.Lock]:
-        """A handle for each process: after a fork, one shared file position would corrupt reads."""
+        """One handle per process: after a fork, a shared file position would corrupt reads."""
         if self._handle is None or self._handle[0] != os.getpid():
             self._handle = (os.getpid(), zipfile.ZipFile(self.path), threading.Lock())
         return self._handle[1:]
@@ -77,7 +77,7 @@ class ImageFiles:
             raise DatasetPathError(f'{where}: cannot be read ({error.strerror or error})') from error
 
     def has(self, name: str) -> bool:
-        """Whether a file (not only a picture) of this relative name exists."""
+        """Whether a file (image or not) of this relative name exists."""
         return name in self._all_names
 
     def read(self, name: str) -> bytes:
@@ -92,7 +92,7 @@ class ImageFiles:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """One file as a stream, to read only its head. Raises DatasetPathError as `read`."""
+        """One file as a stream, to read only its header. Raises DatasetPathError as `read`."""
         with self._explain_errors(name):
             opened = self._archive()[0].open(name) if self.is_zip else open(Path(self.path, name), 'rb')
         with opened as file:
@@ -104,7 +104,7 @@ class ImageFiles:
 
     def close(self) -> None:
         """Close this process's handle; the next read opens it again."""
-        # A handle inherited by a fork belongs to the parent; closing it here is not ours to do.
+        # A handle inherited by a fork belongs to the parent and must not be closed here.
         if self._handle is not None and self._handle[0] == os.getpid():
             self._handle[1].close()
         self._handle = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures between bytes and uint8 arrays: one rule for every pixel format, whichever decoder is installed.
+"""Decodes and encodes images as uint8 arrays, with the same result whichever decoder is installed.
 
 Imports neither torch nor the dataset classes, so that the worker processes of dataset_tool start quickly.
 """
@@ -19,11 +19,11 @@ try:
 except ImportError:
     pyspng = None
 
-# What Pillow may raise on damaged bytes; it documents only a part of it.
+# What Pillow may raise on damaged bytes; only part of it is documented.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError,
                  EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
-# Registered with Pillow, but it cannot read them by itself, or runs another program to do so.
+# Registered with Pillow, which cannot decode them itself, or runs another program to do so.
 UNREADABLE_FORMATS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'PDF', 'WMF'}
 
 # Pillow's pixel format -> ours. Palettes and 16-bit gray are decided in `target_mode`.
@@ -44,19 +44,19 @@ PLAIN_COLOUR_TYPES = {0, 2, 6}  # gray, RGB, RGBA
 
 
 class ImageError(UserError):
-    """A picture that cannot be used; the text says why, without the file name."""
+    """An image that cannot be used; the text says why, without the file name."""
 
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes (lower case, with the dot) of files that count as pictures: what Pillow itself can read."""
+    """Suffixes (lower case, with the dot) of image files: those that Pillow can decode itself."""
     Image.init()
-    formats = {*Image.OPEN, 'MPO'} - UNREADABLE_FORMATS  # MPO: a JPEG file that holds several pictures
+    formats = {*Image.OPEN, 'MPO'} - UNREADABLE_FORMATS  # MPO: a JPEG file that holds several images
     return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in formats)
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a relative name with forward slashes is a picture: known suffix, nothing hidden on the way."""
+    """Whether a relative name with forward slashes is an image: known suffix, no hidden part."""
     parts = name.split('/')
     if any(part.startswith('.') or part == '__MACOSX' for part in parts):
         return False
@@ -65,27 +65,27 @@ def is_image_name(name: str) -> bool:
 
 
 def target_mode(image: Image.Image) -> str:
-    """The pixel format in which a picture is used: L, LA, RGB or RGBA, always true colours.
+    """The pixel format to which an image is decoded: L, LA, RGB or RGBA.
 
-    Palettes become their colours (with alpha if an entry is transparent), bilevel becomes gray, 16-bit gray
-    keeps its upper byte as Pillow does for 16-bit RGB, CMYK and other colour spaces become RGB.
-    Raises ImageError for 32-bit integers and floats, which have no natural range.
+    Palettes become RGB (RGBA if an entry is transparent), bilevel becomes gray, 16-bit gray keeps its upper
+    byte as Pillow does for 16-bit RGB, CMYK and other color spaces become RGB.
+    Raises ImageError for 32-bit integers and floats, which have no defined range.
     """
-    # The format of the palette says nothing; entries that are transparent do.
+    # Decided by transparent entries, not by the format of the palette.
     if image.mode == 'P':
         return 'RGBA' if 'transparency' in image.info else 'RGB'
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
         return 'L'
     if image.mode not in TARGET_MODES:
-        raise ImageError(f'has pixels of type {image.mode!r}, which have no range; save it with '
-                         '8 bits a channel')
+        raise ImageError(f'has pixels of type {image.mode!r}, which have no defined range; save it with '
+                         '8 bits per channel')
     return TARGET_MODES[image.mode]
 
 
 def _png_chunks(data: bytes) -> set[bytes]:
-    """The kinds of chunks in a PNG file, up to its end. Raises ImageError for a cut or a wrong checksum.
+    """The chunk types of a PNG file. Raises ImageError if it is truncated or a checksum is wrong.
 
-    Neither Pillow nor pyspng compares the checksums of the pixel data, so a flipped bit would go unnoticed.
+    Neither Pillow nor pyspng checks the checksums of pixel data, so a flipped bit would go unnoticed.
     """
     kinds: set[bytes] = set()
     offset = len(PNG_SIGNATURE)
@@ -104,17 +104,17 @@ def _png_chunks(data: bytes) -> set[bytes]:
 
 
 def _decode_with_pillow(image: Image.Image) -> np.ndarray:
-    """The pixels of an opened picture, uint8 [H, W, C]."""
+    """The pixels of an opened image, uint8 [H, W, C]."""
     mode = target_mode(image)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith('I'):
-        # I;16 comes in either byte order; the detour over int64 settles it.
+        # I;16 has either byte order; the conversion to int64 handles both.
         return (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)[:, :, None]
     return from_pillow(image if image.mode == mode else image.convert(mode))
 
 
 def _decode_png_fast(data: bytes) -> np.ndarray | None:
-    """8-bit gray, RGB or RGBA pixels that no chunk changes; None for other PNG files, which Pillow reads."""
+    """Pixels of an 8-bit gray, RGB or RGBA file without chunks that modify them; None: decode with Pillow."""
     is_plain = _png_chunks(data) <= PLAIN_CHUNKS and data[24] == 8 and data[25] in PLAIN_COLOUR_TYPES
     if pyspng is None or not is_plain:
         return None
@@ -125,10 +125,10 @@ def _decode_png_fast(data: bytes) -> np.ndarray | None:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """The pixels of an encoded picture as uint8 [H, W, C], C = 1 to 4, upright (EXIF orientation applied).
+    """The pixels of an encoded image as uint8 [H, W, C], C = 1 to 4, upright (EXIF orientation applied).
 
     The first frame of an animation. PNG files go through pyspng where it is installed, with the same result.
-    Raises ImageError if the bytes are damaged, incomplete or no picture.
+    Raises ImageError if the data is damaged, incomplete or not an image.
     """
     pixels = _decode_png_fast(data) if data.startswith(PNG_SIGNATURE) else None
     if pixels is None:
@@ -144,7 +144,7 @@ def decode_image(data: bytes) -> np.ndarray:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return 'not a picture that Pillow knows'
+        return 'not an image format that Pillow supports'
     return ' '.join(str(error).split()) or type(error).__name__
 
 
@@ -152,7 +152,7 @@ def read_header(file: BinaryIO) -> tuple[int, int, int]:
     """(height, width, channels) that `decode_image` would give, from the header alone. Raises ImageError."""
     try:
         with Image.open(file) as image:
-            if image.format == 'TIFF':  # whether Pillow turns it on loading depends on the release
+            if image.format == 'TIFF':  # whether Pillow rotates it on loading depends on the release
                 return _decode_with_pillow(image).shape
             mode, (width, height) = target_mode(image), image.size
             is_turned = image.getexif().get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS
@@ -164,20 +164,20 @@ def read_header(file: BinaryIO) -> tuple[int, int, int]:
 
 
 def to_pillow(pixels: np.ndarray) -> Image.Image:
-    """A Pillow picture of mode L, LA, RGB or RGBA from uint8 [H, W, C], C = 1 to 4."""
+    """A Pillow image of mode L, LA, RGB or RGBA from uint8 [H, W, C], C = 1 to 4."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, C] from a Pillow picture of mode L, LA, RGB or RGBA."""
+    """uint8 [H, W, C] from a Pillow image of mode L, LA, RGB or RGBA."""
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def convert_mode(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """uint8 [H, W, C] in another mode (L, LA, RGB, RGBA); alpha that is dropped is laid over white first."""
+    """uint8 [H, W, C] in another mode (L, LA, RGB, RGBA); dropped alpha is composited over white first."""
     image = to_pillow(pixels)
-    # Pillow alone would uncover whatever colour lies beneath the transparency.
+    # Pillow's own conversion would show the colors of transparent pixels.
     if pixels.shape[2] in (2, 4) and mode in ('L', 'RGB'):
         rgba = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', rgba.size, 'white'), rgba)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of pictures: `dataset.json`, CSV files and folders, checked, and turned into arrays."""
+"""Labels of images from `dataset.json`, CSV files and folders, as checked arrays."""
 import csv
 import json
 import math
@@ -13,22 +13,22 @@ from dnnlib.util import UserError
 
 Label: TypeAlias = int | list[float]
 LabelTable: TypeAlias = dict[str, Label]
-MAX_CLASSES = 1_000_000  # a class becomes a vector with a number for each class
+MAX_CLASSES = 1_000_000  # a class becomes a one-hot vector of this length
 
 
 class LabelError(UserError):
-    """Labels that can be read but not trained with; without --cond they do no harm."""
+    """Labels that can be read but not used for training; harmless without --cond."""
 
 
 def normalise_name(name: str) -> str:
-    """A relative file name with forward slashes, so that tables written on any system match."""
+    """A relative file name with forward slashes, so that tables from any system match."""
     return name.replace('\\', '/').removeprefix('./')
 
 
 def parse_label_json(data: bytes, origin: str) -> LabelTable | None:
     """The table in the bytes of a `dataset.json`: {"labels": [[name, class or vector], ...] or null}.
 
-    None where "labels" is null. `origin` begins the message of the UserError that malformed text raises.
+    None where "labels" is null. Raises UserError, whose message starts with `origin`, for malformed text.
     """
     try:
         # utf-8-sig: editors on Windows put a byte order mark first.
@@ -41,7 +41,7 @@ def parse_label_json(data: bytes, origin: str) -> LabelTable | None:
     entries = content['labels']
     if entries is None:
         return None
-    # Not in the published format, but the first thing that people try.
+    # Not in the published format, but a common mistake.
     if isinstance(entries, dict):
         entries = list(entries.items())
     if not isinstance(entries, list):
@@ -56,15 +56,15 @@ def _checked_pair(pair: object, origin: str) -> tuple[str, Label]:
 
 
 def label_array(names: Sequence[str], table: LabelTable, origin: str) -> np.ndarray:
-    """The labels of the pictures `names`, in their order, as one checked array.
+    """The labels of the images `names`, in their order, as one checked array.
 
     Classes: int64 [N]. Vectors: float32 [N, length]. Entries for other names are ignored.
-    Raises LabelError, naming the picture, if one has no label, a label is no class >= 0 and no vector of
-    finite numbers, or it differs in kind or length from the first.
+    Raises LabelError, naming the image, if one has no label, a label is neither a class >= 0 nor a vector
+    of finite numbers, or it differs in kind or length from the first.
     """
     missing = [name for name in names if name not in table]
     if missing:
-        raise LabelError(f'{origin}: {len(missing)} of {len(names)} pictures have no label, the first is '
+        raise LabelError(f'{origin}: {len(missing)} of {len(names)} images have no label, the first is '
                         f'{missing[0]}; add them, or train without --cond')
     labels = [_checked_label(table[name], f'{origin}: the label of {name}') for name in names]
     for name, label in zip(names, labels, strict=True):
@@ -79,7 +79,7 @@ def label_array(names: Sequence[str], table: LabelTable, origin: str) -> np.ndar
 
 def _checked_label(label: object, what: str) -> Label:
     if _is_number(label):
-        # The published code cuts 0.5 to class 0 without a word.
+        # The published code silently truncates 0.5 to class 0.
         if label != int(label) or label < 0:
             raise LabelError(f'{what} is {label}; a class is 0, 1, 2, ..., and a number goes in a list: '
                             f'[{label}]')
@@ -104,13 +104,13 @@ def _layout(label: Label) -> str:
 def labels_from_folders(names: Iterable[str], origin: str) -> tuple[LabelTable, list[str]]:
     """Classes by first folder: (name -> class, folder of each class in sorted order).
 
-    Raises UserError for a picture that lies in no folder.
+    Raises UserError for an image that is not in a folder.
     """
     names = list(names)
     loose = [name for name in names if '/' not in name]
     if loose:
-        raise UserError(f'{origin}: {loose[0]} lies in no class folder, which --labels=folders needs; '
-                        f'{len(loose)} such pictures')
+        raise UserError(f'{origin}: {loose[0]} is in no class folder, which --labels=folders requires; '
+                        f'{len(loose)} such images')
     # Sorted, so that the numbers do not depend on the file system.
     classes = sorted({name.split('/')[0] for name in names})
     index = {folder: i for i, folder in enumerate(classes)}
@@ -127,7 +127,7 @@ def labels_from_csv(path: str | os.PathLike) -> LabelTable:
             rows = [(line, row) for line, row in enumerate(csv.reader(file), start=1) if row]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f'--labels={os.fspath(path)}: cannot be read ({error})') from error
-    # A header is a first row without a single number after the name.
+    # A first row without any number after the name is a header.
     if rows and len(rows[0][1]) > 1 and not any(_is_numeric(cell) for cell in rows[0][1][1:]):
         rows = rows[1:]
     vectors = {}
@@ -135,7 +135,7 @@ def labels_from_csv(path: str | os.PathLike) -> LabelTable:
         if not cells or not all(_is_numeric(cell) for cell in cells):
             raise UserError(f'--labels={os.fspath(path)}: line {line} must be a file name, then numbers')
         vectors[normalise_name(name.strip())] = [float(cell) for cell in cells]
-    # One row of 0.5 makes the whole column a measure, not a class.
+    # A single fraction such as 0.5 makes the whole column a value, not a class.
     if all(len(vector) == 1 and vector[0].is_integer() for vector in vectors.values()):
         return {name: int(vector[0]) for name, vector in vectors.items()}
     return vectors

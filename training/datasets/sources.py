@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where dataset_tool reads pictures: folders, zips, and the archives of CIFAR-10, MNIST and LSUN."""
+"""Sources of dataset_tool: folders, zips, and the archives of CIFAR-10, MNIST and LSUN."""
 import dataclasses
 import gzip
 import io
@@ -28,16 +28,16 @@ CIFAR_BATCHES = [f'cifar-10-batches-py/data_batch_{i}' for i in range(1, 6)]
 CIFAR_SIDE = 32
 MNIST_SUFFIX = 'images-idx3-ubyte.gz'
 MNIST_PAD = 2  # 28x28 to 32x32
-# What damaged archives and pickles raise.
+# Exceptions raised by damaged archives and pickles.
 ARCHIVE_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, Damaged, ArithmeticError,
                   ValueError, TypeError, LookupError, AttributeError)
-Header = tuple[str, Shape | str]  # a name, and the shape or why the picture cannot be read
+Header = tuple[str, Shape | str]  # a name, and the shape or why the image cannot be read
 LABEL_MODES = ('auto', 'folders', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceImage:
-    """A picture as its source holds it: encoded bytes or pixels uint8 [H, W, C]; or why it cannot be read."""
+    """An image as stored in its source: encoded bytes or pixels uint8 [H, W, C]; or why it cannot be read."""
 
     name: str
     label: Label | None
@@ -46,7 +46,7 @@ class SourceImage:
     error: str | None = None
 
     def decode(self) -> np.ndarray:
-        """The pixels uint8 [H, W, C]. Raises ImageError if they cannot be had."""
+        """The pixels uint8 [H, W, C]. Raises ImageError if it cannot be decoded."""
         if self.error is not None:
             raise ImageError(self.error)
         pixels = decode_image(self.data) if isinstance(self.data, bytes) else self.data
@@ -55,10 +55,10 @@ class SourceImage:
         return np.repeat(pixels[:, :, :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[:, :, :3]
 
 
-class Source(Protocol):
+class DatasetSource(Protocol):
     """A sized iterable of SourceImage, in the order in which a dataset numbers them.
 
-    on_error: what to do with unreadable pictures unless the user says. notes: lines worth telling the user.
+    on_error: 'stop' or 'skip' at unreadable images, by default. notes: lines for the user.
     """
 
     on_error: str
@@ -69,23 +69,23 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[SourceImage]: ...
 
     def headers(self) -> Iterator[Header]:
-        """What is cheap to know of the pictures before reading them."""
+        """Names and shapes of the images, from what is cheap to read."""
         ...
 
 
-def open_source(path: str, labels: str = 'auto') -> Source:
+def open_source(path: str, labels: str = 'auto') -> DatasetSource:
     """The source at a path, recognised as the published tool does.
 
     labels: 'auto' (dataset.json, or the archive's own), 'folders' (class = first folder), 'none', or the
     path of a CSV file.
-    Raises UserError for a path that is missing or of no known kind.
+    Raises UserError for a path that is missing or of unknown kind.
     """
     if labels not in LABEL_MODES and not labels.lower().endswith('.csv'):
         raise UserError(f'--labels={labels}: expected {", ".join(LABEL_MODES)} or a .csv file')
     if not os.path.exists(path):
         raise UserError(f'--source={path}: no such file or folder')
     if os.path.isdir(path):
-        # LSUN is told by its name alone, as its folders are published.
+        # LSUN is recognized by its folder name alone.
         if path.rstrip('/\\').endswith('_lmdb'):
             return LmdbSource(path)
         return FileSource(path, labels)
@@ -129,7 +129,7 @@ class FileSource:
         missing = [name for name in self.names if name not in table]
         if missing:
             raise UserError(f'--labels={path}: no row for {missing[0]} ({len(missing)} of {len(self.names)} '
-                            'pictures have none); names are relative to --source')
+                            'images have none); names are relative to --source')
         return table
 
     def __len__(self) -> int:
@@ -140,11 +140,11 @@ class FileSource:
             try:
                 yield SourceImage(name, self.labels.get(name), self.files.read(name))
             except DatasetPathError as error:
-                # One bad file is data, not the end: the caller decides between stop and skip.
+                # Reported, not raised: the caller decides between stop and skip.
                 yield SourceImage(name, None, None, error=f'cannot be read ({error})')
 
     def headers(self) -> Iterator[Header]:
-        """Every picture: reading headers is quick."""
+        """Of every image: reading headers is fast."""
         for name in self.names:
             try:
                 with self.files.open(name) as file:
@@ -155,16 +155,16 @@ class FileSource:
 
 
 class ArraySource:
-    """Pictures that an archive holds as one array."""
+    """Images of an archive that stores them as one array."""
 
     on_error = 'stop'
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, label_mode: str, origin: str) -> None:
         if label_mode not in ('auto', 'none'):
-            raise UserError(f'--labels={label_mode}: {origin} brings its own labels; use --labels=auto '
+            raise UserError(f'--labels={label_mode}: {origin} has its own labels; use --labels=auto '
                             'or none')
         if len(pixels) != len(labels):
-            raise UserError(f'{origin}: {len(pixels)} pictures but {len(labels)} labels; download it again')
+            raise UserError(f'{origin}: {len(pixels)} images but {len(labels)} labels; download it again')
         self.notes: list[str] = []
         self.pixels = pixels  # [N, H, W, C]
         self.labels = [int(label) for label in labels] if label_mode == 'auto' else [None] * len(labels)
@@ -177,12 +177,12 @@ class ArraySource:
             yield SourceImage(f'image {i}', label, pixels)
 
     def headers(self) -> Iterator[Header]:
-        """The first picture stands for all."""
+        """Only of the first image: all have the same shape."""
         yield 'image 0', self.pixels.shape[1:]
 
 
 class CifarSource(ArraySource):
-    """The training pictures of CIFAR-10, read from the published archive without running what it pickles."""
+    """The training images of CIFAR-10, read from the published archive without executing its pickles."""
 
     def __init__(self, path: str, label_mode: str = 'auto') -> None:
         try:
@@ -197,7 +197,7 @@ class CifarSource(ArraySource):
 
 
 def _read_cifar_batch(archive: tarfile.TarFile, member: str) -> tuple[np.ndarray, np.ndarray]:
-    # Not NumPy itself: a pickle that may call numpy.ndarray can point it at any memory.
+    # NumPy's own functions are not allowed: a pickle could make numpy.ndarray point to any memory.
     machine = Machine(io.BytesIO(archive.extractfile(member).read()), arrays.TABLE)
     try:
         batch = machine.load()
@@ -220,7 +220,7 @@ def _as_array(value: object) -> np.ndarray:
 
 
 class MnistSource(ArraySource):
-    """MNIST and the like: `*images-idx3-ubyte.gz` beside `*labels-idx1-ubyte.gz`; 28x28 padded to 32x32."""
+    """MNIST and its variants: `*images-idx3-ubyte.gz` and `*labels-idx1-ubyte.gz`; 28x28 padded to 32x32."""
 
     def __init__(self, path: str, label_mode: str = 'auto') -> None:
         label_path = re.sub(f'{re.escape(MNIST_SUFFIX)}$', 'labels-idx1-ubyte.gz', path)
@@ -245,9 +245,9 @@ def _read_idx(path: str, rank: int) -> np.ndarray:
 
 
 class LmdbSource:
-    """An LSUN database: values in key order, each an encoded picture, read as RGB; without labels."""
+    """An LSUN database: values in key order, each an encoded image, read as RGB; without labels."""
 
-    on_error = 'skip'  # as published: LSUN holds damaged entries
+    on_error = 'skip'  # as published: LSUN contains damaged entries
 
     def __init__(self, path: str) -> None:
         try:
@@ -261,9 +261,9 @@ class LmdbSource:
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        """The database, only while it is read: a process cannot open one twice."""
+        """The database, open only while it is read: a process cannot open it twice."""
         try:
-            # No lock file: the database may lie on a read-only disk.
+            # No lock file: the database may be on a read-only disk.
             with self._lmdb.open(self._path, readonly=True, lock=False, max_readers=1) as database:
                 yield database
         except self._lmdb.Error as error:
@@ -278,7 +278,7 @@ class LmdbSource:
                 yield SourceImage(_key_text(key), None, bytes(value), is_rgb=True)
 
     def headers(self) -> Iterator[Header]:
-        """The first readable picture stands for all: reading every header would read the whole database."""
+        """Only of the first readable image: reading all headers would read the whole database."""
         return iter(self._first_header())
 
     def _first_header(self) -> list[Header]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What dataset_tool does to each picture: crop, resize, convert; and which shapes a dataset may have."""
+"""Image transforms of dataset_tool (crop, resize, convert), and the shapes that a dataset may have."""
 import dataclasses
 
 import numpy as np
@@ -16,9 +16,9 @@ Shape = tuple[int, int, int]  # height, width, channels
 
 @dataclasses.dataclass(frozen=True)
 class TransformSettings:
-    """How a picture becomes the output: a crop (one of TRANSFORMS or None), a size, a filter and a mode.
+    """Settings of the transform: a crop (one of TRANSFORMS or None), size, filter and mode.
 
-    Without width or height that side stays as it is. mode: L, LA, RGB, RGBA, or None to keep each picture's.
+    width, height: None keeps that side. mode: L, LA, RGB, RGBA, or None to keep the mode of each image.
     Raises UserError for a crop without size, or a wide band higher than its canvas.
     """
 
@@ -38,7 +38,7 @@ class TransformSettings:
                             f'visible band, so it must not exceed --width={self.width}')
 
     def output_shape(self, shape: Shape) -> Shape | None:
-        """The shape that a picture [H, W, C] will have, or None if it is too small and dropped."""
+        """The output shape of an image [H, W, C], or None if it is too small and dropped."""
         height, width, channels = shape
         channels = MODE_CHANNELS.get(self.mode, channels)
         if self.transform != 'center-crop-wide':
@@ -48,16 +48,16 @@ class TransformSettings:
         return self.width, self.width, channels
 
     def _band_height(self, shape: Shape) -> int:
-        """Rows that center-crop-wide keeps: as published, the height after scaling to the output's width,
-        though it is used before scaling. This stretches pictures, but the published LSUN Car results need it.
+        """Rows that center-crop-wide keeps: as published, the height after scaling to the output width,
+        although it is applied before scaling. This stretches images; the published LSUN Car results need it.
         """
         return round(self.width * shape[0] / shape[1])
 
     def apply(self, pixels: np.ndarray) -> np.ndarray | None:
-        """The transformed picture, uint8 [H, W, C] to uint8 [H', W', C'], or None if it is dropped."""
+        """The transformed image, uint8 [H, W, C] to uint8 [H', W', C'], or None if it is dropped."""
         if self.output_shape(pixels.shape) is None:
             return None
-        # Before resizing, so that what is averaged is what will be seen.
+        # Before resizing, so that resampling averages the visible colors.
         if self.mode is not None and pixels.shape[2] != MODE_CHANNELS[self.mode]:
             pixels = convert_mode(pixels, self.mode)
         if self.transform == 'center-crop':
@@ -74,10 +74,10 @@ class TransformSettings:
         return from_pillow(to_pillow(pixels).resize((width, height), RESIZE_FILTERS[self.resize_filter]))
 
     def is_stretching(self, shape: Shape) -> bool:
-        """Whether plain resizing changes the proportions of a picture [H, W, C] by more than rounding."""
+        """Whether plain resizing changes the aspect ratio of an image [H, W, C] by more than rounding."""
         if self.transform is not None:
             return False
-        # Compare the proportions without dividing: rounding a side by one pixel is no stretching.
+        # Compares aspect ratios without a division; rounding a side to whole pixels is not stretching.
         height, width = self.height or shape[0], self.width or shape[1]
         return abs(width * shape[0] - height * shape[1]) > max(shape[:2])
 
@@ -88,7 +88,7 @@ def _crop_center(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _paste_band(band: np.ndarray) -> np.ndarray:
-    """The band in the middle rows of a black square of its width."""
+    """The band, centred vertically in a black square of its width."""
     height, width, channels = band.shape
     canvas = np.zeros([width, width, channels], dtype=np.uint8)  # [W, W, C]
     top = (width - height) // 2
@@ -97,7 +97,7 @@ def _paste_band(band: np.ndarray) -> np.ndarray:
 
 
 class ShapeRule:
-    """The shapes of one dataset: the first picture must fit the networks, the others must match it.
+    """The shapes of one dataset: the first image must be trainable, the others must match it.
 
     any_shape=False: square, side a power of two, 1 or 3 channels (as published).
     any_shape=True: even sides of at least 4 pixels, 1 to 4 channels.
@@ -108,7 +108,7 @@ class ShapeRule:
         self.first: tuple[str, Shape] | None = None
 
     def check(self, name: str, shape: Shape) -> None:
-        """Raise UserError, naming the picture and the remedy, if [H, W, C] does not fit."""
+        """Raise UserError, naming the image and the remedy, if [H, W, C] does not fit."""
         if self.first is not None:
             self._check_like_first(name, shape)
             return
@@ -119,20 +119,20 @@ class ShapeRule:
         first_name, first = self.first
         if shape == first:
             return
-        # Sizes and modes differ for different reasons and want different options.
+        # Sizes and modes need different remedies.
         remedy = '--transform=center-crop --width --height' if shape[:2] != first[:2] else '--mode=RGB'
-        raise UserError(f'{name} is {shape_text(shape)}, but {first_name} is {shape_text(first)}: pictures '
-                        f'must not differ; make them alike with {remedy}')
+        raise UserError(f'{name} is {shape_text(shape)}, but {first_name} is {shape_text(first)}: all images '
+                        f'must have the same shape; convert them with {remedy}')
 
     def _check_published(self, name: str, shape: Shape) -> None:
         height, width, channels = shape
         if height != width:
             raise UserError(f'{name} is {width}x{height}, not square; crop with --transform=center-crop '
-                            '--width --height, or keep its proportions with --any-shape')
+                            '--width --height, or keep its shape with --any-shape')
         if channels not in (1, 3):
             raise UserError(f'{name} has {channels} channels ({CHANNEL_MODES[channels]}), expected 1 or 3; '
                             'convert with --mode=RGB, or keep them with --any-shape')
-        # A power of two has a single bit.
+        # A power of two has a single bit set.
         if width & (width - 1):
             raise UserError(f'{name} is {width}x{height}, and {width} is not a power of two; resize with '
                             f'--width={nearest_power(width)} --height={nearest_power(width)}, or keep it '
@@ -153,5 +153,5 @@ def nearest_power(size: int) -> int:
 
 
 def shape_text(shape: Shape) -> str:
-    """How messages give a shape [H, W, C]: '32x16 RGB' (width first)."""
+    """A shape [H, W, C] in messages: '32x16 RGB' (width first)."""
     return f'{shape[1]}x{shape[0]} {CHANNEL_MODES[shape[2]]}'

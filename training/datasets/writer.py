@@ -9,16 +9,16 @@ from pathlib import Path
 
 from dnnlib.util import UserError
 
-ARCHIVE_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip knows; equal input gives equal bytes
+ARCHIVE_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date in a zip; equal input gives equal bytes
 Write = Callable[[str, bytes], None]
 
 
 @contextmanager
 def dataset_writer(dest: str, option: str = '--dest') -> Iterator[Write]:
-    """Gives write(name, data) for a new dataset at `dest`: a zip if it ends in '.zip', else a folder.
+    """Yield write(name, data) for a new dataset at `dest`: a zip if it ends in '.zip', else a folder.
 
-    It is written under a temporary name beside `dest` and renamed at the end; if anything fails it is
-    removed. A zip replaces an existing one; a folder must be absent or empty. Raises UserError naming
+    Written under a temporary name beside `dest` and renamed at the end; removed on failure. A zip replaces
+    an existing one; a folder must be missing or empty. Raises UserError naming
     `option`.
     """
     is_zip = _is_zip_name(dest)
@@ -30,7 +30,7 @@ def dataset_writer(dest: str, option: str = '--dest') -> Iterator[Write]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (_open_zip if is_zip else _open_folder)(partial) as write:
             yield write
-        # An empty folder stands there, and not every system renames over one.
+        # Not every system can rename over an existing empty folder.
         if not is_zip and target.exists():
             target.rmdir()
         os.replace(partial, target)
@@ -50,7 +50,7 @@ def _is_zip_name(dest: str) -> bool:
 
 
 def check_dest(dest: str, option: str = '--dest') -> None:
-    """Raise UserError if `dest` is taken by a folder with content, or by a file (a zip: by a folder)."""
+    """Raise UserError if `dest` is a non-empty folder, or a file (for a zip: a folder)."""
     path = Path(dest)
     if _is_zip_name(dest):
         if path.is_dir():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes networks in the format that the name of the file asks for."""
+"""Writes networks in the format given by the suffix of the file."""
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from training.formats.load import check_truncation
 
 @dataclass(frozen=True)
 class Choices:
-    """What only some formats can do. truncation_psi, noise_mode: of a generator that is exported.
+    """Settings of some formats. truncation_psi, noise_mode: of an exported generator.
 
-    network: which one that is; None: G_ema, else G.
+    network: the generator to export; None: G_ema, or G if it is missing.
     """
 
     truncation_psi: float = 1
@@ -37,9 +37,9 @@ def write_snapshot(
 
 
 def write(path: str | os.PathLike, contents: Mapping[str, Any], choices: Choices) -> list[str]:
-    """Write networks as the suffix of `path` says; returns what there is to tell, in words.
+    """Write networks in the format given by the suffix of `path`; returns notes for the user.
 
-    contents: as load_network() gives them. Raises UserError for an unknown suffix, or if they do not fit it.
+    contents: as returned by load_network(). Raises UserError for an unknown suffix or unsuitable contents.
     """
     suffix = check_suffix(path)
     parent = Path(path).parent
@@ -72,23 +72,24 @@ def _write_rosinality(path: Path, contents: Mapping[str, Any], _: Choices) -> li
 
 
 def _write_onnx(path: Path, contents: Mapping[str, Any], choices: Choices) -> list[str]:
-    difference = exported.write_onnx(path, _pictures(path, contents, choices))
+    difference = exported.write_onnx(path, _generator_of(path, contents, choices))
     if difference is None:
-        return ['The file was not compared with the network: pip install onnxruntime']
+        return ['The file was not compared with the network; to do so: pip install onnxruntime']
     return [_agreement('onnxruntime', difference)]
 
 
 def _write_torch_export(path: Path, contents: Mapping[str, Any], choices: Choices) -> list[str]:
-    return [_agreement('torch.export', exported.write_torch_export(path, _pictures(path, contents, choices)))]
+    difference = exported.write_torch_export(path, _generator_of(path, contents, choices))
+    return [_agreement('torch.export', difference)]
 
 
-def _pictures(path: Path, contents: Mapping[str, Any], choices: Choices) -> exported.Pictures:
+def _generator_of(path: Path, contents: Mapping[str, Any], choices: Choices) -> exported.ExportedGenerator:
     keys = ['G_ema', 'G'] if choices.network is None else [choices.network]
     G = next((contents[key] for key in keys if contents.get(key) is not None), None)
     if G is None:
-        raise UserError(f'{path}: the source holds no {" and no ".join(keys)} to export')
+        raise UserError(f'{path}: the source has no {" and no ".join(keys)} to export')
     check_truncation(G, choices.truncation_psi, '--trunc')
-    return exported.Pictures(G, choices.truncation_psi, choices.noise_mode)
+    return exported.ExportedGenerator(G, choices.truncation_psi, choices.noise_mode)
 
 
 def _agreement(runtime: str, difference: float) -> str:

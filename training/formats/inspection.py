@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is inside a network file of any kind, in words; nothing in it is executed."""
+"""Describes the contents of a network file of any kind; nothing in it is executed."""
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,16 +15,16 @@ from training.formats import safetensors_file
 from training.formats.exported import NEEDED, optional
 from training.formats.rebuild import MODULES, shown
 
-MAX_GLOBALS = 30  # that are listed
+MAX_GLOBALS = 30  # listed at most
 CONTAINERS = [('dnnlib.util', 'EasyDict'), ('collections', 'OrderedDict'), ('builtins', 'set'),
               ('__builtin__', 'set')]
 Loader = Callable[[bytes, str], Mapping[str, Any]]
 
 
 def describe(data: bytes, name: str, load: Loader) -> list[str]:
-    """Lines about a file. load(data, name): the networks in it, as load_network() gives them.
+    """Lines about a file. load(data, name): the networks in it, as returned by load_network().
 
-    A file that is refused gets a line that says why; what it asks for is listed all the same.
+    A file that is refused gets a line with the reason; the globals that it asks for are still listed.
     """
     kind = kind_of(data)
     lines = [f'{name}', f'  kind       {kind}', f'  size       {len(data):,} bytes']
@@ -43,7 +43,7 @@ def describe(data: bytes, name: str, load: Loader) -> list[str]:
 
 
 def kind_of(data: bytes) -> str:
-    """What a file seems to be by its first bytes and, for a zip archive, its members."""
+    """The kind of a file, judged by its first bytes and, for a zip archive, its members."""
     if safetensors_file.is_safetensors(data):
         return 'safetensors'
     if torch_file.is_torch_file(data):
@@ -55,7 +55,7 @@ def kind_of(data: bytes) -> str:
 
 
 def globals_of(data: bytes) -> list[str]:
-    """The globals that a pickle names, those first that no network file needs, marked as such."""
+    """The globals that a pickle names; first, and marked, those that no network file needs."""
     recorder = _Recorder()
     try:
         Machine(io.BytesIO(data), recorder).load()
@@ -69,14 +69,14 @@ def globals_of(data: bytes) -> list[str]:
 
 
 class _Anything(Buildable):
-    """What an unknown global gives in place of what it would have made."""
+    """Inert stand-in for the result of an unknown global."""
 
     def build(self, state: Any) -> None:
-        """Take any state, and forget it."""
+        """Accept and discard any state."""
 
 
 class _Recorder(Mapping):
-    """A table of globals that has every one, all of them inert, and remembers which were asked for."""
+    """A table of globals that contains every name, all of them inert, and records the lookups."""
 
     def __init__(self) -> None:
         self.names: dict[tuple[str, str], None] = {}
@@ -87,7 +87,7 @@ class _Recorder(Mapping):
 
     def __getitem__(self, wanted: tuple[str, str]) -> Global:
         self.names[wanted] = None
-        # Containers have to be filled by what follows.
+        # The following opcodes fill containers, so these must be real.
         return ALLOWED[wanted] if wanted in CONTAINERS else Global(call=_anything, new=_anything)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:

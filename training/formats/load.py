@@ -21,7 +21,7 @@ def load_network(
 
     The file: a pickle (official, own, or TensorFlow), .safetensors, or a rosinality checkpoint. Networks are
     on the CPU, in eval mode, without gradients. Nothing in the file is executed unless trust_pickle, which is
-    for files of your own or from somebody you trust.
+    for files of your own or from a source that you trust.
     force_fp16: build G, D and G_ema with num_fp16_res=4 and conv_clamp=256.  only: build just these keys.
     Raises UserError naming the file if it is missing, is no network file, or asks for anything else.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network pickles, official, StyleGAN3's and own: rebuilt from what the safe loader says of them."""
+"""Network pickles (official, StyleGAN3's and own), rebuilt from the description of the safe loader."""
 import copy
 import inspect
 import io
@@ -23,20 +23,20 @@ from training import networks
 from training.formats import rebuild, tensorflow
 from training.formats.rebuild import KEYS, MODULES, NETWORKS, check_sizes, construct, shown
 
-# StyleGAN3's version of the same networks has other defaults, and G's synthesis arguments beside the others.
+# StyleGAN3's version of these networks has other defaults, and passes synthesis arguments directly to G.
 S3_MARK = 'fused_modconv_default'
 S3_DEFAULTS = {'num_fp16_res': 4, 'conv_clamp': 256}
 S3_MAPPING_DEFAULTS = {'w_avg_beta': 0.998}
 GENERATOR_ARGUMENTS = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels', 'mapping_kwargs',
                        'synthesis_kwargs')
-# What code may raise that was written for other versions.
+# Exceptions of code that was written for other versions.
 CODE_ERRORS = (pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError,
                LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A described module to be rebuilt with our classes. name: of file and network, for error messages."""
+    """A described module, to be rebuilt with our classes. name: of file and network, for error messages."""
 
     name: str
     described: ModuleDescription
@@ -48,7 +48,7 @@ class Blueprint:
         if force_fp16:
             net = construct(self.name, cls, rebuild.with_fp16(cls, kwargs))
         stored = self.described.state()
-        # Before any of them is made.
+        # Checked before any tensor is allocated.
         rebuild.check_tensors(self.name, net, {name: tensor.shape for name, tensor in stored.items()})
         with explained(self.name):
             tensors = make_tensors(stored)
@@ -65,7 +65,7 @@ class Blueprint:
         return rebuild.class_of(self.name, self.described.class_name)
 
     def _reproduce(self, cls: type[torch.nn.Module]) -> tuple[dict[str, Any], torch.nn.Module]:
-        """Our arguments and the network made of them: the first reading of the file's arguments that fits."""
+        """Our arguments and the network built from them, by the first reading of the file that fits."""
         problem = ''
         for kwargs in self._readings(cls):
             net = construct(self.name, cls, kwargs)
@@ -73,8 +73,8 @@ class Blueprint:
             if difference is None:
                 return kwargs, net
             problem = problem or difference
-        raise UserError(f'{self.name}: {problem}; it was changed after its construction, or is of another '
-                        f'program. {TRUST}')
+        raise UserError(f'{self.name}: {problem}; it was modified after its construction, or comes from '
+                        f'another program. {TRUST}')
 
     def _readings(self, cls: type[torch.nn.Module]) -> list[dict[str, Any]]:
         """Keyword arguments for our class, with the defaults of each program that may have written them."""
@@ -84,14 +84,14 @@ class Blueprint:
         if cls is networks.Generator:
             is_s3 = any(S3_MARK in module.attributes for _, module in self.described.modules())
             return [_s3_generator_arguments(kwargs) if is_s3 else kwargs]
-        # A discriminator bears no mark; which defaults were meant shows in the attributes of its layers.
+        # A discriminator has no such mark; the attributes of its layers show which defaults apply.
         if cls is networks.Discriminator:
             return [kwargs, {**S3_DEFAULTS, **kwargs}]
         return [kwargs]
 
 
 def load_by_execution(file: BinaryIO, name: str) -> dnnlib.EasyDict:
-    """What pickle.load gives: the classes whose source text lies in the file. For trusted files only."""
+    """The result of pickle.load, with the classes from the source text in the file. Trusted files only."""
     try:
         held = pickle.load(file)
     except CODE_ERRORS as error:
@@ -115,7 +115,7 @@ def read(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
 
 
 def blueprints(name: str, held: Any) -> dict[str, Blueprint]:
-    """The networks in what safe_pickle.load() gave. Raises UserError if there are none."""
+    """The networks in the result of describe.load(). Raises UserError if there are none."""
     check_contents(name, held, ModuleDescription)
     return {key: Blueprint(f'{name}: {key}', held[key]) for key in MODULES if held.get(key) is not None}
 
@@ -127,7 +127,7 @@ def check_contents(name: str, held: Any, kind: type) -> None:
 
 
 def _s3_generator_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """StyleGAN3's arguments as ours: those of the synthesis network gathered, its defaults written out."""
+    """StyleGAN3's arguments as ours: synthesis arguments grouped, its defaults made explicit."""
     flat = {name: value for name, value in kwargs.items() if name not in (*GENERATOR_ARGUMENTS, S3_MARK)}
     synthesis = {**S3_DEFAULTS, **flat, **kwargs.get('synthesis_kwargs', {})}
     mapping = {**S3_MAPPING_DEFAULTS, **kwargs.get('mapping_kwargs', {})}
@@ -137,7 +137,7 @@ def _s3_generator_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _difference(net: torch.nn.Module, described: ModuleDescription) -> str | None:
     """The first difference between our modules and the described ones, in classes or plain attributes."""
-    # Attributes such as clamps and gains decide the numbers, and are not in the state dict.
+    # Attributes such as clamps and gains affect the output and are not in the state dict.
     ours, theirs = dict(net.named_modules()), dict(described.modules())
     if set(ours) != set(theirs):
         return f'the submodule {shown(min(set(ours) ^ set(theirs)))} is missing or superfluous'
@@ -163,25 +163,25 @@ EXPORTED = ('G', 'D', 'G_ema', 'augment_pipe')  # networks of a snapshot, in the
 
 
 class HostCopies:
-    """Copies of tensors in the memory of the host, one a tensor however often it is asked for.
+    """Copies of tensors in host memory, one per tensor even if it is requested several times.
 
-    The copy of a tensor on a GPU is complete only after wait(), which another thread may call. For the next
-    moment call begin(): memory is used again, which is several times as fast as to ask the system for more.
+    The copy of a GPU tensor is complete only after wait(), which another thread may call. Call begin() before
+    the next snapshot: host memory is reused, which is several times faster than allocating it again.
     """
 
     def __init__(self) -> None:
-        # The originals are kept, so that no other tensor gets the identity of one.
+        # Keeps the originals alive, so that no new tensor reuses the id of one.
         self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._current: set[int] = set()
         self._event: torch.cuda.Event | None = None
 
     def begin(self) -> None:
-        """Copies are of now. Those from before must not be in use any more."""
+        """Start a new snapshot. Earlier copies must no longer be in use."""
         self._copies = {key: pair for key, pair in self._copies.items() if key in self._current}
         self._current.clear()
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The copy of a tensor, of the same layout in memory."""
+        """The copy of a tensor, with the same memory layout."""
         key = id(tensor)
         if key not in self._copies:
             place = torch.empty_like(tensor.detach(), device='cpu', pin_memory=tensor.is_cuda)
@@ -189,7 +189,7 @@ class HostCopies:
         copied = self._copies[key][1]
         if key not in self._current:
             self._current.add(key)
-            # From a GPU in the order of its stream: the loop goes on at once.
+            # Ordered by the stream of the GPU, so that the loop does not wait.
             copied.copy_(tensor.detach(), non_blocking=True)
             if tensor.is_cuda:
                 self._event = self._event or torch.cuda.Event()
@@ -197,7 +197,7 @@ class HostCopies:
         return copied
 
     def tree(self, value: Any) -> Any:
-        """The same nested dictionaries, lists and tuples with copies of their tensors."""
+        """The same nested dictionaries, lists and tuples, with tensors replaced by their copies."""
         if isinstance(value, torch.Tensor):
             return self(value)
         if isinstance(value, Mapping):
@@ -211,7 +211,7 @@ class HostCopies:
         tensors: dict[int, Any] = {
             id(t): torch.nn.Parameter(self(t), requires_grad=False) for t in module.parameters()}
         tensors.update({id(t): self(t) for t in module.buffers()})
-        # deepcopy takes what its memo already holds for an object instead of copying that object.
+        # deepcopy uses the entry of its memo instead of copying an object.
         twin = copy.deepcopy(module, tensors)
         for part in twin.modules():
             for name, value in vars(part).items():
@@ -229,9 +229,9 @@ def copy_networks(
     copies: HostCopies, networks: Mapping[str, torch.nn.Module | None],
     training_set_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a network pickle holds: training_set_kwargs, then copies of G, D, G_ema and augment_pipe.
+    """The contents of a network pickle: training_set_kwargs, then copies of G, D, G_ema and augment_pipe.
 
-    networks: by these names; what is missing or None becomes None.
+    networks: by these names; missing ones become None.
     """
     kwargs = None if training_set_kwargs is None else dict(training_set_kwargs)
     modules = {name: networks.get(name) for name in EXPORTED}
@@ -240,7 +240,7 @@ def copy_networks(
 
 
 def write_networks(path: str | os.PathLike, snapshot: Mapping[str, Any]) -> Path:
-    """Pickle what copy_networks() gave; returns the path. Raises UserError if the file cannot be written."""
+    """Pickle the result of copy_networks(); returns the path. Raises UserError if that fails."""
     with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file:
         pickle.dump(dict(snapshot), file)
     return Path(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks made of a class name, constructor arguments and tensors: all that is taken from any file."""
+"""Networks built from class name, constructor arguments and tensors; nothing else is taken from a file."""
 import importlib
 import inspect
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ CLASSES = {
     'DCGANGenerator': 'training.systems.dcgan', 'DCGANDiscriminator': 'training.systems.dcgan'}
 FP16_SETTINGS = {'num_fp16_res': 4, 'conv_clamp': 256}
 
-# The largest arguments that are believed, so that no forged file can ask for more than memory and time allow.
+# Limits of arguments, so that a forged file cannot exhaust memory or time.
 MAX_ARGUMENT = 2 ** 20
 MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network that has not been built. name: of file and network, for error messages.
+    """A network that is not built yet. name: of file and network, for error messages.
 
-    tensors: by the names of the state dict.  has_filters: whether the resample filters are among them; else
-    those of the constructor stay.
+    tensors: by the names of the state dict.  has_filters: whether these include the resample
+    filters; otherwise the constructor's are kept.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Recipe:
     has_filters: bool = True
 
     def build(self, force_fp16: bool = False) -> torch.nn.Module:
-        """The network in eval mode, without gradients. Raises UserError if the parts do not fit together."""
+        """The network in eval mode, without gradients. Raises UserError if its parts do not match."""
         cls = class_of(self.name, self.class_name)
         check_sizes(self.name, self.kwargs)
         net = construct(self.name, cls, with_fp16(cls, self.kwargs) if force_fp16 else self.kwargs)
@@ -62,8 +62,8 @@ def class_of(name: str, class_name: Any) -> type[torch.nn.Module]:
 
 def construct(name: str, cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) -> torch.nn.Module:
     """The network without its tensors. Raises UserError if the arguments are not those of the class."""
-    # On the meta device nothing is allocated or drawn: the tensors come from the file. The augmentation
-    # computes its filters with NumPy and is small.
+    # On the meta device nothing is allocated or initialized: the tensors come from the file. The
+    # augmentation computes its filters with NumPy and is small.
     device = 'cpu' if cls.__name__ == 'AugmentPipe' else 'meta'
     try:
         with torch.device(device):
@@ -75,9 +75,9 @@ def construct(name: str, cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) 
 
 
 def fill(name: str, net: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """Put tensors in the place of those of a network; its precision, their memory layout.
+    """Replace the tensors of a network; keeps its dtypes and their memory layout.
 
-    Returns it in eval mode, without gradients. Raises UserError unless names and shapes are exactly its own.
+    Returns it in eval mode, without gradients. Raises UserError unless names and shapes match exactly.
     """
     check_tensors(name, net, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     ours = net.state_dict()
@@ -96,16 +96,16 @@ def check_tensors(name: str, net: torch.nn.Module, shapes: Mapping[str, tuple[in
 
 
 def with_fp16(cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with the four highest levels in float16. Raises UserError if the class knows none."""
+    """The arguments with float16 at the four highest resolutions. Raises UserError if the class has none."""
     if cls is networks.Generator:
         return {**kwargs, 'synthesis_kwargs': {**(kwargs.get('synthesis_kwargs') or {}), **FP16_SETTINGS}}
     if cls is networks.Discriminator:
         return {**kwargs, **FP16_SETTINGS}
-    raise UserError(f'--force-fp16: a {cls.__name__} has float32 levels only; leave it out')
+    raise UserError(f'--force-fp16: a {cls.__name__} is float32 only; drop the option')
 
 
 def check_sizes(name: str, value: Any, key: str = '') -> None:
-    """Raise UserError for arguments that only a forged file can have."""
+    """Raise UserError for arguments that only a forged file contains."""
     if isinstance(value, Mapping):
         for inner, item in value.items():
             check_sizes(name, item, str(inner))
@@ -126,12 +126,12 @@ def arguments_of(name: str, net: torch.nn.Module) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """Text from a file for a message: short, one line, nothing that a terminal would obey."""
+    """Text from a file for a message: short, one line, without control characters."""
     return ''.join(c if c.isascii() and c.isprintable() else '?' for c in str(value))[:100]
 
 
 def _laid_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The tensor in the memory layout of another one, as far as the shapes agree."""
+    """The tensor in the memory layout of another one, if the shapes agree."""
     if tensor.shape != like.shape or tensor.stride() == like.stride():
         return tensor
     return torch.empty_strided(tensor.shape, like.stride(), dtype=tensor.dtype).copy_(tensor)

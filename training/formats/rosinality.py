@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of the other widespread layout (rosinality's stylegan2-pytorch), read and written.
+"""Reads and writes checkpoints in the layout of rosinality's stylegan2-pytorch.
 
 A torch.save'd dict with state dicts under g_ema, g and d, and the average w under latent_avg. Networks in it
 are unconditional and square, G of architecture skip, D of architecture resnet.
@@ -20,12 +20,12 @@ from training import networks
 from training.formats.rebuild import Recipe, arguments_of, shown
 
 STATE_KEYS = {'G': 'g', 'D': 'd', 'G_ema': 'g_ema'}
-UP_GAIN = 4  # their filters of up-sampling layers contain its gain
-AVERAGE_SAMPLES, AVERAGE_SEED = 4096, 0  # where a file lacks the average w
+UP_GAIN = 4  # their upsampling filters include the gain
+AVERAGE_SAMPLES, AVERAGE_SEED = 4096, 0  # used if a file lacks the average w
 FIXED_D = {'mbstd_group_size': 4, 'mbstd_num_channels': 1}
 Tensors = dict[str, torch.Tensor]
 
-# Parts of a synthesis or torgb layer: ours -> (theirs, axes of size 1 that they have in front).
+# Parts of a synthesis or torgb layer: ours -> (theirs, number of leading axes of size 1).
 LAYER = {
     'weight': ('conv.weight', 1), 'affine.weight': ('conv.modulation.weight', 0),
     'affine.bias': ('conv.modulation.bias', 0), 'noise_strength': ('noise.weight', 1),
@@ -52,7 +52,7 @@ def read(data: bytes, name: str) -> dict[str, Recipe]:
 
 
 def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> list[str]:
-    """Write G_ema, G and D of what load_network() gave; returns what the layout has no place for, in words.
+    """Write G_ema, G and D of the result of load_network(); returns notes on what is lost.
 
     Raises UserError if there is no generator, one does not fit the layout, or the file cannot be written.
     """
@@ -66,7 +66,7 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> list[str]:
             held[theirs] = _their_d_state(net) if key == 'D' else _their_g_state(net)
             notes += _losses(key, net)
         elif key == 'D':
-            notes.append(f'D is left out: {problem}')
+            notes.append(f'D is dropped: {problem}')
         else:
             raise UserError(f'{path}: {key} does not fit the layout of rosinality: {problem}')
     best = contents.get('G_ema') or contents.get('G')
@@ -81,7 +81,7 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> list[str]:
 def _tensors(name: str, state: dict) -> Tensors:
     wrong = [key for key, t in state.items() if not isinstance(key, str) or not isinstance(t, StoredTensor)]
     if wrong:
-        raise UserError(f'{name}: {shown(wrong[0])} is no tensor')
+        raise UserError(f'{name}: {shown(wrong[0])} is not a tensor')
     with explained(name):
         return make_tensors(state)
 
@@ -113,7 +113,7 @@ def _generator(name: str, theirs: Tensors, average: Any) -> Recipe:
 
 
 def _trimmed(name: str, value: torch.Tensor, axes: int) -> torch.Tensor:
-    """The tensor without so many axes in front, which must be of size 1."""
+    """The tensor without its leading `axes`, which must be of size 1."""
     if tuple(value.shape[:axes]) != (1,) * axes:
         raise UserError(f'{name} has the shape {list(value.shape)}; not the layout of rosinality')
     return value.reshape(value.shape[axes:])
@@ -126,7 +126,7 @@ def _with_average(recipe: Recipe, average: torch.Tensor) -> Recipe:
 
 @torch.no_grad()
 def _estimated_average(recipe: Recipe) -> torch.Tensor:
-    """The mean of w over latents drawn from a fixed seed, as that program computes it when it needs one."""
+    """The mean of w over latents from a fixed seed, as that program estimates it."""
     G = recipe.build()
     z = torch.randn([AVERAGE_SAMPLES, G.z_dim], generator=torch.Generator().manual_seed(AVERAGE_SEED))
     return G.mapping(z, None)[:, 0].mean(dim=0)
@@ -147,19 +147,19 @@ def _discriminator(name: str, theirs: Tensors) -> Recipe:
 
 
 def _channel_arguments(channels: list[int]) -> dict[str, int]:
-    """channel_base and channel_max that give these channels at levels 4, 8, ...; wrong ones show later."""
+    """channel_base and channel_max that give these channels at resolutions 4, 8, ...; not checked here."""
     top = 4 * 2 ** (len(channels) - 1)
     return {'channel_base': channels[-1] * top, 'channel_max': max(channels)}
 
 
 def _sorted(theirs: Tensors, pattern: str) -> list[tuple[str, torch.Tensor]]:
-    """The matching tensors in the order of the first number in their names."""
+    """The matching tensors, ordered by the first number in their names."""
     found = [(key, tensor) for key, tensor in theirs.items() if re.fullmatch(pattern, key)]
     return sorted(found, key=lambda item: int(re.search(r'\d+', item[0].partition('.')[2])[0]))
 
 
 def _generator_names(num_levels: int, num_layers: int) -> Iterator[tuple[str, str, int]]:
-    """(ours, theirs, axes of size 1 in front of theirs) of every tensor but filters and average."""
+    """(ours, theirs, number of leading axes of size 1 of theirs) of all tensors but filters and average."""
     for i in range(num_layers):
         for leaf in ('weight', 'bias'):
             yield f'mapping.fc{i}.{leaf}', f'style.{i + 1}.{leaf}', 0
@@ -178,7 +178,7 @@ def _generator_names(num_levels: int, num_layers: int) -> Iterator[tuple[str, st
 
 
 def _discriminator_names(num_levels: int) -> Iterator[tuple[str, str]]:
-    """(ours, theirs) of every tensor but the filters."""
+    """(ours, theirs) of all tensors but the filters."""
     top = 4 << (num_levels - 1)
     yield f'b{top}.fromrgb.weight', 'convs.0.0.weight'
     yield f'b{top}.fromrgb.bias', 'convs.0.1.bias'
@@ -217,24 +217,24 @@ def _their_d_state(net: torch.nn.Module) -> Tensors:
 
 
 def _obstacles(name: str, key: str, net: torch.nn.Module) -> Iterator[str]:
-    """What makes a network unfit for the layout, in words."""
+    """Reasons why the layout cannot represent a network."""
     if not isinstance(net, networks.Generator | networks.Discriminator):
-        yield f'it is a {type(net).__name__}, no network of StyleGAN2'
+        yield f'it is a {type(net).__name__}, not a StyleGAN2 network'
         return
     kwargs = arguments_of(name, net)
     size = kwargs['img_resolution']
     if not isinstance(size, int) or not math.log2(size).is_integer() or kwargs['c_dim']:
-        yield 'it is conditional, or its pictures are not square with a power of two as side'
+        yield 'it is conditional, or its images are not square with a power-of-two side'
         return
     if kwargs['img_channels'] != 3:
-        yield f'its pictures have {kwargs["img_channels"]} channels instead of 3'
+        yield f'its images have {kwargs["img_channels"]} channels instead of 3'
     expected = _expected_d(net) if key == 'D' else _expected_g(net)
     yield from (f'{what} is {shown(value)} instead of {wanted}' for what, value, wanted in expected
                 if value != wanted)
 
 
 def _expected_g(net: torch.nn.Module) -> Iterator[tuple[str, Any, Any]]:
-    """(what, its value, the only value of the layout)."""
+    """(what, its value, the only value that the layout supports)."""
     mapping, last = net.mapping, net.synthesis.b4.conv1
     yield 'the architecture', net.synthesis.b4.architecture, 'skip'
     yield 'use_noise', last.use_noise, True
@@ -255,9 +255,9 @@ def _expected_d(net: torch.nn.Module) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _losses(key: str, net: torch.nn.Module) -> list[str]:
-    """What pictures or logits may lose, in words."""
+    """Notes on what may change images or logits."""
     clamps = any(getattr(module, 'conv_clamp', None) is not None for module in net.modules())
-    notes = [f'{key}: conv_clamp and float16 have no place there'] if clamps else []
+    notes = [f'{key}: conv_clamp and float16 are lost'] if clamps else []
     if key == 'D' and net.b4.mbstd.group_size != FIXED_D['mbstd_group_size']:
-        notes.append(f'D: minibatch-std groups of {net.b4.mbstd.group_size} become groups of 4 there')
+        notes.append(f'D: minibatch-std groups of {net.b4.mbstd.group_size} become groups of 4')
     return notes

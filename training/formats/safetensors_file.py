@@ -21,7 +21,7 @@ MAX_HEADER_BYTES = 50_000_000
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Whether this begins like such a file: the length of a header, then a JSON object."""
+    """Whether the data begins like a .safetensors file: header length, then a JSON object."""
     return data[8:9] == b'{' and int.from_bytes(data[:8], 'little') <= len(data) - 8
 
 
@@ -56,7 +56,7 @@ def header(data: bytes, name: str) -> dict[str, Any]:
 
 
 def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> Path:
-    """Write what load_network() gave, or copy_networks(); returns the path.
+    """Write the result of load_network() or copy_networks(); returns the path.
 
     Raises UserError if the file cannot be written, or a network is of a foreign class.
     """
@@ -67,13 +67,13 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> Path:
             continue
         kwargs = arguments_of(f'{path}: {key}', net)
         described[key] = {'class_name': type(net).__name__, 'init_kwargs': kwargs}
-        # Copies: the format knows neither shared memory nor other orders of the axes.
+        # Copies: the format supports neither shared memory nor other memory formats.
         tensors.update({f'{key}.{name}': t.detach().cpu().clone(memory_format=torch.contiguous_format)
                         for name, t in net.state_dict().items()})
     metadata = {'format': FORMAT, 'networks': json.dumps(described, default=_plain)}
     if contents.get('training_set_kwargs') is not None:
         metadata['training_set_kwargs'] = json.dumps(contents['training_set_kwargs'], default=str)
-    # Not save_file(), which makes files that only their owner may read.
+    # Not save_file(), whose files only the owner can read.
     with replace_file(path, durable=True) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, metadata))
     return path
@@ -84,7 +84,7 @@ def _recipe(name: str, described: Any, tensors: dict[str, torch.Tensor]) -> Reci
     class_name, kwargs = described.get('class_name'), described.get('init_kwargs')
     if not isinstance(class_name, str) or not isinstance(kwargs, dict):
         raise UserError(f'{name} has no constructor arguments; the file is damaged')
-    # JSON has no tuples; as an attribute of the network, a size is one.
+    # JSON has no tuples, but the network stores its size as one.
     size = kwargs.get('img_resolution')
     kwargs = {**kwargs, 'img_resolution': tuple(size)} if isinstance(size, list) else kwargs
     return Recipe(name, class_name, kwargs, tensors)
@@ -94,14 +94,14 @@ def _parsed(text: Any, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f'{name}: metadata that is no JSON ({shown(error)}); the file is damaged') from error
+        raise UserError(f'{name}: metadata is not JSON ({shown(error)}); the file is damaged') from error
     if not isinstance(value, dict):
-        raise UserError(f'{name}: metadata that is no JSON object; the file is damaged')
+        raise UserError(f'{name}: metadata is not a JSON object; the file is damaged')
     return value
 
 
 def _plain(value: Any) -> Any:
-    """What JSON knows of a NumPy number or array. Raises TypeError for anything else."""
+    """A NumPy number or array as plain values. Raises TypeError for anything else."""
     if hasattr(value, 'tolist'):
         return value.tolist()
     raise TypeError(f'a {type(value).__name__} among the constructor arguments')

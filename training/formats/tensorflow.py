@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorFlow pickles of StyleGAN2 and StyleGAN2-ADA as networks of ours: their arguments and variables."""
+"""TensorFlow pickles of StyleGAN2 and StyleGAN2-ADA, converted to our networks."""
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from training.formats.rebuild import NETWORKS, Recipe, check_sizes, class_of, co
 MIN_VERSION = 4  # 4: StyleGAN2, 5: StyleGAN2-ADA; those before are other architectures
 ORDER = ('G', 'D', 'G_ema')  # of the three networks in a file
 MAX_COMPONENTS = 100  # networks inside networks
-MAX_VARIABLES = 10_000  # a network has some hundred
+MAX_VARIABLES = 10_000  # a network has a few hundred
 
 # Arguments: theirs -> (where ours goes, default).
 Row = tuple[tuple[str, ...], Any]
@@ -53,7 +53,7 @@ DISCRIMINATOR: dict[str, Row] = {
     'mapping_lrmul': (('mapping_kwargs.lr_multiplier',), 0.1),
     'mbstd_group_size': (('epilogue_kwargs.mbstd_group_size',), None),
     'mbstd_num_features': (('epilogue_kwargs.mbstd_num_channels',), 1)}
-# Of no influence on what a network computes by itself.
+# Without influence on the output of the network itself.
 IGNORED = {'Generator': {'truncation_psi', 'truncation_cutoff', 'style_mixing_prob', 'structure'},
            'Discriminator': {'structure'}}
 ARGUMENTS = {'Generator': GENERATOR, 'Discriminator': DISCRIMINATOR}
@@ -86,11 +86,11 @@ class TensorFlowRecipe:
     network: TensorFlowNetwork
 
     def build(self, force_fp16: bool = False) -> torch.nn.Module:
-        """Our network with its numbers. Raises UserError if arguments or variables are not those of one."""
+        """Our network with its values. Raises UserError if arguments or variables do not match."""
         variables = _variables(self.name, self.network)
         kwargs = self._arguments(variables)
         check_sizes(self.name, kwargs)
-        # Built once to learn which tensors it has; nothing is allocated for that.
+        # Built on the meta device to list its tensors; allocates nothing.
         twin = construct(self.name, class_of(self.name, self.class_name), kwargs)
         tensors = {name: self._tensor(name, like.ndim, variables) for name, like in twin.state_dict().items()
                    if not name.endswith('resample_filter')}
@@ -107,7 +107,7 @@ class TensorFlowRecipe:
         kwargs: dict[str, Any] = {'mapping_kwargs': {}}
         for key, (places, default) in rows.items():
             value = given.get(key, default)
-            # Levels were halved there before the division by the resolution.
+            # There fmap_base is divided by half the resolution.
             is_number = isinstance(value, (int, float)) and math.isfinite(value)
             value = int(value * 2) if key == 'fmap_base' and is_number else value
             value = 1 if key == 'w_avg_beta' and value is None else value
@@ -119,7 +119,7 @@ class TensorFlowRecipe:
         return kwargs
 
     def _tensor(self, name: str, ndim: int, variables: dict[str, Any]) -> torch.Tensor:
-        """One tensor of ours, made of the variable that it stands for."""
+        """One of our tensors, converted from its variable."""
         source, convert = _source_of(self.class_name, name, ndim)
         if source not in variables:
             raise UserError(f'{self.name}: there is no TensorFlow variable {shown(source)}, for {name}; the '
@@ -175,17 +175,17 @@ def _variables(name: str, network: TensorFlowNetwork) -> dict[str, Any]:
                 found[prefix + item[0]] = item[1]
         for key, component in _member(name, net, 'components', dict).items():
             if not isinstance(component, TensorFlowNetwork):
-                raise UserError(f'{name}: the component {shown(key)} is no TensorFlow network')
+                raise UserError(f'{name}: the component {shown(key)} is not a TensorFlow network')
             pending.append((f'{prefix}{key}/', component))
         if len(found) > MAX_VARIABLES:
             break
         if not pending:
             return _renamed({key: v.array() if isinstance(v, StoredArray) else v for key, v in found.items()})
-    raise UserError(f'{name}: TensorFlow networks or variables without end')
+    raise UserError(f'{name}: too many nested TensorFlow networks or variables')
 
 
 def _renamed(variables: dict[str, Any]) -> dict[str, Any]:
-    """The variables, those of FromRGB of StyleGAN1's naming (by level of detail) by their resolution."""
+    """The variables, with FromRGB layers named by resolution instead of by level of detail (StyleGAN1)."""
     found = dict(variables)
     resolutions = [int(key.split('x')[0]) for key in variables if re.fullmatch(r'\d+x\d+/Conv0/weight', key)]
     for key, value in variables.items():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a training step goes."""
+"""Profiles of a training step: kernels, layers and times."""

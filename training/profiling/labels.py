@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names in a profile: what an iteration is doing, written into the profiler's record while it runs."""
+"""Labels in a profile: phases, passes, layers and operators, recorded while an iteration runs."""
 import contextlib
 import functools
 import inspect
@@ -22,12 +22,12 @@ STEP, DATA, PHASE, PASS, LAYER, OP = 'step', 'data', 'phase', 'pass', 'layer', '
 
 
 def label(kind: str, *names: str) -> record_function:
-    """Context under which the profiler records everything as part of something with these names."""
+    """Context whose events the profiler records under these names."""
     return record_function(SEPARATOR.join([MARK, kind, *names]))
 
 
 def read_label(text: str) -> list[str] | None:
-    """[kind, *names] of a label in a profile, None if the text is another event's."""
+    """[kind, *names] of a label in a profile, None for other events."""
     mark, *parts = text.split(SEPARATOR)
     return parts if mark == MARK and parts else None
 
@@ -37,7 +37,7 @@ class LabelClock(PhaseClock):
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Label what happens within this context as the phase."""
+        """Label everything within this context as the phase."""
         with label(PHASE, name):
             yield
 
@@ -45,7 +45,7 @@ class LabelClock(PhaseClock):
 @contextlib.contextmanager
 def labelled(modules: Mapping[str, torch.nn.Module], phases: Sequence[Phase]) -> Iterator[None]:
     """Label the layers of networks, the passes of phases and the operators; and split the gradients of
-    convolutions, so that those of input and weight are operations of their own.
+    convolutions, so that those of input and weight are separate operations.
 
     modules: name -> network.
     """
@@ -64,7 +64,7 @@ def labelled(modules: Mapping[str, torch.nn.Module], phases: Sequence[Phase]) ->
 
 
 def _label_module(module: torch.nn.Module, network: str, path: str) -> Callable[[], None]:
-    """Label all calls of the module; the result undoes that."""
+    """Label all calls of the module; returns a function that undoes it."""
     running: list[record_function] = []
 
     def enter(_module: torch.nn.Module, _inputs: Any) -> None:
@@ -74,7 +74,7 @@ def _label_module(module: torch.nn.Module, network: str, path: str) -> Callable[
     def leave(_module: torch.nn.Module, _inputs: Any, _outputs: Any) -> None:
         running.pop().__exit__(None, None, None)
 
-    # always_call: a layer that raises must not leave its label behind.
+    # always_call: a layer that raises must not leave its label open.
     hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
     return lambda: [hook.remove() for hook in hooks] and None
 
@@ -85,7 +85,7 @@ def _label_passes(
     def labelled_losses(batch: MicroBatch) -> Iterator[torch.Tensor]:
         remaining = losses(batch)
         for i in itertools.count():
-            # Whoever takes the loss differentiates it before asking for the next: the label covers both.
+            # The caller differentiates a loss before it requests the next, so the label covers both.
             with label(PASS, str(i)):
                 loss = next(remaining, None)
                 if loss is None:
@@ -104,10 +104,10 @@ def _label_op(op: Op) -> Callable[..., Any]:
     return labelled_run
 
 
-# Convolutions whose gradients are operations of their own.
+# Convolutions whose gradients are separate operations.
 
 def _signature(*names: str, **defaults: Any) -> inspect.Signature:
-    """Of a function that is written in C++ and therefore does not tell its own."""
+    """Signature of a function that is written in C++ and cannot be inspected."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([
         *(inspect.Parameter(name, kind) for name in names),
@@ -122,11 +122,10 @@ SIGNATURES = {
 
 
 class SplitConvolutions(TorchFunctionMode):
-    """Within this context the gradients of 2-d convolutions by input and by weight are operations of their
-    own.
+    """Within this context the gradients of 2-d convolutions by input and by weight are separate operations.
 
-    The numbers are the same, and so are the kernels: torch calls both kernels in one operation. As there,
-    only those gradients are computed that somebody asks for.
+    Results and kernels are the same: torch calls both kernels in one operation. As there, only the requested
+    gradients are computed.
     """
 
     def __torch_function__(
@@ -139,12 +138,12 @@ class SplitConvolutions(TorchFunctionMode):
             bound.apply_defaults()
             given = bound.arguments
             tensors = [given[name] for name in ('input', 'weight', 'bias')]
-            # A padding may also be a name, which nobody here uses.
+            # A padding may also be a string, which is not used here.
             if any(t is not None and t.requires_grad for t in tensors) and not isinstance(
                     given['padding'], str):
                 with torch.no_grad():
                     result = func(*args, **kwargs)
-                return _with_gradients(result, _Call(*tensors, (
+                return _with_gradients(result, _ConvolutionCall(*tensors, (
                     _pair(given['stride']), _pair(given['padding']), _pair(given['dilation']),
                     func is torch.conv_transpose2d, _pair(given.get('output_padding', 0)), given['groups'])))
         return func(*args, **kwargs)
@@ -155,7 +154,7 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _ConvolutionCall:
     """A convolution.  spec: stride, padding, dilation, transposed, output padding, groups."""
 
     x: torch.Tensor
@@ -164,17 +163,17 @@ class _Call:
     spec: tuple
 
     def gradients(self, dy: torch.Tensor, wanted: Sequence[bool]) -> tuple[torch.Tensor | None, ...]:
-        """Those by input, weight and bias that are wanted; can be differentiated in their turn."""
+        """The requested gradients by input, weight and bias; differentiable again."""
         sizes = None if self.bias is None else list(self.bias.shape)
         found = torch.ops.aten.convolution_backward(dy, self.x, self.weight, sizes, *self.spec, list(wanted))
         return tuple(g if is_wanted else None for g, is_wanted in zip(found, wanted, strict=True))
 
 
-def _with_gradients(result: torch.Tensor, call: _Call) -> torch.Tensor:
-    """The result of a convolution, linked to its arguments by a node for each gradient.
+def _with_gradients(result: torch.Tensor, call: _ConvolutionCall) -> torch.Tensor:
+    """The result of a convolution, linked to its arguments by one autograd node per gradient.
 
-    The nodes take a call and not its tensors, except for those that they are the gradient of: autograd
-    evaluates a node if any of its tensors leads to where a gradient is asked for.
+    A node's tensor arguments are only those whose gradient it computes, because autograd evaluates a node if
+    any of its tensors leads to a requested gradient.
     """
     parts = []
     if call.x.requires_grad:
@@ -185,13 +184,13 @@ def _with_gradients(result: torch.Tensor, call: _Call) -> torch.Tensor:
 
 
 def _placeholder(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A tensor of any shape that takes no memory."""
+    """A tensor of the given shape that takes no memory."""
     return like.new_empty([1] * len(shape)).expand(shape)
 
 
 class _DataGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, call: _Call, shape: torch.Size) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, call: _ConvolutionCall, shape: torch.Size) -> torch.Tensor:
         ctx.call = call
         return _placeholder(x, shape)
 
@@ -203,7 +202,7 @@ class _DataGradient(torch.autograd.Function):
 class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weight: torch.Tensor, bias: torch.Tensor | None, call: _Call, shape: torch.Size,
+        ctx: Any, weight: torch.Tensor, bias: torch.Tensor | None, call: _ConvolutionCall, shape: torch.Size,
     ) -> torch.Tensor:
         ctx.call = call
         return _placeholder(weight, shape)
@@ -214,7 +213,7 @@ class _WeightGradient(torch.autograd.Function):
 
 
 class _Result(torch.autograd.Function):
-    """Hands the gradient of the result, in a list so that it is no argument, on to all parts."""
+    """Passes the gradient to all parts. The result is in a list, so that it is not a tensor argument."""
 
     @staticmethod
     def forward(ctx: Any, result: list[torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operations in a profile are: kernels or what surrounds them, their shapes, arithmetic and kind."""
+"""Operations in a profile: kernels and their wrappers, with shapes, arithmetic and kind of work."""
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
@@ -9,27 +9,27 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from training.profiling.labels import read_label
 
-# Operations that leave the work to others, which the profile lists as well.
+# Operations that only call others, which the profile also lists.
 WRAPPERS = frozenset(f'aten::{name}' for name in [
     'to', '_to_copy', 'contiguous', 'clone', 'reshape', 'flatten', 'linear', 'matmul', 'conv2d',
     'conv_transpose2d', 'convolution', '_convolution', '_convolution_double_backward', 'batch_norm',
     '_batch_norm_impl_index', '_batch_norm_impl_index_backward', 'instance_norm', 'layer_norm',
     'binary_cross_entropy_with_logits', 'type_as', 'repeat', 'sum_to_size', 'expand_as', 'pad',
     'upsample_nearest2d', '_foreach_add_', 'item', 'broadcast_tensors'])
-# Operations that look at memory in another way, or reserve it.
+# Operations that create views, or allocate memory.
 VIEWS = frozenset(f'aten::{name}' for name in [
     'view', 'as_strided', 'as_strided_', 't', 'transpose', 'permute', 'expand', 'unsqueeze', 'squeeze',
     'detach', 'detach_', 'select', 'slice', 'narrow', 'split', 'split_with_sizes', 'chunk', 'unbind', 'alias',
     'empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided', 'resize_', 'set_', 'lift_fresh',
     'resolve_conj', 'resolve_neg', '_reshape_alias', '_unsafe_view', 'unfold', 'is_nonzero', 'view_as',
     '_nnpack_available', 'requires_grad_', 'result_type', 'promote_types', 'movedim', 'real'])
-NO_OPERATIONS = ('autograd', 'torch', 'profiler')  # namespaces of what only calls operations
+NO_OPERATIONS = ('autograd', 'torch', 'profiler')  # namespaces of events that only call operations
 
 CONVOLUTION, FILTER, PRODUCT, REDUCTION = 'convolution', 'resampling filter', 'matrix product', 'reduction'
 NORMALISATION, COPY, RANDOM, ELEMENTWISE = 'normalisation', 'memory copy', 'random numbers', 'elementwise'
 OPTIMISER = 'optimiser'
 FILTERS = ('upfirdn2d', 'filtered')  # in the names of our operators
-# The first word that is found in the name of a kernel or its operation decides.
+# The first word found in the name of a kernel or its operation decides.
 GROUPS = (
     ('memcpy', COPY), ('memset', COPY), ('conv', CONVOLUTION), ('batch_norm', NORMALISATION),
     ('var_mean', NORMALISATION), ('addmm', PRODUCT), ('aten::mm', PRODUCT), ('bmm', PRODUCT),
@@ -45,7 +45,7 @@ class Convolution:
     """Arguments of a convolution: x [N, C, H, W], weight with K feature maps and RxS taps, result [N, K, P,
     Q].
 
-    gradients: what is computed in place of the result: of 'data', 'weight', 'bias'; empty: the result.
+    gradients: computed instead of the result, of 'data', 'weight', 'bias'; empty: the result.
     """
 
     N: int
@@ -76,7 +76,7 @@ class Convolution:
             kinds = zip(('data', 'weight', 'bias'), values[10], strict=True)
             gradients = tuple(kind for kind, is_wanted in kinds if is_wanted)
         stride, padding, dilation, is_transposed, output_padding, groups = spec
-        # One number stands for both axes.
+        # A single number applies to both axes.
         stride, padding, dilation, output_padding = (
             tuple(v) * (2 // len(v)) for v in (stride, padding, dilation, output_padding))
         taps = tuple(weight[2:])
@@ -92,7 +92,7 @@ class Convolution:
 
     @property
     def flop(self) -> float:
-        """Floating-point operations: two for each product. Those of the bias are not counted."""
+        """Floating-point operations: two per product, without the bias."""
         positions = self.H * self.W if self.is_transposed else self.P * self.Q
         once = 2.0 * self.N * self.C * self.K // self.groups * self.R * self.S * positions
         return once * max(len({'data', 'weight'} & set(self.gradients)), 0 if self.gradients else 1)
@@ -102,7 +102,7 @@ class Convolution:
         return sizes + (' transposed' if self.is_transposed else '')
 
     def sizes(self) -> dict[str, Any]:
-        """The arguments under their usual letters; dilation and groups only where they are not 1."""
+        """The arguments under their usual letters; dilation and groups only if not 1."""
         values = asdict(self)
         sizes = {name: values[name] for name in ('N', 'C', 'H', 'W', 'K', 'P', 'Q', 'R', 'S')}
         sizes |= {name: 'x'.join(map(str, values[name])) for name in ('padding', 'stride')}
@@ -112,7 +112,7 @@ class Convolution:
 
 
 def is_operation(name: str) -> bool:
-    """Whether an event is an operation on tensors, and not a label or a part of autograd."""
+    """Whether an event is an operation on tensors, not a label or a part of autograd."""
     namespace, colons, _ = name.partition('::')
     return bool(colons) and namespace not in NO_OPERATIONS and read_label(name) is None and ' ' not in name
 
@@ -125,9 +125,9 @@ def is_convolution(event: FunctionEvent) -> bool:
 
 
 def kernels_of(event: FunctionEvent) -> list[tuple[FunctionEvent, float]]:
-    """The operations within an operation that do its work, with their microseconds, which sum up to its own.
+    """The operations within an operation that do its work, with microseconds that add up to its own.
 
-    Empty if it only looks at memory.
+    Empty for views.
     """
     if event.name in VIEWS:
         return []
@@ -136,7 +136,7 @@ def kernels_of(event: FunctionEvent) -> list[tuple[FunctionEvent, float]]:
     inner = [pair for child in event.cpu_children for pair in kernels_of(child)]
     if not inner:
         return []
-    # What the wrapper takes is counted where the work is.
+    # The wrapper's own time is added to its longest operation.
     rest = event.cpu_time_total - sum(microseconds for _, microseconds in inner)
     longest = max(range(len(inner)), key=lambda i: inner[i][1])
     inner[longest] = inner[longest][0], inner[longest][1] + max(rest, 0.0)
@@ -147,7 +147,7 @@ def _is_wrapper(event: FunctionEvent) -> bool:
     if not is_operation(event.name):
         return True
     if 'conv' in event.name:
-        # How deep the work is depends on the backend.
+        # The nesting of convolutions depends on the backend.
         return _contains_convolution(event) or event.name == 'aten::_convolution_double_backward'
     return event.name in WRAPPERS
 
@@ -166,14 +166,14 @@ def describe_shapes(event: FunctionEvent) -> str:
 
 
 def _shape(shape: Sequence[Any]) -> str:
-    # The argument is a list of tensors, each with a shape: many, for an optimizer.
+    # A list of tensors, as in an optimizer: show their number and total size.
     if shape and isinstance(shape[0], (list, tuple)):
         return f'{len(shape)} tensors of {sum(prod(s) for s in shape)} numbers'
     return 'x'.join(map(str, shape)) or '-'
 
 
 def dtype_of(event: FunctionEvent) -> str:
-    """Element type of the first tensor argument, such as 'float' or 'c10::Half'; '' if it is not recorded."""
+    """Element type of the first tensor argument, such as 'float' or 'c10::Half'; '' if not recorded."""
     return next((name for name in getattr(event, 'input_dtypes', None) or [] if name), '')
 
 

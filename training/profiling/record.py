@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training step under the profiler: a run that is built for it, and the record of its kernels."""
+"""One training step under the profiler: a run built for profiling, and the record of its kernels."""
 import copy
 import os
 import time
@@ -22,14 +22,14 @@ from training.iteration import PhaseClock, phases_of, run_iteration
 from training.loss import StyleGAN2Loss
 from training.phases import lazy_adam
 from training.profiling import labels
-from training.profiling.trace import Kernel, Naming, Trace, naming_of
+from training.profiling.trace import Naming, ProfiledKernel, Trace, naming_of
 from training.state import TrainingState, build_state, seed_iteration
 from training.systems.micro import RESOLUTION, MicroGenerator
 
-MICRO = 'micro'  # the preset that only this tool has
+MICRO = 'micro'  # a preset of this tool only
 MICRO_BATCH = 16
 WARMUPS, TIMED_STEPS = 2, 3  # before the recorded step
-# A matrix product (0) and convolutions of so many feature maps: the fastest is the peak.
+# A matrix product (0) and convolutions with these numbers of feature maps; the fastest gives the peak.
 PEAK_WIDTHS = {'cpu': (0, 64), 'cuda': (0, 64, 512)}
 PEAK_BATCH, PEAK_ROUNDS = 64, 2
 DTYPES = {'float': torch.float32, 'c10::Half': torch.float16, 'c10::BFloat16': torch.bfloat16}
@@ -38,7 +38,7 @@ Pixels = tuple[torch.Tensor, torch.Tensor]  # uint8 [N, C, H, W] and labels, on 
 
 @dataclass(frozen=True)
 class PhaseInfo:
-    """A phase of the step.  network: what it trains.  interval: it runs in every interval-th iteration."""
+    """A phase of the step.  network: the one it trains.  interval: runs in every interval-th iteration."""
 
     name: str
     network: str
@@ -46,15 +46,15 @@ class PhaseInfo:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was measured of one step in which every phase ran.
+class StepRecord:
+    """Measurements of one step in which every phase ran.
 
-    step_us: duration, with the profiler at work.  plain_step_us: without.  on_gpu: whether kernels are those
-    of a GPU; else they are operations of the CPU.  naming: what kernels' places are called.
-    peaks: floating-point operations per second of the device, by element type as in Kernel.dtype.
+    step_us: duration with the profiler.  plain_step_us: without.  on_gpu: whether kernels are GPU kernels;
+    otherwise they are CPU operations.  naming: names the places of kernels.
+    peaks: floating-point operations per second of the device, by element type as in ProfiledKernel.dtype.
     """
 
-    kernels: list[Kernel]
+    kernels: list[ProfiledKernel]
     step_us: float
     plain_step_us: float
     on_gpu: bool
@@ -64,9 +64,9 @@ class Record:
 
 
 class ProfiledRun:
-    """A training at its start, which step() advances.
+    """A training run at its start, advanced by step().
 
-    dataset: None for random pictures.  is_micro: with the generator of training.systems.micro.
+    dataset: None for random images.  is_micro: with the generator of training.systems.micro.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ProfiledRun:
         self._random = np.random.default_rng(0)
 
     def pixels(self) -> Pixels:
-        """The next batch, in memory of the host from which a GPU can copy."""
+        """The next batch, in host memory, pinned for a GPU."""
         n = self.config.batch_size
         if self.dataset is None:
             shape = [n, self.channels, *self.config.data.size]
@@ -100,7 +100,7 @@ class ProfiledRun:
         return tuple(t.pin_memory() for t in batch) if self.device.type == 'cuda' else batch
 
     def step(self, real: Pixels, clock: PhaseClock, *, all_phases: bool = False) -> None:
-        """One iteration.  real: a batch on the device.  all_phases: also those that are not due."""
+        """One iteration.  real: a batch on the device.  all_phases: run also phases that are not due."""
         if all_phases:
             self.state.batch_idx = 0
         img, labels = real
@@ -121,7 +121,7 @@ class ProfiledRun:
         return time.perf_counter() - start
 
     def wait(self) -> None:
-        """Until the device has finished."""
+        """Wait until the device has finished."""
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
 
@@ -133,8 +133,8 @@ class ProfiledRun:
         return torch.zeros([count, 0]) if self.dataset is None else draw_labels(self.dataset, count, rng)
 
 
-def record_step(run: ProfiledRun, trace: str | os.PathLike | None = None) -> Record:
-    """Profile one step after some to warm up.  trace: file for Chrome's trace viewer, or None."""
+def record_step(run: ProfiledRun, trace: str | os.PathLike | None = None) -> StepRecord:
+    """Profile one step after warm-up steps.  trace: file for Chrome's trace viewer, or None."""
     clock = labels.LabelClock(run.device)
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (run.device.type == 'cuda')]
     with progress(total=WARMUPS + TIMED_STEPS + 2, desc='Profiling', unit='step') as bar:
@@ -146,7 +146,7 @@ def record_step(run: ProfiledRun, trace: str | os.PathLike | None = None) -> Rec
         if run.state.augment_pipe is not None:
             networks_of['augment_pipe'] = run.state.augment_pipe
         with labels.labelled(networks_of, run.phases):
-            # The labels' own first calls take longer.
+            # The first calls with labels take longer.
             run.whole_step(clock)
             bar.update(1)
             with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
@@ -157,13 +157,13 @@ def record_step(run: ProfiledRun, trace: str | os.PathLike | None = None) -> Rec
             profiler.export_chrome_trace(str(temporary))
     read = Trace(profiler.events())
     kernels, infos = read.kernels(), run.phase_infos()
-    return Record(
+    return StepRecord(
         kernels, read.step_us, sorted(times[WARMUPS:])[TIMED_STEPS // 2] * 1e6, read.on_gpu, infos,
         naming_of(run.system, {info.name: info.network for info in infos}), measure_peaks(run, kernels))
 
 
-def measure_peaks(run: ProfiledRun, kernels: list[Kernel]) -> dict[str, float]:
-    """The most that the device does with each element type of a convolution: about a second each."""
+def measure_peaks(run: ProfiledRun, kernels: list[ProfiledKernel]) -> dict[str, float]:
+    """Peak rate of the device per element type of the convolutions; takes about a second each."""
     peaks = {}
     for name in {kernel.dtype for kernel in kernels if kernel.convolution} & set(DTYPES):
         work = Work(flop={(DTYPES[name], width): 1.0 for width in PEAK_WIDTHS[run.device.type]})
@@ -175,16 +175,16 @@ def measure_peaks(run: ProfiledRun, kernels: list[Kernel]) -> dict[str, float]:
 
 
 def micro_config(flags: dict[str, object]) -> TrainConfig:
-    """--cfg=micro: 16x16 pictures, 16 a step, no augmentation, the discriminator and schedule of demo.
+    """--cfg=micro: 16x16 images, batch 16, no augmentation, the discriminator and schedule of demo.
 
-    flags: those of train.py that change it.
+    flags: options of train.py that override it.
     """
     info = DatasetInfo(MICRO, 10000, RESOLUTION, RESOLUTION, 3)
     return resolve({'batch': MICRO_BATCH, 'aug': 'noaug', **flags, 'cfg': 'demo', 'data': MICRO}, info)
 
 
 def micro_state(config: TrainConfig, channels: int, device: torch.device) -> TrainingState:
-    """A training of the micro generator against the discriminator of the configuration."""
+    """A training state of the micro generator and the discriminator of the configuration."""
     torch.manual_seed(config.random_seed)
     D = networks.Discriminator(
         **config.D_kwargs(), c_dim=0, img_resolution=config.data.resolution, img_channels=channels)
@@ -198,6 +198,6 @@ def micro_state(config: TrainConfig, channels: int, device: torch.device) -> Tra
 
 
 def _no_report(name: str, values: torch.Tensor) -> None:
-    """In place of a run's statistics."""
+    """Stands in for the statistics of a run."""
 
 

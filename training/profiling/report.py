@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of a step as a table, and their sums by phase, layer, operation and kind: text, CSV, JSON."""
+"""Kernel table of a step, and totals by phase, layer, operation and kind, as text, CSV and JSON."""
 import csv
 import io
 import json
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.profiling.ops import CONVOLUTION, OPTIMISER, group_of
-from training.profiling.record import Record
+from training.profiling.record import StepRecord
 from training.profiling.trace import OPTIMISER as OPTIMISER_DIRECTION
-from training.profiling.trace import Kernel, is_named
+from training.profiling.trace import ProfiledKernel, is_named
 
 SIZES = ('N', 'C', 'H', 'W', 'K', 'P', 'Q', 'R', 'S', 'padding', 'stride', 'dilation', 'groups')
 COLUMNS = ('index', 'direction', 'phase', 'where', 'op', 'own_op', 'group', 'parameters', *SIZES,
            'transposed', 'gradients', 'dtype', 'kernel', 'start_us', 'us', 'flop', 'share_of_peak')
 CONVOLUTION_OPS = {'': 'convolution', 'data': 'data gradient of convolution',
                    'weight': 'weight gradient of convolution'}
-MAX_CELL = 76  # characters of a kernel's name in the text; those of templates fill pages
+MAX_CELL = 76  # characters of a kernel's name in the text; template names can be very long
 Row = dict[str, Any]
 
 
@@ -31,14 +31,14 @@ class Total:
     us: float
 
 
-class Report:
-    """What a record says.  rows: one a kernel, with the keys COLUMNS (those of convolutions only there).
+class ProfileReport:
+    """Report on a record.  rows: one per kernel, with keys from COLUMNS (sizes only for convolutions).
 
-    accounted: share of the step's time that is in kernels.  named: share of the kernels whose layer, or part
-    of the step, is known.
+    accounted: fraction of the step's time spent in kernels.  named: fraction of the kernels whose layer or
+    part of the step is known.
     """
 
-    def __init__(self, record: Record):
+    def __init__(self, record: StepRecord):
         self.record = record
         self.rows = [self._row(i, kernel) for i, kernel in enumerate(record.kernels)]
         self.kernel_us = sum(kernel.microseconds for kernel in record.kernels)
@@ -46,11 +46,11 @@ class Report:
         self.named = sum(map(is_named, record.kernels)) / max(len(record.kernels), 1)
 
     def totals(self, key: str) -> list[Total]:
-        """Sums by a column, the largest first."""
+        """Totals by a column, largest first."""
         return sum_by(self.rows, lambda row: row[key] or 'outside of phases')
 
     def phase_totals(self) -> list[Row]:
-        """Sums by phase, and what each phase costs an average iteration, since some do not run in each."""
+        """Totals by phase, and the average cost per iteration, since lazy phases do not run in each."""
         intervals = {info.name: info.interval for info in self.record.phases}
         return [{'name': total.name, 'kernels': total.kernels, 'us': total.us,
                  'every': intervals.get(total.name, 1),
@@ -58,7 +58,7 @@ class Report:
                 for total in self.totals('phase')]
 
     def layer_convolutions(self) -> list[Row]:
-        """For each place with convolutions: kernels of the forward pass and of both gradients."""
+        """Per place with convolutions: number of kernels of the forward pass and of both gradients."""
         counts: dict[str, dict[str, int]] = defaultdict(lambda: {'forward': 0, 'data': 0, 'weight': 0})
         for row in (row for row in self.rows if row['group'] == CONVOLUTION and 'N' in row):
             count = counts[row['where']]
@@ -66,7 +66,7 @@ class Report:
                 count[kind] += 1
         return [{'where': where, **count} for where, count in counts.items()]
 
-    def _row(self, index: int, kernel: Kernel) -> Row:
+    def _row(self, index: int, kernel: ProfiledKernel) -> Row:
         convolution = kernel.convolution
         is_optimiser = kernel.direction == OPTIMISER_DIRECTION
         row = {
@@ -87,7 +87,7 @@ class Report:
 
 
 def sum_by(rows: Iterable[Row], key: Callable[[Row], str]) -> list[Total]:
-    """Totals of the microseconds of rows with the same key, the largest first."""
+    """Total microseconds of rows with the same key, largest first."""
     groups: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row['us'])
@@ -95,13 +95,13 @@ def sum_by(rows: Iterable[Row], key: Callable[[Row], str]) -> list[Total]:
     return sorted(totals, key=lambda total: -total.us)
 
 
-def to_text(report: Report, header: str, max_rows: int | None = None) -> str:
-    """Everything for people.  header: what was measured.  max_rows: only so many kernels, the slowest."""
+def to_text(report: ProfileReport, header: str, max_rows: int | None = None) -> str:
+    """The full report as text.  header: what was measured.  max_rows: list only the slowest kernels."""
     rows = report.rows
     if max_rows is not None and max_rows < len(rows):
         slowest = sorted(rows, key=lambda row: -row['us'])[:max_rows]
         rows = sorted(slowest, key=lambda row: row['index'])
-    note = '' if rows is report.rows else f', here the {len(rows)} slowest'
+    note = '' if rows is report.rows else f', the {len(rows)} slowest shown'
     sections = [header, f'Kernels: {len(report.rows)}{note}']
     if rows:
         sections.append(table([_shown(row) for row in rows]))
@@ -109,14 +109,14 @@ def to_text(report: Report, header: str, max_rows: int | None = None) -> str:
     return '\n\n'.join(sections) + '\n'
 
 
-def summary(report: Report) -> str:
-    """What share of the time is accounted for, and how fast convolutions are."""
+def summary(report: ProfileReport) -> str:
+    """Fraction of the time that is accounted for, and speed of convolutions."""
     record = report.record
     between = max(record.step_us - report.kernel_us, 0)
     kind = 'kernels' if record.on_gpu else 'operations'
     idle = 'without a kernel' if record.on_gpu else 'Python, autograd and calls between operations'
     lines = [
-        f'Step: {_ms(record.step_us)} ms with the profiler at work, {_ms(record.plain_step_us)} ms without.',
+        f'Step: {_ms(record.step_us)} ms with the profiler, {_ms(record.plain_step_us)} ms without.',
         f'In {kind}: {_ms(report.kernel_us)} ms, {report.accounted:.1%} of the step; {idle}: '
         f'{_ms(between)} ms.',
         f'Place known: {report.named:.1%} of {len(report.rows)} {kind}.']
@@ -125,16 +125,16 @@ def summary(report: Report) -> str:
         seconds = sum(row['us'] for row in done) * 1e-6
         rate = sum(row['flop'] for row in done) / seconds if seconds else 0.0
         lines.append(f'Convolutions of {name}: {rate / 1e9:.1f} GFLOP/s, {rate / peak:.1%} of the '
-                     f'{peak / 1e9:.1f} that the device was measured to do at best.')
+                     f'{peak / 1e9:.1f} measured as peak of the device.')
     return '\n'.join(lines)
 
 
-def _totals_text(report: Report) -> list[str]:
+def _totals_text(report: ProfileReport) -> list[str]:
     share = report.record.step_us / 100
     sections = [titled('By phase', [
         {'phase': row['name'], 'kernels': row['kernels'], 'ms': _ms(row['us']),
          '% of step': f'{row["us"] / share:.1f}', 'every': row['every'],
-         'ms an iteration': _ms(row['us_per_iteration'])} for row in report.phase_totals()])]
+         'ms per iteration': _ms(row['us_per_iteration'])} for row in report.phase_totals()])]
     for title, key in (('By kind', 'group'), ('By direction', 'direction'), ('By operation', 'op'),
                        ('By layer', 'where')):
         sections.append(titled(title, [
@@ -152,7 +152,7 @@ def titled(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as aligned columns; numbers to the right. At least one row."""
+    """Rows with the same keys as aligned columns, numbers right-aligned. Needs at least one row."""
     cells = [[str(value) for value in row.values()] for row in rows]
     names = list(rows[0])
     widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
@@ -164,8 +164,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return '\n'.join([line(names), *map(line, cells)])
 
 
-def to_csv(report: Report) -> str:
-    """One line a kernel, with the names COLUMNS above; empty where a column does not apply."""
+def to_csv(report: ProfileReport) -> str:
+    """One line per kernel, with COLUMNS as header; empty where a column does not apply."""
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, restval='', lineterminator='\n')
     writer.writeheader()
@@ -173,8 +173,8 @@ def to_csv(report: Report) -> str:
     return file.getvalue()
 
 
-def to_json(report: Report, environment: Mapping[str, Any]) -> str:
-    """The kernels, all totals, and what was measured on which device."""
+def to_json(report: ProfileReport, environment: Mapping[str, Any]) -> str:
+    """The kernels, all totals, and the environment of the measurement."""
     record = report.record
     totals = {key: [vars(total) for total in report.totals(key)]
               for key in ('group', 'direction', 'op', 'where')}
@@ -186,7 +186,7 @@ def to_json(report: Report, environment: Mapping[str, Any]) -> str:
 
 
 def _shown(row: Row) -> Row:
-    """The columns of the text."""
+    """The columns of the text table."""
     op = row['op'].removeprefix('aten::')
     kernel = row['kernel']
     if len(kernel) > MAX_CELL:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each iteration's time by its parts: copy to the device, kernels, copy back."""
+"""Timeline of iterations: copy to the device, kernels, copy back."""
 import contextlib
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ PARTS = ('H2D', 'Kern', 'D2H')
 
 @dataclass(frozen=True)
 class StepTime:
-    """Milliseconds of one iteration. h2d, d2h: copies between host and device.  total: with what is between
+    """Milliseconds of one iteration. h2d, d2h: copies between host and device.  total: includes gaps between
     the parts.
     """
 
@@ -31,7 +31,7 @@ class StepTime:
 
 
 class _Stopwatch:
-    """Moments on the time line of the device: events on a GPU, else the clock of the host."""
+    """Timestamps: CUDA events on a GPU, else the host clock."""
 
     def __init__(self, device: torch.device):
         self.device, self.moments = device, []
@@ -46,7 +46,7 @@ class _Stopwatch:
             self.moments.append(time.perf_counter())
 
     def milliseconds(self, first: int, last: int) -> float:
-        """Between two moments; waits for the device."""
+        """Between two timestamps; waits for the device."""
         start, end = self.moments[first], self.moments[last]
         if self._on_gpu:
             end.synchronize()
@@ -55,10 +55,10 @@ class _Stopwatch:
 
 
 def time_steps(run: ProfiledRun, num_steps: int) -> Iterator[StepTime]:
-    """Time iterations one by one, each as it comes in a training: regularisation where it is due.
+    """Time iterations one by one, as in training, with lazy regularisation where it is due.
 
-    To the device go the pictures and labels of a batch; back come the losses and the pictures that were
-    generated last.
+    Copied to the device: images and labels of a batch; copied back: the losses and the last generated
+    images.
     """
     clock = PhaseClock(run.device)
     with _last_output(run) as generated:
@@ -67,7 +67,7 @@ def time_steps(run: ProfiledRun, num_steps: int) -> Iterator[StepTime]:
             back = torch.empty([0])
             watch = _Stopwatch(run.device)
             watch.mark()
-            # copy: on a CPU, where nothing need be moved, as much memory is copied all the same.
+            # copy=True: copies the same amount of memory also on a CPU.
             real = tuple(t.to(run.device, non_blocking=True, copy=True) for t in batch)
             watch.mark()
             run.step(real, clock)
@@ -80,11 +80,11 @@ def time_steps(run: ProfiledRun, num_steps: int) -> Iterator[StepTime]:
 
 
 def timeline_header(run: ProfiledRun, name: str, num_steps: int, device_name: str) -> str:
-    """What is measured: network, resolution, batch, steps, learning rates, and on what."""
+    """The settings: network, resolution, batch, steps, learning rates, and device."""
     config = run.config
     height, width = config.data.size
     clock = ('CUDA events' if run.device.type == 'cuda' else
-             'the clock of the host; H2D and D2H copy as much memory within the host')
+             'the host clock; H2D and D2H are copies of the same size within host memory')
     return '\n'.join([
         f'Step timer: {name}, resolution {width}x{height}, batch {config.batch_size}, steps {num_steps}, '
         f'learning rates G {config.G_opt.lr:g}, D {config.D_opt.lr:g}',
@@ -97,7 +97,7 @@ def timeline_line(index: int, step: StepTime) -> str:
 
 
 def timeline_summary(steps: list[StepTime]) -> str:
-    """Medians without the first iteration, which makes what the others use again."""
+    """Medians without the first iteration, which includes one-time setup."""
     counted = steps[1:] or steps
     middle = StepTime(*[median(getattr(step, name) for step in counted)
                         for name in ('h2d', 'kern', 'd2h', 'total')])
@@ -106,13 +106,13 @@ def timeline_summary(steps: list[StepTime]) -> str:
 
 @contextlib.contextmanager
 def _last_output(run: ProfiledRun) -> Iterator[list[torch.Tensor]]:
-    """A list that holds the pictures generated last, while the context lasts."""
+    """A list that contains the last generated images, within the context."""
     generated: list[torch.Tensor] = []
 
     def keep(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
         generated[:] = [output.detach()]
 
-    # Losses call the parts of a generator; whatever else there is calls the whole.
+    # Losses call the synthesis network of a generator if it has one.
     hook = getattr(run.state.G, 'synthesis', run.state.G).register_forward_hook(keep)
     try:
         yield generated

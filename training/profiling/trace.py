@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the profiler's record of an iteration to its kernels, each with the layer that it belongs to.
+"""Extracts the kernels of an iteration from a profile, each with the layer that it belongs to.
 
-Forward operations lie within the label of their layer. A backward operation belongs to the node of the graph
-that is being evaluated, and so to the operation that made the node: both bear the same thread and sequence
-number. Nodes made during a backward pass, for gradients of gradients, lead back through one more node.
+Forward operations are inside the label of their layer. A backward operation belongs to the autograd node
+that is evaluated, and so to the operation that created the node: both have the same thread and sequence
+number. Nodes created during a backward pass, for gradients of gradients, lead back through one more node.
 """
 import bisect
 import re
@@ -27,18 +27,18 @@ from training.profiling.ops import (
 
 NODE = 'autograd::engine::evaluate_function: '
 OPTIMIZER = 'Optimizer.step#'
-BACKWARD_SCOPE = 1  # of a RecordFunction
+BACKWARD_SCOPE = 1  # scope of a RecordFunction
 FPROP, BPROP, OPTIMISER, INPUT = 'fprop', 'bprop', 'optimiser', 'input'  # directions
 LOSS, GRADIENTS, LATENTS, UPDATE, UNKNOWN = 'loss', 'gradients', 'latents', 'update', '?'
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the program an operation belongs.
+    """The place of an operation in the program.
 
-    network: 'G', 'D', ...; '' outside of networks.  path: dotted name of the layer, or outside of networks
-    what is being done.  after: path of the last layer before the operation, if that is called by a module
-    that has layers itself.  op: name of the forward operation.
+    network: 'G', 'D', ...; '' outside of networks.  path: dotted name of the layer; outside of networks,
+    the kind of work.  after: path of the last layer before the operation, if a module that has layers itself
+    calls it.  op: name of the forward operation.
     """
 
     network: str
@@ -48,13 +48,13 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A kernel of a GPU or an operation of a CPU, with its time.
+class ProfiledKernel:
+    """A GPU kernel or CPU operation, with its time.
 
-    phase, pass_index: of the iteration; '' and -1 outside of phases.  op: what the program called, such as
-    aten::convolution.  own_op: operator of torch_utils.ops around it or ''.  parameters: shapes as text.
-    convolution: None for other operations.  dtype: of its input, as the profiler writes it.
-    kernel: what ran.  start_us: since the step began.
+    phase, pass_index: of the iteration; '' and -1 outside of phases.  op: the called operation, such as
+    aten::convolution.  own_op: operator of torch_utils.ops around it, or ''.  parameters: shapes as text.
+    convolution: None for other operations.  dtype: of its input, as named by the profiler.
+    kernel: name of the kernel.  start_us: since the step began.
     """
 
     direction: str
@@ -81,9 +81,9 @@ class _Span:
 
 
 class Trace:
-    """The events of one labelled iteration. kernels(): in the order in which they were started.
+    """The events of one labelled iteration. kernels(): in launch order.
 
-    step_us: duration of the iteration.  on_gpu: whether kernels are those of a GPU.
+    step_us: duration of the iteration.  on_gpu: whether kernels are GPU kernels.
     """
 
     def __init__(self, events: Sequence[FunctionEvent]):
@@ -91,7 +91,7 @@ class Trace:
         step = next(e for e in on_cpu if labels.read_label(e.name) == [labels.STEP])
         self.start_us, self.step_us = step.time_range.start, step.time_range.elapsed_us()
         on_cpu = [e for e in on_cpu if step.time_range.start <= e.time_range.start <= step.time_range.end]
-        # Of events that start together the longer contains the shorter.
+        # Of events with the same start, the longer contains the shorter.
         self.events = sorted(on_cpu, key=lambda e: (e.time_range.start, -e.time_range.end))
         self._on_device = [e for e in events if e.device_type == DeviceType.CUDA and _is_work(e.name)]
         self.on_gpu = bool(self._on_device)
@@ -100,7 +100,7 @@ class Trace:
         self._before: dict[int, FunctionEvent] = self._nodes_before()
         self._places: dict[int, Place | None] = {}
 
-    def kernels(self) -> list[Kernel]:
+    def kernels(self) -> list[ProfiledKernel]:
         """All kernels of the iteration."""
         found = self._gpu_kernels() if self.on_gpu else self._cpu_kernels()
         kernels = [self._kernel(*item) for item in found]
@@ -111,7 +111,7 @@ class Trace:
         return kernels
 
     def _gpu_kernels(self) -> Iterator[tuple[FunctionEvent, str, float, bool]]:
-        """(the event of the CPU that launched it, name, microseconds, whether it is the event's longest)."""
+        """(CPU event that launched it, name, microseconds, whether it is the longest of the event)."""
         for event in self.events:
             kernels = [kernel for kernel in event.kernels if _is_work(kernel.name)]
             longest = max(kernels, key=lambda kernel: kernel.duration, default=None)
@@ -125,14 +125,14 @@ class Trace:
                 for kernel, microseconds in kernels_of(event):
                     yield kernel, kernel.name, microseconds, True
 
-    def _kernel(self, event: FunctionEvent, name: str, microseconds: float, is_main: bool) -> Kernel:
-        """is_main: whether it does the arithmetic of the event, and not a change of layout for it."""
+    def _kernel(self, event: FunctionEvent, name: str, microseconds: float, is_main: bool) -> ProfiledKernel:
+        """is_main: whether it does the arithmetic of the event, not a layout conversion for it."""
         phase, pass_span = self._within(self._phases, event), self._within(self._passes, event)
         place = self._place(event) or self._place_outside(event, phase, pass_span)
-        # The convolution among the operations around a kernel has the arguments that everybody knows.
+        # Among the operations around a kernel, only the convolution has the usual arguments.
         main = next((e for e in _ancestors(event) if is_convolution(e)), event)
         convolution = Convolution.of_event(main) if is_convolution(main) and 'conv' in event.name else None
-        return Kernel(
+        return ProfiledKernel(
             self._direction(event, phase, pass_span, place), phase.names[0] if phase else '',
             int(pass_span.names[0]) if pass_span else -1, place,
             main.name if convolution else event.name, _own_op(event),
@@ -149,15 +149,15 @@ class Trace:
         return spans
 
     def _within(self, spans: Sequence[_Span], event: FunctionEvent) -> _Span | None:
-        """The span at the time of the event: other threads, as of a backward pass on a GPU, bear no label."""
+        """The span at the time of the event: other threads (backward pass on a GPU) have no labels."""
         start = event.time_range.start
         i = bisect.bisect_right(spans, start, key=lambda span: span.start) - 1
         return spans[i] if i >= 0 and start <= spans[i].end else None
 
     def _find_creators(self) -> dict[int, tuple[list[int], list[FunctionEvent]]]:
-        """Thread -> (sequence numbers, operations that made the nodes of these numbers), both ascending.
+        """Thread -> (sequence numbers, operations that created the nodes of these numbers), both ascending.
 
-        An operation bears the number of the next node, so the last of a number is the one that made it.
+        An operation has the number of the next node, so the last one with a number created that node.
         """
         last: dict[int, dict[int, FunctionEvent]] = defaultdict(dict)
         for event in self.events:
@@ -200,7 +200,7 @@ class Trace:
 
     def _creator(self, node: FunctionEvent) -> FunctionEvent | None:
         numbers, events = self._creators.get(node.fwd_thread, ((), ()))
-        # Some operations make several nodes and bear the number of the first.
+        # Some operations create several nodes and have the number of the first.
         i = bisect.bisect_right(numbers, node.sequence_nr) - 1
         return events[i] if node.sequence_nr >= 0 and i >= 0 else None
 
@@ -228,26 +228,27 @@ class Trace:
 
 
 def _ancestors(event: FunctionEvent) -> Iterator[FunctionEvent]:
-    """The event itself and everything around it, from the inside out."""
+    """The event itself and everything around it, innermost first."""
     outer: Any = event
     while outer is not None:
         yield outer
         outer = outer.cpu_parent
 
 
-def _unknown_kernel(microseconds: float) -> Kernel:
-    """In place of the kernels that the profiler saw, but could not link to what launched them."""
-    return Kernel(UNKNOWN, '', -1, Place('', UNKNOWN), UNKNOWN, '', '', None, '', 'all not linked to an '
-                  'operation', 0.0, microseconds)
+def _unknown_kernel(microseconds: float) -> ProfiledKernel:
+    """Stands for the kernels that the profiler saw but could not link to the call that launched them."""
+    return ProfiledKernel(
+        UNKNOWN, '', -1, Place('', UNKNOWN), UNKNOWN, '', '', None, '', 'all not linked to an operation', 0.0,
+        microseconds)
 
 
 def _is_work(name: str) -> bool:
-    """Whether it is a kernel: labels have an image of themselves on the GPU's time line."""
+    """Whether it is a kernel: labels also appear on the GPU's timeline."""
     return labels.read_label(name) is None and not name.startswith((OPTIMIZER, 'ProfilerStep'))
 
 
 def _own_op(event: FunctionEvent) -> str:
-    """Name of our operator around the event or, if it is a call of one, right in it; '' for none."""
+    """Name of our operator around the event or, if the event calls one, directly inside; '' for none."""
     inside = event.cpu_children if event.kernels else []
     for other in [*_ancestors(event), *inside]:
         parts = labels.read_label(other.name)
@@ -257,7 +258,7 @@ def _own_op(event: FunctionEvent) -> str:
 
 
 def _outermost_operation(event: FunctionEvent, layer: FunctionEvent) -> FunctionEvent:
-    """The event, or what contains it, that the layer calls directly."""
+    """The event or its ancestor that the layer calls directly."""
     return next(e for e in _ancestors(event) if e is layer or e.cpu_parent is layer)
 
 
@@ -271,8 +272,8 @@ def _layer_before(op: FunctionEvent, layer: FunctionEvent) -> str:
     return before
 
 
-Naming = Callable[[Kernel], str]
-# The parts of a step as textbooks count them; by phase and pass.
+Naming = Callable[[ProfiledKernel], str]
+# Textbook names of the parts of a step, by phase and pass.
 PARTS = {('Dmain', 0): 'Part1:Real', ('Dmain', 1): 'Part1:Fake', ('Gmain', 0): 'Part2:Fake'}
 STEPS = {'Dmain': 'Part1', 'Gmain': 'Part2'}
 LAYERS = {'conv': 'Conv', 'bn': 'BN'}
@@ -281,26 +282,26 @@ FUNCTIONS = {'aten::relu': 'ReLU', 'aten::leaky_relu': 'LeakyReLU', 'aten::tanh'
 
 
 def naming_of(system: str, own_network: Mapping[str, str]) -> Naming:
-    """The way of naming that fits.  system: 'dcgan' has names of its own.
+    """The naming for a system; 'dcgan' has its own.
 
-    own_network: phase -> name of the network that it trains, which is left out of the names of StyleGAN.
+    own_network: phase -> name of the network that it trains, which StyleGAN names omit.
     """
     return textbook_name if system == 'dcgan' else lambda kernel: dotted_name(kernel, own_network)
 
 
-def dotted_name(kernel: Kernel, own_network: Mapping[str, str]) -> str:
+def dotted_name(kernel: ProfiledKernel, own_network: Mapping[str, str]) -> str:
     """phase:path of the module, with the network before the path if the phase trains another one."""
     place = kernel.place
     is_own = place.network == own_network.get(kernel.phase)
     path = '.'.join(part for part in ('' if is_own else place.network, place.path) if part)
-    # The whole of the own network has no path.
+    # The phase's own network as a whole has no path.
     return ':'.join(part for part in (kernel.phase, path or place.network) if part)
 
 
-def textbook_name(kernel: Kernel) -> str:
-    """Part1 trains D on a real and on a fake batch, Part2 trains G; layers bear their numbers.
+def textbook_name(kernel: ProfiledKernel) -> str:
+    """Part1 trains D on a real and a fake batch, Part2 trains G; layers are numbered.
 
-    What a network computes between layers bears the number of the layer before.
+    Operations between layers have the number of the layer before.
     """
     place = kernel.place
     part = PARTS.get((kernel.phase, kernel.pass_index), STEPS.get(kernel.phase, kernel.phase))
@@ -308,18 +309,18 @@ def textbook_name(kernel: Kernel) -> str:
     return ':'.join(name for name in (part, place.network, layer) if name)
 
 
-def is_named(kernel: Kernel) -> bool:
-    """Whether a layer or another part of the step is known to be what the kernel is for."""
+def is_named(kernel: ProfiledKernel) -> bool:
+    """Whether the layer or other part of the step that the kernel belongs to is known."""
     return kernel.place.path != UNKNOWN
 
 
 def _layer(path: str) -> str:
-    """'Conv2' for synthesis.conv2; '' for what is no numbered layer."""
+    """'Conv2' for synthesis.conv2; '' for anything but a numbered layer."""
     found = re.fullmatch(r'([a-z]+)(\d+)', path.rpartition('.')[2])
     return LAYERS.get(found[1], found[1]) + found[2] if found else ''
 
 
-def _function(kernel: Kernel) -> str:
+def _function(kernel: ProfiledKernel) -> str:
     name = FUNCTIONS.get(kernel.place.op, kernel.place.op.rpartition('::')[2])
     number = re.search(r'\d+$', kernel.place.after)
     return name + (number[0] if number else '')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far pictures are from each other: the perceptual distance of VGG16, one of pixels, and the PSNR."""
+"""Distances between images: perceptual (VGG16), pixel-based, and the PSNR."""
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from dnnlib.progress import write
 from metrics.detectors import VGG16, DetectorMissingError, load_detector, to_rgb
 
 WHITE = 255.0
-MAX_SIDE_PX = 256  # of the shorter side of what the perceptual network sees, as published
-MIN_SIDE_PX = 4  # of the coarsest level of a pyramid
-MAX_PSNR_DB = 100.0  # given for equal pictures, as JSON has no infinity
+MAX_SIDE_PX = 256  # of the shorter side of the input of the perceptual network, as published
+MIN_SIDE_PX = 4  # of the coarsest pyramid level
+MAX_PSNR_DB = 100.0  # for equal images, as JSON has no infinity
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance of pictures, computed from features so that those of the targets are made only once.
+    """A distance of images, computed from features, so that those of targets are computed only once.
 
-    features: opaque pictures [N, 1 or 3, H, W] in [0, 255] -> [N, F].  compare: [..., F], [..., F] -> [...].
+    features: opaque images [N, 1 or 3, H, W] in [0, 255] -> [N, F].  compare: [..., F], [..., F] -> [...].
     """
 
     name: str
@@ -28,27 +28,27 @@ class Distance:
     compare: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     def describe(self, images: torch.Tensor) -> torch.Tensor:
-        """Features [N, views, F] of pictures [N, C, H, W] in [0, 255], C from 1 to 4; differentiable."""
+        """Features [N, views, F] of images [N, C, H, W] in [0, 255], C from 1 to 4; differentiable."""
         return torch.stack([self.features(view) for view in opaque_views(images)], dim=1)
 
     def between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """[N], of what describe() gave for two batches."""
+        """The distances [N] of two batches, given as results of describe()."""
         return self.compare(a, b).mean(dim=1)
 
 
 def visible(images: torch.Tensor) -> torch.Tensor:
-    """Pictures limited to [0, 255], as a file holds them; gradients pass as if they were not.
+    """Images clamped to [0, 255], as stored in a file, with a straight-through gradient.
 
-    Networks often leave the range where a picture is white or black. Nobody sees it, so it is no difference;
-    but a value outside that should be inside must find its way back.
+    Networks often exceed the range where an image is white or black. This is invisible and must not count
+    as a difference, but values that should be inside the range still need a gradient towards it.
     """
     return images - (images - images.clamp(0, WHITE)).detach()
 
 
 def opaque_views(images: torch.Tensor) -> list[torch.Tensor]:
-    """What a viewer sees of [N, C, H, W] in [0, 255]: itself, or with alpha over black and over white.
+    """Opaque versions of [N, C, H, W] in [0, 255]: itself, or with alpha over black and over white.
 
-    Together the two tell every colour and transparency that can be seen at all.
+    Together the two determine every visible color and transparency.
     """
     if images.shape[1] in (1, 3):
         return [images]
@@ -61,7 +61,7 @@ def opaque_views(images: torch.Tensor) -> list[torch.Tensor]:
 def perceptual_distance(detector: Callable[..., torch.Tensor]) -> Distance:
     """Squared Euclidean distance of the LPIPS features of VGG16 (Zhang et al. 2018), as published.
 
-    Pictures whose shorter side is above MAX_SIDE_PX are reduced to that by area.
+    Images whose shorter side exceeds MAX_SIDE_PX are downsampled to it by area.
     """
     def features(images: torch.Tensor) -> torch.Tensor:
         return detector(to_rgb(_reduced(images)), resize_images=False, return_lpips=True)
@@ -78,15 +78,15 @@ def _reduced(images: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_distance() -> Distance:
-    """Mean absolute difference, 0 to 1, averaged over all levels of a pyramid of halved pictures.
+    """Mean absolute difference, 0 to 1, averaged over the levels of an image pyramid.
 
-    Needs no download. Coarse levels tell the way where edges do not yet overlap.
+    Needs no download. Coarse levels provide gradients where edges do not overlap yet.
     """
     return Distance('pixel', _pyramid, lambda a, b: (a - b).abs().sum(dim=-1))
 
 
 def _pyramid(images: torch.Tensor) -> torch.Tensor:
-    """[N, F]: all levels, divided so that the sum of absolute differences is the mean of their means."""
+    """[N, F]: all levels, scaled so that the sum of absolute differences is the mean over level means."""
     levels = [visible(images) / WHITE]
     while min(levels[-1].shape[2:]) >= 2 * MIN_SIDE_PX:
         levels.append(torch.nn.functional.avg_pool2d(levels[-1], 2))
@@ -94,9 +94,10 @@ def _pyramid(images: torch.Tensor) -> torch.Tensor:
 
 
 def open_distance(name: str, device: torch.device, detector_dir: str | None = None) -> Distance:
-    """The distance of --distance: 'vgg16', 'pixel', or 'auto': pixel, with a line, if VGG16 cannot be had.
+    """The distance of --distance: 'vgg16', 'pixel', or 'auto': VGG16, or pixel with a
+    message if VGG16 is not available.
 
-    Raises DetectorMissingError for 'vgg16' if it cannot be had.
+    Raises DetectorMissingError for 'vgg16' if it is not available.
     """
     if name == 'pixel':
         return pixel_distance()
@@ -105,14 +106,14 @@ def open_distance(name: str, device: torch.device, detector_dir: str | None = No
     except DetectorMissingError as error:
         if name == 'vgg16':
             raise DetectorMissingError(f'--distance=vgg16: {error}; or use --distance=pixel') from error
-        write(f'Using --distance=pixel, which is less like what people see: {error}')
+        write(f'Using --distance=pixel, which is less perceptual: {error}')
         return pixel_distance()
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures [C, H, W]; at most MAX_PSNR_DB.
+    """Peak signal-to-noise ratio in dB of two uint8 images [C, H, W]; at most MAX_PSNR_DB.
 
-    Of pictures with alpha what counts is how they look, over black and over white.
+    Images with alpha are compared composited over black and over white.
     """
     first, second = (torch.stack(opaque_views(torch.from_numpy(x)[None].double())) for x in (a, b))
     mean_square = (first - second).square().mean().item()

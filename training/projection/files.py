@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What projection reads and writes: target pictures, ws to begin with, found ws and noise."""
+"""Files of projection: target images, initial ws, projected ws and noise."""
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,23 +22,23 @@ from training.sampling.sources import read_w
 
 
 def find_targets(paths: Sequence[str]) -> list[Path]:
-    """The pictures of --target: files as given, folders as the pictures in them, by name.
+    """The images of --target: files as given, and the images in folders, sorted by name.
 
     Raises UserError if there is none, or a path does not exist.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise UserError(f'--target={path}: no such file; give a picture or a folder of pictures')
+            raise UserError(f'--target={path}: no such file; give an image or a folder of images')
         inside = sorted(p for p in path.iterdir() if is_image_name(p.name)) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f'--target={path}: no pictures in this folder; give a picture or another folder')
+            raise UserError(f'--target={path}: no images in this folder; give an image or another folder')
         found += inside
     return found
 
 
 def read_target(path: str | os.PathLike, channels: int, height: int, width: int) -> np.ndarray:
-    """A picture as uint8 [C, H, W] of the generator's shape. Raises UserError if it cannot be read."""
+    """An image as uint8 [C, H, W] of the generator's shape. Raises UserError if it cannot be read."""
     try:
         pixels = decode_image(Path(path).read_bytes())
     except OSError as error:
@@ -49,30 +49,30 @@ def read_target(path: str | os.PathLike, channels: int, height: int, width: int)
 
 
 def fit_target(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, C], the largest centred part of the right proportions, resized by Lanczos' filter."""
+    """uint8 [H, W, C]: the largest center crop of the right aspect ratio, resized with a Lanczos filter."""
     old_height, old_width = pixels.shape[:2]
-    # In whole numbers, so that a square from a picture is exactly its shorter side.
+    # In integers, so that a square crop is exactly the shorter side.
     if old_width * height >= old_height * width:
         crop_height, crop_width = old_height, max(old_height * width // height, 1)
     else:
         crop_height, crop_width = max(old_width * height // width, 1), old_width
     box = ((old_width - crop_width) // 2, (old_height - crop_height) // 2,
            (old_width + crop_width) // 2, (old_height + crop_height) // 2)
-    picture = to_pillow(pixels).crop(box)
-    return from_pillow(picture.resize((width, height), Image.Resampling.LANCZOS))
+    image = to_pillow(pixels).crop(box)
+    return from_pillow(image.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def read_init_ws(path: str, G: torch.nn.Module, count: int, space: str) -> torch.Tensor:
-    """--init-w: float32 [count, num_ws, w_dim] of a file with one row, or one a target. Raises UserError."""
+    """The ws of --init-w, float32 [count, num_ws, w_dim]: one row of the file per target, or one for all."""
     ws = read_w(path, 'init-w')
     if ws.ndim != 3 or ws.shape[1:] != (G.num_ws, G.w_dim) or len(ws) not in (1, count):
         rows = '1' if count == 1 else f'1 or {count}'
         raise UserError(f'--init-w={path}: w is {list(ws.shape)}, but this network and the number of targets '
                         f'take [{rows}, {G.num_ws}, {G.w_dim}]')
     if not np.isfinite(ws).all():
-        raise UserError(f'--init-w={path}: w has values that are not finite; give another file')
+        raise UserError(f'--init-w={path}: w contains non-finite values (NaN, Inf); give another file')
     if space == 'w' and not (ws == ws[:, :1]).all():
-        raise UserError(f'--init-w={path}: has a different w for each layer, which --space=w cannot keep; '
+        raise UserError(f'--init-w={path}: has a different w per layer, which --space=w cannot represent; '
                         'use --space=w+')
     return torch.from_numpy(ws).expand(count, -1, -1)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projection: the w whose picture is most like a given one, by gradient descent (StyleGAN2, Sec. 5).
+"""Projection: find the w whose image is closest to a target, by gradient descent (StyleGAN2, Sec. 5).
 
-Several targets share batches; what becomes of one does not depend on the others.
+Targets are batched; the result of a target does not depend on the rest of its batch.
 """
 import contextlib
 import copy
@@ -18,17 +18,17 @@ from dnnlib.util import UserError
 from metrics.detectors import VGG16, load_detector
 from training.projection.distance import Distance, perceptual_distance
 
-W_SAMPLES_SEED = 123  # published: statistics of w do not depend on --seed
+W_SAMPLES_SEED = 123  # as published: statistics of w do not depend on --seed
 W_SAMPLES_CHUNK = 1000
 DEFAULT_SEED = 303
 BETAS = (0.9, 0.999)
-MIN_IMPROVEMENT = 0.01  # share of the best distance so far by which it must fall to count as progress
-SHOW_INTERVAL = 10  # steps between distances on the screen: each makes the host wait for the device
+MIN_IMPROVEMENT = 0.01  # relative improvement over the best distance that counts as progress
+SHOW_INTERVAL = 10  # steps between progress updates: each synchronizes with the device
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate and noise over num_steps. Lengths are shares of num_steps; defaults as published."""
+    """Learning rate and noise over num_steps. Lengths are fractions of num_steps; defaults as published."""
 
     num_steps: int = 1000
     initial_learning_rate: float = 0.1
@@ -38,31 +38,31 @@ class Schedule:
     noise_ramp_length: float = 0.75
 
     def learning_rate(self, step: int) -> float:
-        """Linear from 0, then constant, then half a cosine down to nearly 0."""
+        """Linear ramp-up from 0, then constant, then a half-cosine ramp-down to nearly 0."""
         t = step / self.num_steps
         rampdown = min(1.0, (1 - t) / self.lr_rampdown_length)
         rampup = min(1.0, t / self.lr_rampup_length)
         return self.initial_learning_rate * (0.5 - 0.5 * math.cos(math.pi * rampdown)) * rampup
 
     def noise_factor(self, step: int) -> float:
-        """Deviation of the noise on w in units of the deviation of w: falls to 0 as a parabola."""
+        """Standard deviation of the noise on w in units of that of w: quadratic decay to 0."""
         t = step / self.num_steps
         return self.initial_noise_factor * max(0.0, 1 - t / self.noise_ramp_length) ** 2
 
     @property
     def rampdown_start(self) -> int:
-        """The first step at which the learning rate goes down."""
+        """The first step of the ramp-down of the learning rate."""
         return math.floor(self.num_steps * (1 - self.lr_rampdown_length))
 
 
 @dataclass(frozen=True)
 class ProjectionSettings:
-    """How to project.
+    """Settings of a projection.
 
-    space: 'w', one w for all layers, or 'w+', one for each.  noise: 'fit' optimises the noise maps beginning
-    with those of the network, 'redraw' beginning with random ones (published), 'keep' does not.
-    patience: if the distance of a target has not improved by a hundredth in so many steps, its learning rate
-    goes down at once, and the same again ends it; None: never.
+    space: 'w', one w for all layers, or 'w+', one w per layer.  noise: 'fit' optimizes the noise maps of the
+    network, 'redraw' random ones (as published), 'keep' leaves them unchanged.
+    patience: once the distance of a target has not improved by 1 % in this many steps, its ramp-down starts;
+    the second time the target ends. None: no early end.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -75,7 +75,7 @@ class ProjectionSettings:
 
 @dataclass(frozen=True)
 class Projection:
-    """What was found for one target, on the CPU.
+    """The result for one target, on the CPU.
 
     path: ws [steps, num_ws, w_dim] after each step.  distances: [steps], before each step, with noise on w.
     noise: the fitted maps by name, empty for noise='keep'.
@@ -93,7 +93,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class WStatistics:
-    """Mean of w [1, 1, w_dim], and its deviation: the root of the summed variances of all components."""
+    """Mean of w [1, 1, w_dim], and its deviation: the square root of the total variance over components."""
 
     w_avg: torch.Tensor
     w_std: float
@@ -101,7 +101,7 @@ class WStatistics:
 
 @torch.no_grad()
 def w_statistics(G: torch.nn.Module, label: torch.Tensor | None, num_samples: int = 10000) -> WStatistics:
-    """Of w of random z, under one label [1, c_dim] (None: no classes)."""
+    """Statistics of w over random z, for one label [1, c_dim] (None: no classes)."""
     device = next(G.parameters()).device
     z = np.random.RandomState(W_SAMPLES_SEED).randn(num_samples, G.z_dim)
     parts = []
@@ -114,7 +114,7 @@ def w_statistics(G: torch.nn.Module, label: torch.Tensor | None, num_samples: in
 
 
 class _Search:
-    """What is optimised for one target, and how far it is: w [1 or num_ws, w_dim] and noise maps [H, W]."""
+    """The variables of one target, w [1 or num_ws, w_dim] and noise maps [H, W], and its progress."""
 
     def __init__(self, w: torch.Tensor, noise: Mapping[str, torch.Tensor], target: torch.Tensor):
         self.w = w.clone().requires_grad_()
@@ -130,15 +130,15 @@ class _Search:
 
     @torch.no_grad()
     def record(self, distance: torch.Tensor) -> None:
-        """Note the state after a step."""
+        """Record the state after a step."""
         self.path.append(self.w.detach().clone())
         self.distances.append(distance.detach())
         self.position += 1
         for value in self.noise.values():
             normalize_noise_(value)
 
-    def hurry(self, patience: int, schedule: Schedule) -> None:
-        """Go on to the ramp-down, or from there to the end, if there was no progress for long."""
+    def end_early(self, patience: int, schedule: Schedule) -> None:
+        """Skip to the ramp-down, or from there to the end, after `patience` steps without progress."""
         distance = self.distances[-1].item()
         if distance < self._best * (1 - MIN_IMPROVEMENT):
             self._best, self._waited = distance, 0
@@ -150,17 +150,17 @@ class _Search:
             self._waited = 0
 
     def result(self, num_ws: int) -> Projection:
-        """What was found. Raises UserError if it is not finite."""
+        """The result. Raises UserError if it is non-finite."""
         path = torch.stack(self.path).expand(-1, num_ws, -1).cpu()
         if not path[-1].isfinite().all():
-            raise UserError('--network: the projection ended in values that are not finite; the network '
+            raise UserError('--network: the projection became non-finite (NaN or Inf); the network '
                             'overflows or is damaged; with a GPU, try --device=cpu')
         distances = torch.stack(self.distances).cpu().numpy()
         return Projection(path, distances, {name: v.detach().cpu() for name, v in self.noise.items()})
 
 
 class Projector:
-    """Projects batches of pictures with one generator.
+    """Projects batches of images with one generator.
 
     G: in eval mode, without gradients, on `device`.  label: [1, c_dim], None without classes.
     """
@@ -176,13 +176,13 @@ class Projector:
     def project(
         self, targets: torch.Tensor, init_ws: torch.Tensor | None = None, bar: Progress | None = None,
     ) -> list[Projection]:
-        """One result a target.
+        """One result per target.
 
-        targets: [N, C, H, W] in [0, 255], of the shape of the generator's pictures.  init_ws: where to begin,
-        [N, num_ws, w_dim]; by default the mean w.  bar: advanced by num_steps altogether.
+        targets: [N, C, H, W] in [0, 255], of the shape of the generator's images.  init_ws: initial ws
+        [N, num_ws, w_dim]; by default the mean w.  bar: advanced by num_steps in total.
         """
         schedule = self.settings.schedule
-        # On the CPU, so that every device begins with the same numbers.
+        # On the CPU, so that random numbers do not depend on the device.
         generator = torch.Generator().manual_seed(self.settings.seed)
         searches = self._begin(targets, init_ws, generator)
         groups = [{'params': search.parameters()} for search in searches]
@@ -206,7 +206,7 @@ class Projector:
         rows = 1 if self.settings.space == 'w' else self.G.num_ws
         noise = {} if self.settings.noise == 'keep' else noise_maps(self.G.synthesis)
         if self.settings.noise == 'redraw':
-            # The same noise for every target: a target must not feel whether it is alone.
+            # The same noise for every target: a result must not depend on the rest of the batch.
             noise = {name: torch.randn(v.shape, generator=generator).to(v) for name, v in noise.items()}
         with torch.no_grad():
             described = self.distance.describe(targets.to(self.device, torch.float32))
@@ -222,7 +222,7 @@ class Projector:
         settings, w_std = self.settings, self.statistics.w_std
         draw = torch.randn(active[0].w.shape, generator=generator).to(self.device)
         noisy = [s.w + draw * (w_std * settings.schedule.noise_factor(s.position)) for s in active]
-        # The gradients of finished searches stay None, by which the optimizer leaves them alone.
+        # Gradients of finished searches stay None, so that the optimizer skips them.
         optimizer.zero_grad(set_to_none=True)
         try:
             distances = self._differentiate(active, torch.stack(noisy).expand(-1, self.G.num_ws, -1))
@@ -233,14 +233,14 @@ class Projector:
         for search, distance in zip(active, distances, strict=True):
             search.record(distance)
             if settings.patience is not None:
-                search.hurry(settings.patience, settings.schedule)
+                search.end_early(settings.patience, settings.schedule)
         return distances
 
     def _differentiate(self, active: Sequence[_Search], ws: torch.Tensor) -> torch.Tensor:
-        """Set the gradients of each search; the distances [N] of the pictures of ws [N, num_ws, w_dim]."""
+        """Set the gradients of each search; the distances [N] of the images of ws [N, num_ws, w_dim]."""
         maps = stack_maps([s.noise for s in active])
         with replaced_noise(self.G.synthesis, maps):
-            # float16 is slow on a CPU, and less exact.
+            # float16 is slower and less accurate on a CPU.
             img = self.G.synthesis(ws, noise_mode='const', force_fp32=self.device.type == 'cpu')
         described = self.distance.describe((img + 1) * 127.5)
         distances = self.distance.between(described, torch.stack([s.target for s in active]))
@@ -262,11 +262,12 @@ def project(  # noqa: PLR0913 (published signature)
     verbose: bool = False, device: torch.device, distance: Distance | None = None,
     c: torch.Tensor | None = None, seed: int = DEFAULT_SEED,
 ) -> torch.Tensor:
-    """The published call: ws [num_steps, num_ws, w_dim] after each step, on `device`; G stays as it is.
+    """The published call: ws [num_steps, num_ws, w_dim] after each step, on `device`; G is not modified.
 
-    target: [C, H, W] in [0, 255].  New are `distance` (default: VGG16, downloaded), the label c [1, c_dim]
-    of a conditional network, and `seed` (published: the global generators).  verbose: show a progress bar.
-    Raises ValueError if the target does not have the shape of the generator's pictures.
+    target: [C, H, W] in [0, 255].  Not published: `distance` (default: VGG16, downloaded), the label c
+    [1, c_dim] of a conditional network, and `seed` (published: the global generators).
+    verbose: show a progress bar.
+    Raises ValueError if the target does not have the shape of the generator's images.
     """
     schedule = Schedule(num_steps, initial_learning_rate, initial_noise_factor, lr_rampdown_length,
                         lr_rampup_length, noise_ramp_length)
@@ -275,7 +276,7 @@ def project(  # noqa: PLR0913 (published signature)
     frozen = copy.deepcopy(G).eval().requires_grad_(requires_grad=False).to(device)
     shape = (G.img_channels, *height_width(G.img_resolution))
     if tuple(target.shape) != shape:
-        raise ValueError(f'target is {list(target.shape)}, but the network makes pictures {list(shape)}')
+        raise ValueError(f'target is {list(target.shape)}, but the network makes images {list(shape)}')
     if distance is None:
         distance = perceptual_distance(load_detector(VGG16, torch.device(device)))
     projector = Projector(frozen, distance, settings, c, w_avg_samples)
@@ -294,9 +295,9 @@ def noise_maps(synthesis: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def replaced_noise(synthesis: torch.nn.Module, maps: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let noise_mode='const' mean these maps, [H, W] for all pictures or [N, 1, H, W], inside the block.
+    """Replace the noise of noise_mode='const' by these maps, [H, W] for all images or [N, 1, H, W].
 
-    Maps may require gradients. Names that are left out keep their noise.
+    Maps may require gradients. Noise maps that are not named are kept.
     """
     saved = {name: synthesis.get_buffer(name) for name in maps}
     try:
@@ -313,21 +314,21 @@ def _set(synthesis: torch.nn.Module, maps: Mapping[str, torch.Tensor]) -> None:
 
 
 def stack_maps(sets: list[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """N sets of maps [H, W] as one of [N, 1, H, W]."""
+    """N sets of maps [H, W] stacked into one of [N, 1, H, W]."""
     return {name: torch.stack([maps[name] for maps in sets])[:, None] for name in sets[0]}
 
 
 def noise_penalty(maps: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """[N]: how much neighbours in noise maps [N, 1, H, W] resemble each other (StyleGAN2, Sec. 5).
+    """Noise regularization [N]: the autocorrelation of noise maps [N, 1, H, W] (StyleGAN2, Sec. 5).
 
-    Squares of the mean products with the right and with the lower neighbour, summed over maps and over
-    halvings of their sides until one is at most 8.
+    Squared mean products with the right and with the lower neighbour, summed over maps and over downsampled
+    versions of half the size, until a side is at most 8.
     """
     total: torch.Tensor | float = 0.0
     for value in maps.values():
         while True:
             for axis in (2, 3):
-                # Rolling makes the map a torus, so that every value has a neighbour.
+                # Rolling wraps around, so that every value has a neighbour.
                 total = total + (value * value.roll(1, dims=axis)).mean(dim=(1, 2, 3)).square()
             if min(value.shape[2:]) <= 8:
                 break
@@ -337,6 +338,6 @@ def noise_penalty(maps: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def normalize_noise_(noise: torch.Tensor) -> None:
-    """Give a map mean 0 and root mean square 1, in place."""
+    """Normalize a map in place to mean 0 and root mean square 1."""
     noise -= noise.mean()
     noise *= noise.square().mean().rsqrt()

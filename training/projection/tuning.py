@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pivotal tuning (Roich et al. 2021): changes a generator a little, until given ws show given pictures."""
+"""Pivotal tuning (Roich et al. 2021): fine-tunes a generator so that given ws produce given images."""
 import copy
 
 import torch
@@ -10,8 +10,8 @@ from training.projection.distance import Distance, visible
 
 LEARNING_RATE = 3e-4  # Roich et al. 2021
 BETAS = (0.9, 0.999)
-PIXEL_WEIGHT = 1.0  # of the mean squared error of pixels in [-1, 1], beside the distance
-SHOW_INTERVAL = 10  # steps between losses on the screen: each makes the host wait for the device
+PIXEL_WEIGHT = 1.0  # of the mean squared error of pixels in [-1, 1], added to the distance
+SHOW_INTERVAL = 10  # steps between progress updates: each synchronizes with the device
 
 
 def tune(
@@ -20,8 +20,8 @@ def tune(
 ) -> torch.nn.Module:
     """A copy of G whose synthesis, with its saved noise, maps ws [N, num_ws, w_dim] to the targets.
 
-    targets: [N, C, H, W] in [0, 255].  batch: how many a step looks at, taking turns.  Mapping, noise and G
-    itself stay as they are. Raises UserError if memory runs out.
+    targets: [N, C, H, W] in [0, 255].  batch: targets per step, taken in turn.  Mapping, noise and G
+    itself are not modified. Raises UserError if memory runs out.
     """
     device = next(G.parameters()).device
     tuned = copy.deepcopy(G)

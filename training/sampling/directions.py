@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directions of W that change pictures the most: closed-form factorisation (SeFa) and principal components.
+"""Directions in W that change images the most: closed-form factorisation (SeFa) and principal components.
 
 A file of directions is an .npz: directions [n, w_dim] float32 of length 1, the most important first; values
-[n], their importance; sigma [n], how far strength 1 goes; layers, which ws they are meant for; method.
+[n], their importance; sigma [n], the length of a step of strength 1; layers, the ws they apply to; method.
 """
 import os
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from dnnlib.util import UserError, replace_file
 from training.sampling.sampler import Sampler
 from training.sampling.sources import NPZ_ERRORS, npz_problem
 
-NUM_SAMPLES, CHUNK = 10_000, 1_000  # ws that statistics are made of, as in the projector
+NUM_SAMPLES, CHUNK = 10_000, 1_000  # samples of w for statistics, as in the projector
 SAMPLE_SEED = 123
 
 
 @dataclass(frozen=True)
 class Directions:
-    """What a file of directions holds."""
+    """The contents of a directions file."""
 
     method: str
     directions: np.ndarray
@@ -31,7 +31,7 @@ class Directions:
     layers: np.ndarray
 
     def shift(self, index: int, num_ws: int, layers: Sequence[int] | None = None) -> torch.Tensor:
-        """What strength 1 of a direction adds to ws: [num_ws, w_dim] float32, 0 outside its layers."""
+        """The shift of ws at strength 1: [num_ws, w_dim] float32, 0 outside the layers of the direction."""
         shift = torch.zeros([num_ws, self.directions.shape[1]])
         step = self.directions[index] * self.sigma[index]
         shift[list(self.layers if layers is None else layers)] = torch.from_numpy(step.astype(np.float32))
@@ -46,8 +46,8 @@ class Directions:
 def style_matrix(G: torch.nn.Module, layers: Sequence[int]) -> torch.Tensor:
     """The weights of all affine layers that read one of these ws, as one matrix [styles, w_dim] float64.
 
-    Raises UserError if the network has none. Which w a layer reads is asked of the network itself, so that
-    any architecture will do.
+    Raises UserError if the network has none. Which w a layer reads is found by running the network on the
+    numbers of its ws, so that any architecture works.
     """
     synthesis, rows = G.synthesis, []
 
@@ -72,7 +72,7 @@ def style_matrix(G: torch.nn.Module, layers: Sequence[int]) -> torch.Tensor:
 
 
 def factorise(matrix: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Directions n with the largest |A n| of a matrix A [styles, w_dim]: ([count, w_dim], |A n|^2 [count]).
+    """Unit directions n with the largest |A n|, A [styles, w_dim]: ([count, w_dim], |A n|^2 [count]).
 
     The eigenvectors of A^T A (Shen and Zhou, Closed-Form Factorization of Latent Semantics in GANs, 2021).
     """
@@ -92,13 +92,13 @@ def _leading(symmetric: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarra
     """Eigenvectors [count, n] of the largest eigenvalues [count], largest first."""
     values, vectors = torch.linalg.eigh(symmetric.cpu())
     vectors = vectors.T.flip(0)[:count]
-    # Either sign is right: the largest component is made positive, so that all machines agree.
+    # The sign is arbitrary: make the largest component positive, for the same result on all machines.
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return (vectors * largest.sign()).numpy(), values.flip(0)[:count].numpy()
 
 
 def sample_w(sampler: Sampler, classes: Sequence[int | None], count: int = NUM_SAMPLES) -> torch.Tensor:
-    """Untruncated w [count, w_dim] of random latents, the same for every call; classes take turns."""
+    """Untruncated w [count, w_dim] of random latents, the same in every call; classes alternate."""
     random, parts = np.random.RandomState(SAMPLE_SEED), []
     with torch.no_grad(), progress(total=count, desc='Sampling w', unit='w') as bar:
         for start in range(0, count, CHUNK):
@@ -113,15 +113,15 @@ def sample_w(sampler: Sampler, classes: Sequence[int | None], count: int = NUM_S
 def find_directions(
     sampler: Sampler, method: str, count: int, layers: Sequence[int], classes: Sequence[int | None] = (None,),
 ) -> Directions:
-    """The first `count` directions. method: 'sefa' or 'pca'. Raises UserError if there are not so many.
+    """The first `count` directions. method: 'sefa' or 'pca'. Raises UserError if w has fewer dimensions.
 
-    Strength 1 of a principal component is its standard deviation. Those of the factorisation have none of
-    their own: there it is the standard deviation of w along any direction, on average.
+    Strength 1 of a principal component is its standard deviation. For the factorisation it is the standard
+    deviation of w averaged over all directions.
     """
     w_dim = sampler.G.w_dim
     if count > w_dim:
-        raise UserError(f'--num-directions={count}: the w of this network has {w_dim} dimensions, and so '
-                        'many directions')
+        raise UserError(f'--num-directions={count}: must be at most {w_dim}, the dimensions of the w of '
+                        'this network')
     ws = sample_w(sampler, classes)
     if method == 'pca':
         directions, values = principal_components(ws, count)
@@ -133,7 +133,7 @@ def find_directions(
 
 
 def read_direction(text: str, G: torch.nn.Module, layers: Sequence[int] | None = None) -> torch.Tensor:
-    """What strength 1 of --direction=FILE:INDEX adds to ws: [num_ws, w_dim].
+    """The shift of ws at strength 1 of --direction=FILE:INDEX: [num_ws, w_dim].
 
     layers: instead of those in the file. Raises UserError if the file or the index does not fit the network.
     """
@@ -143,22 +143,22 @@ def read_direction(text: str, G: torch.nn.Module, layers: Sequence[int] | None =
     stored = read_directions(path)
     w_dim, last_layer = stored.directions.shape[1], stored.layers.max(initial=0)
     if w_dim != G.w_dim or last_layer >= G.num_ws:
-        raise UserError(f'--direction={text}: for w of {w_dim} numbers, layers to {last_layer}; this network '
-                        f'has {G.w_dim} numbers, layers to {G.num_ws - 1}')
+        raise UserError(f'--direction={text}: made for w_dim {w_dim}, layers up to {last_layer}, but this '
+                        f'network has w_dim {G.w_dim}, layers up to {G.num_ws - 1}')
     if int(index) >= len(stored.directions):
         raise UserError(f'--direction={text}: the file has directions 0 to {len(stored.directions) - 1}')
     return stored.shift(int(index), G.num_ws, layers)
 
 
 def read_directions(path: str) -> Directions:
-    """A file of directions. Raises UserError unless it is one."""
+    """Read a directions file. Raises UserError if it is not one."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             stored = Directions(str(arrays['method']), *(
                 np.asarray(arrays[name], dtype=dtype) for name, dtype in
                 (('directions', np.float32), ('values', float), ('sigma', float), ('layers', int))))
     except NPZ_ERRORS as error:
-        raise UserError(f'--direction={path}: {npz_problem(error, "a file of directions")}; make one with '
+        raise UserError(f'--direction={path}: {npz_problem(error, "a directions file")}; make one with '
                         '--find-directions') from error
     is_whole = (stored.directions.ndim == 2 and stored.sigma.shape == stored.directions.shape[:1]
                 and stored.layers.ndim == 1 and stored.layers.min(initial=0) >= 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways through the latent spaces: where a walk is at each frame, and what lies between two keys.
+"""Interpolation in latent spaces: the position of each frame, and values between two keys.
 
-A walk has K keys, numbered from 0. A position is a number: 1.25 is a quarter of the way from key 1 to key 2.
+A walk has K keys, numbered from 0. Position 1.25 is a quarter of the way from key 1 to key 2.
 """
 import math
 
@@ -14,8 +14,8 @@ def positions(
 ) -> np.ndarray:
     """Positions [T] of the frames, `step_frames` from one key to the next.
 
-    Without loop T = (K - 1) * step_frames + 1: the last frame shows the last key. A loop goes on from there
-    to key 0 and ends a frame before it, T = K * step_frames. Eased: slow at the keys, by 3 t^2 - 2 t^3.
+    Without loop T = (K - 1) * step_frames + 1: the last frame shows the last key. A loop continues
+    to key 0 and ends one frame before it, T = K * step_frames. Eased: slow at the keys, by 3 t^2 - 2 t^3.
     """
     count = num_keys * step_frames if is_loop else (num_keys - 1) * step_frames + 1
     key, t = np.divmod(np.arange(count) / step_frames, 1)
@@ -25,10 +25,10 @@ def positions(
 def interpolate(
     keys: torch.Tensor, position: float, kind: str = 'linear', is_loop: bool = False,
 ) -> torch.Tensor:
-    """What lies at a position between keys [K, ...]: [...]. kind: 'linear', 'cubic' or 'slerp'.
+    """The value at a position between keys [K, ...]: [...]. kind: 'linear', 'cubic' or 'slerp'.
 
-    cubic: Catmull-Rom, a curve through all keys without a bend. slerp: an arc for vectors along the last
-    dimension. In a loop key K is key 0 again.
+    cubic: Catmull-Rom, a smooth curve through all keys. slerp: an arc for vectors along the last dimension.
+    In a loop, key K is key 0.
     """
     index, t = int(position // 1), position % 1
     here = _key(keys, index, is_loop)
@@ -43,10 +43,10 @@ def interpolate(
 
 
 def _key(keys: torch.Tensor, index: int, is_loop: bool) -> torch.Tensor:
-    """A key, also before the first and behind the last."""
+    """A key; also one before the first or after the last."""
     if is_loop:
         return keys[index % len(keys)]
-    # Beyond an end: as far again as the last step, so that the curve leaves and arrives straight.
+    # Beyond an end, extrapolate linearly, so that the curve starts and ends straight.
     if index < 0:
         return 2 * keys[0] - keys[1] if len(keys) > 1 else keys[0]
     if index >= len(keys):
@@ -55,7 +55,7 @@ def _key(keys: torch.Tensor, index: int, is_loop: bool) -> torch.Tensor:
 
 
 def _catmull_rom(points: tuple[torch.Tensor, ...], t: float) -> torch.Tensor:
-    """Cubic from points[1] to points[2]; its slope at each is half of what lies between its neighbours."""
+    """Cubic from points[1] to points[2]; the slope at each is half the difference of its neighbours."""
     before, start, end, after = points
     slope_start, slope_end = (end - before) / 2, (after - start) / 2
     rise = 3 * t ** 2 - 2 * t ** 3
@@ -64,9 +64,9 @@ def _catmull_rom(points: tuple[torch.Tensor, ...], t: float) -> torch.Tensor:
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, t: float) -> torch.Tensor:
-    """Turn vectors along the last dimension from one direction to another at even speed; lengths are linear.
+    """Spherical interpolation of vectors along the last dimension; lengths are interpolated linearly.
 
-    Opposite or nearly equal directions leave no arc to choose: there it is linear.
+    Opposite or nearly equal directions define no arc: there it is linear.
     """
     lengths = [v.norm(dim=-1, keepdim=True) for v in (start, end)]
     a, b = (v / length.clamp(min=1e-12) for v, length in zip((start, end), lengths, strict=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where generated pictures go: PNG files of a folder, or a .zip that is a dataset; and sheets of them."""
+"""Writes generated images: PNG files in a folder, or a .zip that is a dataset; and contact sheets."""
 import contextlib
 import json
 import math
@@ -13,7 +13,7 @@ from dnnlib.progress import progress
 from dnnlib.util import make_folder
 from training.datasets.writer import dataset_writer
 from training.sampling.sampler import Sampler
-from training.sampling.sources import Source, Sweep
+from training.sampling.sources import SampleSource, Sweep
 
 LABEL_FILE = 'dataset.json'
 Put = Callable[[str, np.ndarray, int | None], None]  # name without suffix, uint8 [C, H, W], class
@@ -25,10 +25,10 @@ def is_archive(outdir: str) -> bool:
 
 
 @contextlib.contextmanager
-def picture_writer(outdir: str) -> Iterator[Put]:
-    """Gives put(name, pixels, class): one PNG a call, in a folder or in a .zip.
+def image_writer(outdir: str) -> Iterator[Put]:
+    """Yield put(name, pixels, class), which writes one PNG to a folder or a .zip.
 
-    A .zip is a dataset: whole or not at all, with the classes (unless they are None) in its dataset.json.
+    A .zip is a dataset that appears only when complete; classes, unless None, are in its dataset.json.
     Raises UserError if it cannot be written.
     """
     if not is_archive(outdir):
@@ -46,14 +46,16 @@ def picture_writer(outdir: str) -> Iterator[Put]:
         write(LABEL_FILE, json.dumps({'labels': labels or None}).encode())
 
 
-def write_pictures(sampler: Sampler, source: Source, outdir: str, batch: int, *, with_sheet: bool) -> None:
-    """A PNG of every picture of a source, and all of them on grid.png if wanted."""
+def write_images(
+    sampler: Sampler, source: SampleSource, outdir: str, batch: int, *, with_sheet: bool,
+) -> None:
+    """Write a PNG per image of a source; with_sheet: also all of them as grid.png."""
     count, columns, sheet = len(source), 1, None
-    with picture_writer(outdir) as put, progress(total=count, desc='Generating', unit='img') as bar:
+    with image_writer(outdir) as put, progress(total=count, desc='Generating', unit='img') as bar:
         for start in range(0, count, batch):
             indices = range(start, min(start + batch, count))
-            pictures = sampler.pictures(source.ws(indices), [source.noise_seed(i) for i in indices])
-            for index, pixels in zip(indices, pictures, strict=True):
+            images = sampler.images(source.ws(indices), [source.noise_seed(i) for i in indices])
+            for index, pixels in zip(indices, images, strict=True):
                 put(source.name(index), pixels, source.class_of(index))
                 if with_sheet and sheet is None:
                     columns = sheet_columns(count, pixels.shape)
@@ -66,12 +68,12 @@ def write_pictures(sampler: Sampler, source: Source, outdir: str, batch: int, *,
 
 
 def write_sweep(sampler: Sampler, sweep: Sweep, outdir: str, batch: int, columns: int) -> None:
-    """PNGs of each picture at `columns` places of a sweep, and sweep.png with a row for each picture."""
+    """Write a PNG per image and position of a sweep, and sweep.png with one row per image."""
     source, folder = sweep.keys[0], make_folder(outdir)
     labels = [sweep.label(position) for position in sweep.columns(columns)]
 
-    def save_row(row: int, pictures: np.ndarray) -> None:
-        for label, pixels in zip(labels, pictures, strict=True):
+    def save_row(row: int, images: np.ndarray) -> None:
+        for label, pixels in zip(labels, images, strict=True):
             image_io.save_png(folder / f'{source.name(row)}-{label}.png', pixels)
 
     rows = [(sweep, index) for index in range(len(source))]
@@ -80,20 +82,20 @@ def write_sweep(sampler: Sampler, sweep: Sweep, outdir: str, batch: int, columns
 
 def write_sheet(
     sampler: Sampler, rows: Sequence[tuple[Sweep, int]], path: Path, batch: int, columns: int,
-    save_row: Callable[[int, np.ndarray], None] = lambda row, pictures: None,
+    save_row: Callable[[int, np.ndarray], None] = lambda row, images: None,
 ) -> None:
-    """A sheet with a row for each (sweep, index of a picture), from its first key to the last.
+    """Write a contact sheet with one row per (sweep, index of an image), from the first key to the last.
 
-    save_row(row, uint8 [columns, C, H, W]) is called with each.
+    save_row(row, uint8 [columns, C, H, W]) is called for each row.
     """
     moments = ((sweep.row(index, columns), [sweep.keys[0].noise_seed(index)] * columns)
                for sweep, index in rows)
     sheet = None
     with progress(total=len(rows), desc='Sweeping', unit='row') as bar:
-        for row, pictures in enumerate(sampler.tables(moments, batch)):
-            save_row(row, pictures)
-            sheet = sheet or image_io.ContactSheet(columns, len(rows), pictures[0].shape)
-            for column, pixels in enumerate(pictures):
+        for row, images in enumerate(sampler.tables(moments, batch)):
+            save_row(row, images)
+            sheet = sheet or image_io.ContactSheet(columns, len(rows), images[0].shape)
+            for column, pixels in enumerate(images):
                 sheet.put(column, row, pixels)
             bar.update(1)
     if sheet is not None:
@@ -101,6 +103,6 @@ def write_sheet(
 
 
 def sheet_columns(count: int, shape: tuple[int, ...]) -> int:
-    """How many of `count` pictures (C, H, W) to put side by side so that the sheet is about square."""
+    """The number of columns that makes a sheet of `count` images (C, H, W) about square."""
     _, height, width = shape
     return min(max(round(math.sqrt(count * height / width)), 1), count)

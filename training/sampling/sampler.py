@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures from seeds: what generate.py, style_mixing.py and other tools do with a generator."""
+"""Images from a generator, for generate.py, style_mixing.py, projector.py and other tools."""
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +17,9 @@ from training.sampling.graphs import by_graphs
 
 @dataclass(frozen=True)
 class Sampler:
-    """A generator, where it runs, and its noise mode: 'const', 'random' (drawn from each seed) or 'none'.
+    """A generator, its device, and its noise mode: 'const', 'random' (drawn from each seed) or 'none'.
 
-    psi: truncation of ws that come from seeds.  synthesis: in place of G.synthesis, with the same results.
+    psi: truncation of ws from seeds.  synthesis: called instead of G.synthesis, with the same results.
     """
 
     G: torch.nn.Module
@@ -29,9 +29,9 @@ class Sampler:
     synthesis: Callable[..., torch.Tensor] | None = None
 
     def label(self, class_idx: int | None) -> torch.Tensor:
-        """One-hot [1, c_dim] of --class; a warning if the network has no classes.
+        """One-hot [1, c_dim] of --class; warns if the network is unconditional.
 
-        Raises UserError if there is no such class, or none is given but one is needed.
+        Raises UserError if the class does not exist, or is missing for a conditional network.
         """
         c_dim = self.G.c_dim
         if c_dim == 0:
@@ -50,7 +50,7 @@ class Sampler:
         if not wrong:
             return
         if c_dim == 0:
-            raise UserError(f'{option}: the network has no classes; leave it out')
+            raise UserError(f'{option}: the network has no classes; drop the option')
         raise UserError(f'{option}={wrong[0]}: the classes of this network go from 0 to {c_dim - 1}')
 
     def labels(self, classes: Sequence[int | None]) -> torch.Tensor:
@@ -62,13 +62,13 @@ class Sampler:
         return labels
 
     def latents(self, seeds: Sequence[int]) -> torch.Tensor:
-        """z [N, z_dim] float64: row i depends on seeds[i] alone, and is what the published tools draw."""
-        # In double precision and one by one, as published, so that seeds mean the same pictures.
+        """z [N, z_dim] float64: row i depends only on seeds[i], and equals that of the published tools."""
+        # In double precision and one by one, as published, so that seeds give the same images.
         rows = [np.random.RandomState(seed).randn(1, self.G.z_dim) for seed in seeds]
         return torch.from_numpy(np.concatenate(rows)).to(self.device)
 
     def styles(self, seeds: Sequence[int], label: torch.Tensor) -> torch.Tensor:
-        """Truncated ws [N, num_ws, w_dim] of seeds. label: [1, c_dim], or one a seed."""
+        """Truncated ws [N, num_ws, w_dim] of seeds. label: [1, c_dim], or one per seed."""
         return self.map(self.latents(seeds), label.expand(len(seeds), -1))
 
     def map(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -76,12 +76,12 @@ class Sampler:
         with torch.no_grad():
             return self.G.mapping(z, c, truncation_psi=self.psi)
 
-    def pictures(self, ws: torch.Tensor, noise_seeds: Sequence[int]) -> np.ndarray:
-        """uint8 [N, C, H, W] of ws [N, num_ws, w_dim]. noise_seeds: one a picture, for random noise."""
+    def images(self, ws: torch.Tensor, noise_seeds: Sequence[int]) -> np.ndarray:
+        """uint8 [N, C, H, W] of ws [N, num_ws, w_dim]. noise_seeds: one per image, for random noise."""
         kwargs = {'noise_mode': self.noise_mode}
         if self.device.type == 'cpu':
-            kwargs['force_fp32'] = True  # float16 is slow there, and less exact
-        # Noise drawn for a whole batch would depend on the company of a seed.
+            kwargs['force_fp32'] = True  # float16 is slower and less accurate on a CPU
+        # Noise drawn per batch would make an image depend on the rest of its batch.
         parts = [slice(i, i + 1) for i in range(len(ws))] if self.noise_mode == 'random' else [slice(None)]
         images = []
         with torch.no_grad():
@@ -94,16 +94,16 @@ class Sampler:
     def tables(
         self, moments: Iterable[tuple[torch.Tensor, Sequence[int]]], batch: int,
     ) -> Iterator[np.ndarray]:
-        """uint8 [N, C, H, W] of each (ws [N, num_ws, w_dim], noise seeds), `batch` pictures at a time."""
+        """uint8 [N, C, H, W] of each (ws [N, num_ws, w_dim], noise seeds), `batch` images at a time."""
         cells, ahead = itertools.tee(moments)
         sizes = (len(ws) for ws, _ in ahead)
         pairs = (pair for ws, seeds in cells for pair in zip(ws, seeds, strict=True))
         waiting: list[np.ndarray] = []
         for size in sizes:
-            # A batch may hold a part of what belongs together, or more than that.
+            # A batch may contain part of an item, or several items.
             while len(waiting) < size:
                 chunk = list(itertools.islice(pairs, batch))
-                waiting.extend(self.pictures(torch.stack([ws for ws, _ in chunk]), [n for _, n in chunk]))
+                waiting.extend(self.images(torch.stack([ws for ws, _ in chunk]), [n for _, n in chunk]))
             yield np.stack(waiting[:size])
             del waiting[:size]
 
@@ -112,17 +112,17 @@ class Sampler:
             synthesis = self.G.synthesis if self.synthesis is None else self.synthesis
             return image_io.to_uint8(synthesis(ws, **kwargs))
         except torch.OutOfMemoryError as error:
-            raise UserError(f'--batch: {len(ws)} pictures at once do not fit into the memory of the GPU; try '
+            raise UserError(f'--batch: {len(ws)} images at once do not fit into the memory of the GPU; try '
                             'fewer, or --device=cpu') from error
 
 
 def open_sampler(
     network: str, device: str, noise_mode: str, psi: float, trust_pickle: bool, cuda_graphs: str = 'off',
 ) -> Sampler:
-    """The averaged generator of a network file, on --device.  cuda_graphs: 'auto' or 'off'.
+    """The generator G_ema of a network file, on --device.  cuda_graphs: 'auto' or 'off'.
 
-    Raises UserError if the file holds none, one without an average w for --trunc, or one whose pictures no
-    PNG file can hold.
+    Raises UserError if the file has no G_ema, G_ema has no average w for --trunc, or its images have a number
+    of channels that PNG does not support.
     """
     target = pick_device(device)
     keep_freed_memory(target)
@@ -133,4 +133,3 @@ def open_sampler(
     check_truncation(G, psi, '--trunc')
     G = G.to(target)
     return Sampler(G, target, noise_mode, psi, by_graphs(G.synthesis, target, cuda_graphs))
-

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pictures are made from: seeds, or the ws of projections; and sweeps, which vary one thing of them."""
+"""Sources of ws for images: seeds or projections; and sweeps, which vary one property of a source."""
 import dataclasses
 import zipfile
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from dnnlib.util import UserError
 from training.sampling.interpolation import interpolate
 from training.sampling.sampler import Sampler
 
-# What NumPy may raise for files of other kinds; it documents only a part of it.
+# What NumPy may raise for other files; only part of it is documented.
 NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
 class SeedSource:
-    """Pictures of seeds. Seed s has class classes[s % len(classes)], whatever other seeds there are.
+    """Images of seeds. Seed s has class classes[s % len(classes)], independent of the other seeds.
 
     shift: [num_ws, w_dim] or a number, added to all ws.
     """
@@ -32,11 +32,11 @@ class SeedSource:
         return len(self.seeds)
 
     def name(self, index: int) -> str:
-        """What the file of a picture is called, without suffix."""
+        """The file name of an image, without suffix."""
         return f'seed{self.seeds[index]:04d}'
 
     def class_of(self, index: int) -> int | None:
-        """The class of a picture."""
+        """The class of an image."""
         return self.classes[self.seeds[index] % len(self.classes)]
 
     def noise_seed(self, index: int) -> int:
@@ -44,7 +44,7 @@ class SeedSource:
         return self.seeds[index]
 
     def latents(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(z [N, z_dim] float64, c [N, c_dim]) of some pictures."""
+        """(z [N, z_dim] float64, c [N, c_dim]) of some images."""
         z = self.sampler.latents([self.seeds[i] for i in indices])
         return z, self.sampler.labels([self.class_of(i) for i in indices])
 
@@ -53,13 +53,13 @@ class SeedSource:
         return _shifted(self.sampler.map(z, c), self.shift)
 
     def ws(self, indices: Sequence[int]) -> torch.Tensor:
-        """ws [N, num_ws, w_dim] of some pictures."""
+        """ws [N, num_ws, w_dim] of some images."""
         return self.map(*self.latents(indices))
 
 
 @dataclass(frozen=True)
 class ProjectedSource:
-    """Pictures of ws [n, num_ws, w_dim], to which shift is added."""
+    """Images of ws [n, num_ws, w_dim], to which shift is added."""
 
     w: torch.Tensor
     shift: torch.Tensor | float = 0
@@ -68,11 +68,11 @@ class ProjectedSource:
         return len(self.w)
 
     def name(self, index: int) -> str:
-        """What the file of a picture is called, without suffix."""
+        """The file name of an image, without suffix."""
         return f'proj{index:02d}'
 
     def class_of(self, index: int) -> int | None:
-        """None: whatever it was is in the w."""
+        """None: the class is part of the projected w."""
         return None
 
     def noise_seed(self, index: int) -> int:
@@ -80,33 +80,33 @@ class ProjectedSource:
         return index
 
     def ws(self, indices: Sequence[int]) -> torch.Tensor:
-        """ws [N, num_ws, w_dim] of some pictures."""
+        """ws [N, num_ws, w_dim] of some images."""
         return _shifted(self.w[list(indices)], self.shift)
 
 
-Source = SeedSource | ProjectedSource
+SampleSource = SeedSource | ProjectedSource
 
 
 def _shifted(ws: torch.Tensor, shift: torch.Tensor | float) -> torch.Tensor:
-    # Nothing to add, nothing touched: plain pictures are equal to the last bit.
+    # Without a shift nothing is computed, so that plain images stay bit-identical.
     return ws if isinstance(shift, float | int) and shift == 0 else ws + shift
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One thing that varies from picture to picture: the same seeds at several keys.
+    """A sweep of one property: the same seeds at several keys.
 
-    keys: a source a key.  values: what the keys stand for.  name: how files call it, such as 'trunc'.
-    is_scale: whether there are values between the keys; there are none between classes.
+    keys: one source per key.  values: of the property at the keys.  name: in file names, such as 'trunc'.
+    is_scale: whether values between the keys have a meaning; those between classes do not.
     """
 
-    keys: Sequence[Source]
+    keys: Sequence[SampleSource]
     values: Sequence[float]
     name: str
     is_scale: bool = True
 
     def row(self, index: int, columns: int) -> torch.Tensor:
-        """ws [columns, num_ws, w_dim] of a picture, from the first key to the last."""
+        """ws [columns, num_ws, w_dim] of an image, from the first key to the last."""
         keys = torch.cat([key.ws([index]) for key in self.keys])
         return torch.stack([interpolate(keys, position) for position in self.columns(columns)])
 
@@ -115,7 +115,7 @@ class Sweep:
         return np.linspace(0, len(self.keys) - 1, count)
 
     def label(self, position: float) -> str:
-        """What a position is called in the names of files: 'trunc+0.50', 'class3', 'class0to3-0.25'."""
+        """The name of a position in file names: 'trunc+0.50', 'class3', 'class0to3-0.25'."""
         index, t = int(position // 1), position % 1
         value, following = self.values[index], self.values[min(index + 1, len(self.values) - 1)]
         if self.is_scale:
@@ -124,19 +124,19 @@ class Sweep:
 
 
 def truncation_sweep(source: SeedSource, psi: tuple[float, float]) -> Sweep:
-    """From one truncation psi to another."""
+    """Sweep from one truncation psi to another."""
     samplers = [dataclasses.replace(source.sampler, psi=value) for value in psi]
     return Sweep([dataclasses.replace(source, sampler=sampler) for sampler in samplers], psi, 'trunc')
 
 
 def class_sweep(source: SeedSource, classes: Sequence[int]) -> Sweep:
-    """From class to class."""
+    """Sweep through classes."""
     return Sweep([dataclasses.replace(source, classes=(index,)) for index in classes], classes, 'class',
                  is_scale=False)
 
 
-def direction_sweep(source: Source, direction: torch.Tensor, strength: tuple[float, float]) -> Sweep:
-    """Along a direction [num_ws, w_dim], from one strength to another."""
+def direction_sweep(source: SampleSource, direction: torch.Tensor, strength: tuple[float, float]) -> Sweep:
+    """Sweep along a direction [num_ws, w_dim], from one strength to another."""
     keys = [dataclasses.replace(source, shift=value * direction) for value in strength]
     return Sweep(keys, strength, 'strength')
 
@@ -148,7 +148,7 @@ def read_projected_w(path: str, G: torch.nn.Module) -> torch.Tensor:
         raise UserError(f'--projected-w={path}: w is {list(w.shape)}, but this network takes '
                         f'[n, {G.num_ws}, {G.w_dim}]; it was projected with another network')
     if len(w) == 0 or not np.isfinite(w).all():
-        raise UserError(f'--projected-w={path}: w is empty or has values that are not finite; project again')
+        raise UserError(f'--projected-w={path}: w is empty or non-finite (NaN, Inf); project again')
     return torch.from_numpy(w)
 
 
@@ -164,7 +164,7 @@ def read_w(path: str, option: str) -> np.ndarray:
 
 
 def npz_problem(error: Exception, expected: str) -> str:
-    """Why np.load() failed, for a user: what NumPy itself says is about arguments of its own."""
+    """Why np.load() failed, in a user's terms: NumPy's own message is about its arguments."""
     if isinstance(error, OSError) and error.strerror is not None:
         return f'cannot be read ({error.strerror})'
     return f'not {expected}'

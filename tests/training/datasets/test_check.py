@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from dataset_cases import encode, picture, run_tool, write_folder
+from dataset_cases import encode, make_image, run_tool, write_folder
 
 
 @pytest.fixture
@@ -13,25 +13,26 @@ def tool(capsys):
 
 
 def test_check_accepts_a_good_dataset_and_writes_nothing(tmp_path, tool):
-    files = {'a.png': encode(picture(0)), 'b.png': encode(picture(1)), 'c.bmp': encode(picture(1), 'bmp'),
+    files = {'a.png': encode(make_image(0)), 'b.png': encode(make_image(1)),
+             'c.bmp': encode(make_image(1), 'bmp'),
              'dataset.json': {'labels': [['a.png', 0], ['b.png', 2], ['c.bmp', 2], ['d.png', 1]]}}
     status, output = tool(write_folder(tmp_path / 's', files), None, '--check')
     assert status == 0 and os.listdir(tmp_path) == ['s']
-    for text in ['3 pictures', '8x8 RGB', '3 classes', '0: 1, 1: 0, 2: 2', 'class 1 has no picture',
-                 '1 exact duplicates: b.png = c.bmp', '1 labels have no picture: d.png', 'OK']:
+    for text in ['3 images', '8x8 RGB', '3 classes', '0: 1, 1: 0, 2: 2', 'class 1 has no image',
+                 '1 exact duplicates: b.png = c.bmp', '1 labels have no image: d.png', 'OK']:
         assert text in output
 
 
 @pytest.mark.parametrize(('files', 'message'), [
-    ({'a.png': b'junk', 'b.png': encode(picture())}, 'a.png cannot be decoded'),
-    ({'a.png': encode(picture()), 'b.png': encode(picture(0, 4, 8)), 'c.png': encode(picture(1))},
+    ({'a.png': b'junk', 'b.png': encode(make_image())}, 'a.png cannot be decoded'),
+    ({'a.png': encode(make_image()), 'b.png': encode(make_image(0, 4, 8)), 'c.png': encode(make_image(1))},
      'differ: b.png'),
-    ({'a.png': encode(picture()), 'dataset.json': {'labels': []}}, 'no label, the first is a.png'),
-    ({'a.png': encode(picture()), 'dataset.json': {'labels': [['a.png', -1]]}}, 'label of a.png is -1'),
-    ({'a.png': encode(picture(0, 9, 9))}, 'one power of two'),
-    ({'a.png': encode(picture(0, 34, 34))}, 'images of 34x34'),
-    ({'a.png': encode(picture(0, 4, 4))}, 'at least 2'),
-    ({'a.txt': b''}, 'no pictures'),
+    ({'a.png': encode(make_image()), 'dataset.json': {'labels': []}}, 'no label, the first is a.png'),
+    ({'a.png': encode(make_image()), 'dataset.json': {'labels': [['a.png', -1]]}}, 'label of a.png is -1'),
+    ({'a.png': encode(make_image(0, 9, 9))}, 'one power of two'),
+    ({'a.png': encode(make_image(0, 34, 34))}, 'images of 34x34'),
+    ({'a.png': encode(make_image(0, 4, 4))}, 'at least 2'),
+    ({'a.txt': b''}, 'no images'),
 ])
 def test_check_refuses_what_cannot_be_trained(tmp_path, tool, files, message):
     status, output = tool(write_folder(tmp_path / 's', files), None, '--check')
@@ -39,5 +40,6 @@ def test_check_refuses_what_cannot_be_trained(tmp_path, tool, files, message):
 
 
 def test_check_notes_shapes_that_others_cannot_use(tmp_path, tool):
-    status, output = tool(write_folder(tmp_path / 's', {'a.png': encode(picture(0, 8, 12))}), None, '--check')
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image(0, 8, 12))})
+    status, output = tool(source, None, '--check')
     assert status == 0 and 'not a square power of two' in output

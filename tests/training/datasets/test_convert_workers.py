@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mapping over pictures in processes: order, bounded reading ahead, errors, a worker that dies."""
+"""Mapping over images in processes: order, bounded reading ahead, errors, a worker that dies."""
 import os
 import subprocess
 import sys
@@ -54,7 +54,7 @@ def test_a_killed_worker_is_explained():
         list(map_images(die, images(3), 1))
 
 
-def test_few_pictures_need_no_processes():
+def test_few_images_need_no_processes():
     assert num_workers(None, SERIAL_BELOW - 1) == 0 and num_workers(None, SERIAL_BELOW) >= 1
     assert num_workers(3, 1) == 3
 

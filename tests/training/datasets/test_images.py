@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from dataset_cases import encode, picture
+from dataset_cases import encode, make_image
 from PIL import Image
 
 from training.datasets import images
@@ -17,8 +17,8 @@ from training.datasets.images import (
     read_header,
 )
 
-RGB = Image.fromarray(picture(0, 6, 10))
-RGBA = Image.fromarray(picture(1, 6, 10, 4))
+RGB = Image.fromarray(make_image(0, 6, 10))
+RGBA = Image.fromarray(make_image(1, 6, 10, 4))
 GRAY = RGB.convert('L')
 PALETTE = RGB.quantize(16)
 GRAY16 = Image.fromarray(np.arange(60, dtype=np.uint16).reshape(6, 10) * 1000)
@@ -87,34 +87,34 @@ def test_exif_orientation_is_applied(image_format):
 
 @pytest.mark.parametrize('keep', [0, 7, 30, 60, 0.5, 0.9])
 @pytest.mark.parametrize('image_format', ['png', 'jpeg', 'bmp'])
-def test_truncated_pictures_are_refused(image_format, keep):
-    data = encode(Image.fromarray(picture(3, 32, 32)), image_format)
+def test_truncated_images_are_refused(image_format, keep):
+    data = encode(Image.fromarray(make_image(3, 32, 32)), image_format)
     with pytest.raises(ImageError, match='cannot be decoded'):
         decode_image(data[:keep if isinstance(keep, int) else int(keep * len(data))])
 
 
 def test_png_with_a_flipped_byte_is_refused():
-    data = bytearray(encode(Image.fromarray(picture(3, 32, 32))))
+    data = bytearray(encode(Image.fromarray(make_image(3, 32, 32))))
     data[len(data) // 2] ^= 0xff
     with pytest.raises(ImageError, match='cannot be decoded'):
         decode_image(bytes(data))
 
 
-def test_text_is_no_picture():
-    with pytest.raises(ImageError, match='not a picture'):
+def test_text_is_no_image():
+    with pytest.raises(ImageError, match='not an image'):
         decode_image(b'hello, this is text')
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.int32])
 def test_pixels_without_a_range_are_refused(dtype):
     data = encode(Image.fromarray(np.ones([4, 4], dtype=dtype)), 'tiff')
-    with pytest.raises(ImageError, match='no range'):
+    with pytest.raises(ImageError, match='no defined range'):
         decode_image(data)
 
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
 def test_encoding_is_exact_and_uncompressed(channels):
-    pixels = picture(5, 16, 12, channels)
+    pixels = make_image(5, 16, 12, channels)
     data = encode_png(pixels)
     np.testing.assert_array_equal(decode_image(data), pixels)
     assert len(data) > pixels.size
@@ -129,7 +129,7 @@ def test_dropped_alpha_is_laid_over_white():
 
 
 def test_gray_becomes_three_equal_channels():
-    rgb = convert_mode(picture(0, 4, 4, 1), 'RGB')
+    rgb = convert_mode(make_image(0, 4, 4, 1), 'RGB')
     assert (rgb == rgb[:, :, :1]).all()
 
 
@@ -138,5 +138,5 @@ def test_gray_becomes_three_equal_channels():
     ('a.txt', False), ('a.pdf', False), ('a.eps', False), ('d/._a.png', False), ('__MACOSX/a.png', False),
     ('.hidden/a.png', False), ('a.png.txt', False),
 ])
-def test_pictures_are_recognised_by_suffix(name, is_image):
+def test_images_are_recognised_by_suffix(name, is_image):
     assert is_image_name(name) == is_image

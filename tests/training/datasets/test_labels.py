@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label tables: what is accepted, and that every mistake names the file and the picture."""
+"""Label tables: what is accepted, and that every mistake names the file and the image."""
 import json
 
 import numpy as np
@@ -13,7 +13,7 @@ def parse(labels):
     return parse_label_json(json.dumps({'labels': labels}).encode(), 'dataset.json')
 
 
-def test_classes_become_int64_in_picture_order():
+def test_classes_become_int64_in_image_order():
     labels = label_array(['a', 'b'], parse([['b', 0], ['a', 3], ['extra', 9]]), 'x')
     assert labels.dtype == np.int64 and labels.tolist() == [3, 0]
 
@@ -48,7 +48,7 @@ def test_malformed_files_are_refused(data, message):
 
 
 @pytest.mark.parametrize(('labels', 'message'), [
-    ([['a', 0]], '1 of 2 pictures have no label, the first is b'),
+    ([['a', 0]], '1 of 2 images have no label, the first is b'),
     ([['a', [1, 2]], ['b', [1]]], 'label of b is a vector of 1'),
     ([['a', 1], ['b', [1]]], 'label of b is a vector'),
     ([['a', 0], ['b', -1]], 'label of b is -1'),
@@ -61,7 +61,7 @@ def test_malformed_files_are_refused(data, message):
     ([['a', [0]], ['b', [[1]]]], 'label of b'),
     ([['a', [0]], ['b', [float('nan')]]], 'label of b'),
 ])
-def test_labels_that_do_not_match_name_the_picture(labels, message):
+def test_labels_that_do_not_match_name_the_image(labels, message):
     with pytest.raises(UserError, match=message):
         label_array(['a', 'b'], parse(labels), 'dataset.json')
 
@@ -71,8 +71,8 @@ def test_first_folders_are_classes_in_sorted_order():
     assert classes == ['cat', 'dog'] and table == {'dog/1.png': 1, 'cat/x/2.png': 0, 'dog/3.png': 1}
 
 
-def test_a_picture_outside_class_folders_is_named():
-    with pytest.raises(UserError, match=r'loose\.png lies in no class folder'):
+def test_an_image_outside_class_folders_is_named():
+    with pytest.raises(UserError, match=r'loose\.png is in no class folder'):
         labels_from_folders(['dog/1.png', 'loose.png'], 'src')
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from dataset_cases import picture
+from dataset_cases import make_image
 
 from dnnlib.util import UserError
 from training.datasets.transforms import ShapeRule, TransformSettings, nearest_power
@@ -17,24 +17,24 @@ SHAPES = [(5, 7, 3), (16, 16, 1), (9, 30, 4), (31, 8, 2), (12, 16, 3)]
 def test_the_shape_is_predicted(transform, mode):
     settings = TransformSettings(transform, 8, 6, mode=mode)
     for seed, shape in enumerate(SHAPES):
-        pixels = settings.apply(picture(seed, *shape))
+        pixels = settings.apply(make_image(seed, *shape))
         assert settings.output_shape(shape) == (None if pixels is None else pixels.shape)
 
 
 def test_one_side_alone_leaves_the_other():
-    assert TransformSettings(width=4).apply(picture(0, 10, 8)).shape == (10, 4, 3)
-    assert TransformSettings(height=4).apply(picture(0, 10, 8)).shape == (4, 8, 3)
+    assert TransformSettings(width=4).apply(make_image(0, 10, 8)).shape == (10, 4, 3)
+    assert TransformSettings(height=4).apply(make_image(0, 10, 8)).shape == (4, 8, 3)
 
 
-def test_an_untouched_picture_is_exact():
+def test_an_untouched_image_is_exact():
     for settings in [TransformSettings(), TransformSettings(width=8, height=8),
                      TransformSettings('center-crop', 8, 8)]:
-        np.testing.assert_array_equal(settings.apply(picture()), picture())
+        np.testing.assert_array_equal(settings.apply(make_image()), make_image())
 
 
 @pytest.mark.parametrize(('height', 'width', 'top', 'left'), [(8, 5, 1, 0), (5, 8, 0, 1), (6, 5, 0, 0)])
 def test_the_crop_is_centred(height, width, top, left):
-    pixels = picture(0, height, width)
+    pixels = make_image(0, height, width)
     cropped = TransformSettings('center-crop', 5, 5).apply(pixels)
     np.testing.assert_array_equal(cropped, pixels[top:top + 5, left:left + 5])
 
@@ -66,7 +66,7 @@ def test_first_shapes_that_fit(shape, any_shape, message):
     rule = ShapeRule(any_shape=any_shape)
     if message is None:
         rule.check('a.png', shape)
-        with pytest.raises(UserError, match=r'b\.png is .* but a\.png is .* differ'):
+        with pytest.raises(UserError, match=r'b\.png is .* but a\.png is .* same shape'):
             rule.check('b.png', (shape[0] * 2, shape[1] * 2, shape[2]))
     else:
         with pytest.raises(UserError, match=message):

@@ -40,7 +40,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 def test_the_generator_to_export_can_be_chosen(tmp_path, monkeypatch):
     chosen = []
-    monkeypatch.setattr(convert.exported, 'write_onnx', lambda path, pictures: chosen.append(pictures))
+    monkeypatch.setattr(convert.exported, 'write_onnx', lambda path, images: chosen.append(images))
     contents = {'G': small_generator(), 'G_ema': small_generator()}
     path = tmp_path / 'x.onnx'
     for network in (None, 'G', 'G_ema'):
@@ -48,7 +48,7 @@ def test_the_generator_to_export_can_be_chosen(tmp_path, monkeypatch):
         assert 'pip install onnxruntime' in notes[0]
     convert.write(path, {'G': contents['G']}, convert.Choices())
     expected = [contents[key] for key in ('G_ema', 'G', 'G_ema', 'G')]
-    assert all(pictures.G is G for pictures, G in zip(chosen, expected, strict=True))
+    assert all(images.G is G for images, G in zip(chosen, expected, strict=True))
     assert (chosen[0].truncation_psi, chosen[0].noise_mode) == (0.5, 'none')
     with pytest.raises(UserError, match='no G_ema to export'):
         convert.write(path, {'G': contents['G']}, convert.Choices(network='G_ema'))

@@ -53,7 +53,7 @@ def test_names_and_shapes_are_those_of_the_layout(path, nets):
 
 
 @torch.no_grad()
-def test_pictures_and_logits_come_back_to_the_bit(path, nets):
+def test_images_and_logits_come_back_to_the_bit(path, nets):
     found, z = legacy.load_network(path), torch.randn(2, 8)
     options = {'truncation_psi': 0.5, 'noise_mode': 'const'}
     images = nets['G_ema'](z, None, **options)
@@ -101,7 +101,7 @@ def test_what_gets_lost_is_said(tmp_path):
     notes = rosinality.write(tmp_path / 'x.pt', contents)
     assert 'conv_clamp' in notes[0] and 'groups of 2' in notes[1]
     notes = rosinality.write(tmp_path / 'x.pt', {**contents, 'D': small_discriminator(architecture='skip')})
-    assert 'D is left out' in notes[1] and 'd' not in torch.load(tmp_path / 'x.pt')
+    assert 'D is dropped' in notes[1] and 'd' not in torch.load(tmp_path / 'x.pt')
     with pytest.raises(UserError, match='no generator'):
         rosinality.write(tmp_path / 'x.pt', {'D': small_discriminator()})
 
@@ -127,10 +127,10 @@ def test_hostile_checkpoints_are_refused_and_do_nothing(tmp_path, monkeypatch, i
 
 
 @pytest.mark.parametrize('held, text', [
-    ([], 'list'), ({}, 'holds none'), ({'g_ema': {'a': 3}}, 'a is no tensor'),
+    ([], 'list'), ({}, 'holds none'), ({'g_ema': {'a': 3}}, 'a is not a tensor'),
     ({'g_ema': {'a': torch.ones(1)}}, 'style.1.weight'), ({'d': {'a': torch.ones(1)}}, 'convs.0.0.weight'),
     ({'g_ema': {'a': torch.ones(2).to_sparse()}}, 'asks for torch._utils._rebuild_sparse_tensor'),
-    ({'g': {3: torch.ones(2)}}, '3 is no tensor')])
+    ({'g': {3: torch.ones(2)}}, '3 is not a tensor')])
 def test_other_contents_are_refused(held, text, tmp_path):
     assert text in refusal(held, tmp_path)
 

@@ -24,16 +24,16 @@ SHAPES = {
 
 @torch.no_grad()
 @pytest.mark.parametrize('shape', SHAPES)
-def test_pictures_survive_pkl_to_safetensors_to_pkl_to_the_bit(shape, tmp_path):
+def test_images_survive_pkl_to_safetensors_to_pkl_to_the_bit(shape, tmp_path):
     G = small_generator(**SHAPES[shape])
     first = pickled.save_network_snapshot(tmp_path / 'a.pkl', G=None, D=None, G_ema=G)
     second = safetensors_file.write(tmp_path / 'b.safetensors', legacy.load_network(first))
     found = legacy.load_network(second)
     third = pickled.save_network_snapshot(tmp_path / 'c.pkl', G=None, D=None, G_ema=found.G_ema)
     z, c = torch.randn(2, 8), torch.eye(3)[:2]
-    pictures = [net(z, c, truncation_psi=0.7, noise_mode='const')
+    images = [net(z, c, truncation_psi=0.7, noise_mode='const')
                 for net in (G, found.G_ema, legacy.load_network(third).G_ema)]
-    assert torch.equal(pictures[0], pictures[1]) and torch.equal(pictures[0], pictures[2])
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
     strides = [{n: t.stride() for n, t in net.state_dict().items()} for net in (G, found.G_ema)]
     assert strides[0] == strides[1]
 
@@ -113,8 +113,8 @@ def networks(change):
 
 CHANGES = {
     'constructor arguments of networks': lambda h: h.pop('__metadata__'),
-    'metadata that is no JSON': lambda h: h['__metadata__'].update(networks='['),
-    'metadata that is no JSON object': lambda h: h['__metadata__'].update(networks='[]'),
+    'metadata is not JSON': lambda h: h['__metadata__'].update(networks='['),
+    'metadata is not a JSON object': lambda h: h['__metadata__'].update(networks='[]'),
     'holds no networks': lambda h: h['__metadata__'].update(networks='{}'),
     'damaged': lambda h: h['G_ema.mapping.w_avg'].update(data_offsets=[0, 1 << 50]),
     'no constructor arguments': networks(lambda net: net.update(init_kwargs=3)),

@@ -16,7 +16,7 @@ from training.config import PRESETS, DatasetInfo, resolve
 from training.iteration import PhaseClock
 from training.profiling import labels
 from training.profiling.record import ProfiledRun, micro_config, record_step
-from training.profiling.report import COLUMNS, Report, to_csv, to_json, to_text
+from training.profiling.report import COLUMNS, ProfileReport, to_csv, to_json, to_text
 from training.profiling.timeline import time_steps, timeline_header, timeline_line, timeline_summary
 
 needs_dcgan = pytest.mark.skipif('dcgan' not in PRESETS, reason='this version has no DCGAN')
@@ -31,7 +31,7 @@ def run():
 def report(run):
     """Of a small StyleGAN2 with both regularisations."""
     run.state.loss.pl_weight = 2.0
-    return Report(record_step(run))
+    return ProfileReport(record_step(run))
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +39,7 @@ def dcgan():
     """Of the smallest DCGAN whose arithmetic outweighs Python's share."""
     config = resolve({'cfg': 'dcgan', 'data': 'x', 'outdir': 'x', 'batch': 16, 'device': 'cpu'},
                      DatasetInfo('x', 100, 64, 64, 1))
-    return Report(record_step(ProfiledRun(config, CPU, channels=1)))
+    return ProfileReport(record_step(ProfiledRun(config, CPU, channels=1)))
 
 
 def convolutions(report):
@@ -155,7 +155,7 @@ def test_the_text_shows_all_kernels_or_the_slowest(report):
     assert text.startswith('Heading\n') and f'Kernels: {len(report.rows)}\n' in text
     assert text.count('aten::') > len(report.rows)
     short = to_text(report, 'Heading', 3)
-    assert 'here the 3 slowest' in short and len(short.splitlines()) < len(text.splitlines()) - 400
+    assert 'the 3 slowest shown' in short and len(short.splitlines()) < len(text.splitlines()) - 400
     slowest = max(report.rows, key=lambda row: row['us'])
     assert f'{slowest["us"]:.1f}' in short
     assert 'By phase' in to_text(report, 'Heading', 0)
@@ -234,7 +234,7 @@ def test_split_convolutions_leave_named_paddings_alone():
 
 def test_the_micro_network_is_profiled_like_any_other():
     run = ProfiledRun(micro_config({'batch': 2, 'cbase': 64, 'cmax': 4, 'device': 'cpu'}), CPU, is_micro=True)
-    report = Report(record_step(run))
+    report = ProfileReport(record_step(run))
     assert report.named >= 0.99
     found = convolutions(report)
     for layer in ('conv0', 'conv1', 'conv2', 'torgb'):
@@ -257,7 +257,7 @@ def test_each_convolution_of_dcgan_has_its_three_kernels_where_they_are_needed(d
     found = convolutions(dcgan)
     assert len(found) == 5 * 5
     for i in range(1, 6):
-        # Neither pictures nor latents need gradients; G makes the fakes of Part1 without a graph.
+        # Neither images nor latents need gradients; G makes the fakes of Part1 without a graph.
         inner = int(i > 1)
         for part in ('Real', 'Fake'):
             assert found[f'Part1:{part}:D:Conv{i}'] == {'forward': 1, 'data': inner, 'weight': 1}

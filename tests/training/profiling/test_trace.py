@@ -8,7 +8,7 @@ from torch.autograd import DeviceType
 
 from training.profiling import labels
 from training.profiling.ops import Convolution, describe_shapes, group_of, kernels_of
-from training.profiling.trace import NODE, Kernel, Place, Trace, dotted_name, is_named, textbook_name
+from training.profiling.trace import NODE, Place, ProfiledKernel, Trace, dotted_name, is_named, textbook_name
 
 MAIN, ENGINE = 1, 2  # threads
 
@@ -186,7 +186,8 @@ def test_shapes_of_many_tensors_are_summed_up():
 
 
 def kernel_at(phase, pass_index, network, path, after='', op=''):
-    return Kernel('fprop', phase, pass_index, Place(network, path, after, op), op, '', '', None, '', op, 0, 1)
+    place = Place(network, path, after, op)
+    return ProfiledKernel('fprop', phase, pass_index, place, op, '', '', None, '', op, 0, 1)
 
 
 @pytest.mark.parametrize('place, name', [

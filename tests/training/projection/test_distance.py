@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances of pictures: what they see of alpha, of sizes and of values out of range; PSNR."""
+"""Distances of images: what they see of alpha, of sizes and of values out of range; PSNR."""
 import numpy as np
 import pytest
 import torch
@@ -20,7 +20,7 @@ from training.projection.distance import (
 CPU = torch.device('cpu')
 
 
-def pictures(*shape, seed=0):
+def images(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 255
 
 
@@ -34,10 +34,10 @@ def between(distance, a, b):
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
 @pytest.mark.parametrize('name', ['pixel', 'vgg16'])
-def test_distances_are_zero_for_equal_pictures_and_have_gradients(tmp_path, channels, name):
+def test_distances_are_zero_for_equal_images_and_have_gradients(tmp_path, channels, name):
     distance = open_distance(name, CPU, write_detectors(tmp_path))
     assert distance.name == name
-    a, b = pictures(2, channels, 12, 20), pictures(2, channels, 12, 20, seed=1).requires_grad_()
+    a, b = images(2, channels, 12, 20), images(2, channels, 12, 20, seed=1).requires_grad_()
     assert between(distance, a, a).tolist() == [0, 0]
     apart = between(distance, a, b)
     assert apart.shape == (2,) and (apart > 0).all()
@@ -62,7 +62,7 @@ def test_what_nobody_can_see_is_no_pixel_distance_but_values_find_their_way_back
     assert visible(torch.tensor([-7.0, 30.0, 256.0])).tolist() == [0, 30, 255]
 
 
-def test_large_pictures_are_reduced_for_the_perceptual_network_only():
+def test_large_images_are_reduced_for_the_perceptual_network_only():
     seen = []
 
     def detector(images, **options):

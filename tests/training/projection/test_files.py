@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Target pictures of any kind, cropped as recorded; files with ws, good and bad."""
+"""Target images of any kind, cropped as recorded; files with ws, good and bad."""
 import numpy as np
 import PIL.Image
 import pytest
@@ -21,7 +21,7 @@ def test_recorded_target(case):
 @pytest.mark.parametrize('mode, size', [
     ('RGB', (40, 30)), ('RGBA', (17, 31)), ('P', (8, 90)), ('L', (16, 24)), ('I;16', (9, 9)), ('1', (2, 1))])
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
-def test_pictures_of_any_kind_become_those_of_the_network(tmp_path, mode, size, channels):
+def test_images_of_any_kind_become_those_of_the_network(tmp_path, mode, size, channels):
     path = tmp_path / 'a.png'
     PIL.Image.new(mode, size, 1).save(path)
     pixels = read_target(path, channels, 16, 24)
@@ -40,7 +40,7 @@ def test_alpha_that_the_network_has_not_is_laid_over_white(tmp_path):
     assert (read_target(tmp_path / 'a.png', 3, 8, 8) == 255).all()
 
 
-def test_folders_stand_for_their_pictures(tmp_path):
+def test_folders_stand_for_their_images(tmp_path):
     for name in ('b.png', 'a.png'):
         PIL.Image.new('L', (4, 4)).save(tmp_path / name)
     (tmp_path / 'notes.txt').write_text('x')
@@ -48,7 +48,7 @@ def test_folders_stand_for_their_pictures(tmp_path):
     assert names == ['b.png', 'a.png', 'b.png']
 
 
-def test_targets_that_are_not_there_or_no_pictures_are_named(tmp_path):
+def test_targets_that_are_not_there_or_no_images_are_named(tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'text.png').write_text('hello')
     for path in ('absent.png', 'empty'):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projection: recorded numbers, pictures that are found again, batches, schedules and early ends."""
+"""Projection: recorded numbers, images that are found again, batches, schedules and early ends."""
 import copy
 import math
 import zipfile
@@ -85,7 +85,7 @@ def test_recorded_trajectory(case):
 
 @pytest.fixture(scope='module')
 def G():
-    """A generator of 16x16 pictures in which noise is seen a little, as in trained ones."""
+    """A generator of 16x16 images in which noise is seen a little, as in trained ones."""
     found = small_generator().requires_grad_(False)
     for name, parameter in found.named_parameters():
         if name.endswith('noise_strength'):
@@ -99,8 +99,8 @@ def render(G, ws, noise=None):
         return to_uint8(G.synthesis(ws, noise_mode='const', force_fp32=True))
 
 
-def own_pictures(G, *seeds):
-    """Pictures of z of these seeds, uint8 [N, C, H, W], and their ws."""
+def own_images(G, *seeds):
+    """Images of z of these seeds, uint8 [N, C, H, W], and their ws."""
     z = torch.from_numpy(np.concatenate([np.random.RandomState(seed).randn(1, 8) for seed in seeds]))
     ws = G.mapping(z, None)
     return torch.from_numpy(render(G, ws)), ws
@@ -111,8 +111,8 @@ def run(G, targets, init_ws=None, num_steps=12, distance=None, **settings):
     return Projector(G, distance or pixel_distance(), settings, w_avg_samples=500).project(targets, init_ws)
 
 
-def test_a_picture_of_the_network_is_found_again(G):
-    targets, ws = own_pictures(G, 5)
+def test_an_image_of_the_network_is_found_again(G):
+    targets, ws = own_images(G, 5)
     found = run(G, targets, num_steps=200)[0]
     assert psnr(render(G, found.ws[None], found.noise)[0], targets[0].numpy()) > 25
     assert psnr(render(G, found.ws[None])[0], targets[0].numpy()) > 25
@@ -132,7 +132,7 @@ def test_w_plus_beats_w_on_an_emoji_that_the_network_did_not_make(G):
 
 @pytest.mark.parametrize('space, noise', [('w', 'fit'), ('w+', 'redraw')])
 def test_a_target_does_not_feel_its_company_and_a_seed_means_one_result(G, space, noise):
-    targets, _ = own_pictures(G, 1, 2, 3)
+    targets, _ = own_images(G, 1, 2, 3)
     together = run(G, targets, space=space, noise=noise)
     alone = run(G, targets[1:2], space=space, noise=noise)[0]
     torch.testing.assert_close(together[1].path, alone.path, atol=1e-3, rtol=0)
@@ -142,7 +142,7 @@ def test_a_target_does_not_feel_its_company_and_a_seed_means_one_result(G, space
 
 
 def test_noise_maps_are_fitted_redrawn_or_kept(G):
-    targets, _ = own_pictures(G, 1)
+    targets, _ = own_images(G, 1)
     saved = {name: value.clone() for name, value in noise_maps(G.synthesis).items()}
     assert run(G, targets, noise='keep')[0].noise == {}
     fitted, redrawn = (run(G, targets, noise=noise)[0].noise for noise in ('fit', 'redraw'))
@@ -158,7 +158,7 @@ def test_noise_maps_are_fitted_redrawn_or_kept(G):
 
 
 def test_it_begins_where_it_is_told(G):
-    targets, ws = own_pictures(G, 1, 2)
+    targets, ws = own_images(G, 1, 2)
     # The learning rate of step 0 is 0.
     for space in ('w', 'w+'):
         found = run(G, targets, init_ws=ws, num_steps=1, space=space)
@@ -169,7 +169,7 @@ def test_it_begins_where_it_is_told(G):
 
 def test_patience_goes_to_the_ramp_down_and_then_ends(G):
     blind = Distance('blind', lambda images: images.mean(dim=(2, 3)) * 0, lambda a, b: (a - b).sum(dim=-1))
-    targets, _ = own_pictures(G, 1, 2)
+    targets, _ = own_images(G, 1, 2)
     found = run(G, targets, num_steps=40, patience=3, distance=blind)
     # Nothing is better than the first step: three in vain, and three more in the ramp-down.
     assert [len(one.path) for one in found] == [7, 7] or [len(one.path) for one in found] == [6, 6]
@@ -177,7 +177,7 @@ def test_patience_goes_to_the_ramp_down_and_then_ends(G):
 
 
 def test_targets_end_by_themselves(G):
-    targets, _ = own_pictures(G, 1, 2)
+    targets, _ = own_images(G, 1, 2)
     average = w_statistics(G, None, 500).w_avg.expand(1, G.num_ws, -1)
     # The first is found before it begins; no step makes it better.
     first = torch.from_numpy(render(G, average))
@@ -203,13 +203,13 @@ def test_labels_move_the_mean_w():
 def test_a_network_that_overflows_is_one_clean_message(G):
     broken = copy.deepcopy(G)
     broken.synthesis.b8.conv1.weight.fill_(math.nan)
-    with pytest.raises(UserError, match='not finite'):
-        run(broken, own_pictures(G, 1)[0], num_steps=3)
+    with pytest.raises(UserError, match='non-finite'):
+        run(broken, own_images(G, 1)[0], num_steps=3)
 
 
 def test_the_published_call_checks_the_target_and_leaves_the_network_alone(G):
     before = copy.deepcopy(G.state_dict())
-    target = own_pictures(G, 1)[0][0]
+    target = own_images(G, 1)[0][0]
     path = projector.project(G, target, num_steps=3, w_avg_samples=50, device=CPU, distance=pixel_distance())
     assert path.shape == (3, G.num_ws, 8)
     assert all(torch.equal(value, before[name]) for name, value in G.state_dict().items())
@@ -220,7 +220,7 @@ def test_the_published_call_checks_the_target_and_leaves_the_network_alone(G):
 def test_too_many_at_once_for_the_memory_is_one_clean_message(G, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError('CUDA out of memory')
-    targets = own_pictures(G, 1, 2)[0]
+    targets = own_images(G, 1, 2)[0]
     monkeypatch.setattr(G.synthesis.b16, 'forward', full)
     with pytest.raises(UserError, match='--batch: 2 targets'):
         run(G, targets, num_steps=3)

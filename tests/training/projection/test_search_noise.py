@@ -21,7 +21,7 @@ def test_recorded_penalty_and_normalisation(case):
         torch.testing.assert_close(value, recorded(normalized), atol=1e-5, rtol=0)
 
 
-def test_each_picture_of_a_batch_has_its_own_penalty():
+def test_each_image_of_a_batch_has_its_own_penalty():
     torch.manual_seed(0)
     sets = [{'a': torch.randn(12, 20), 'b': torch.randn(4, 4)} for _ in range(2)]
     both = noise_penalty(stack_maps(sets))
@@ -61,7 +61,7 @@ def test_replaced_noise_is_seen_and_goes_away_even_after_an_error():
         batch = G.synthesis(ws, noise_mode='const')
         raise KeyError
     assert torch.equal(G.synthesis(ws, noise_mode='const'), before)
-    # Each picture of the batch had its own set.
+    # Each image of the batch had its own set.
     with replaced_noise(G.synthesis, sets[1]):
         alone = G.synthesis(ws, noise_mode='const')
     torch.testing.assert_close(batch[1], alone[1], atol=1e-5, rtol=0)

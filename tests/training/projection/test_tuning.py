@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pivotal tuning: pictures come closer, and nothing else changes."""
+"""Pivotal tuning: images come closer, and nothing else changes."""
 import torch
 from small_networks import small_generator
 
@@ -12,7 +12,7 @@ def error(G, ws, targets):
         return ((G.synthesis(ws, noise_mode='const') + 1) * 127.5 - targets).abs().mean()
 
 
-def test_tuning_brings_the_pictures_closer_and_leaves_g_mapping_and_noise_alone():
+def test_tuning_brings_the_images_closer_and_leaves_g_mapping_and_noise_alone():
     G = small_generator(img_resolution=8).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     ws = G.mapping(torch.randn([3, 8], generator=generator), None)

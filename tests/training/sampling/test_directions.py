@@ -84,7 +84,7 @@ def test_a_file_gives_back_what_was_found_and_strength_1_is_a_standard_deviation
 
 
 def test_more_directions_than_dimensions_are_refused():
-    with pytest.raises(UserError, match='8 dimensions'):
+    with pytest.raises(UserError, match='at most 8'):
         directions.find_directions(sampler(), 'pca', 9, [0])
 
 
@@ -95,9 +95,10 @@ def stored(**changes):
 
 @pytest.mark.parametrize('changes, index, hint', [
     ({}, ':2', '0 to 1'), ({}, ':-1', 'FILE:INDEX'), ({}, '', 'FILE:INDEX'), ({}, ':x', 'FILE:INDEX'),
-    ({'directions': np.eye(2, 9)}, ':0', '9 numbers'), ({'layers': np.arange(7)}, ':0', 'layers to 6'),
+    ({'directions': np.eye(2, 9)}, ':0', 'w_dim 9'), ({'layers': np.arange(7)}, ':0', 'layers up to 6'),
     ({'sigma': np.ones(3)}, ':0', 'do not fit'), ({'directions': np.eye(2, 8) * np.nan}, ':0', 'do not fit'),
-    ({'layers': np.array([-1])}, ':0', 'do not fit'), ({'sigma': np.array(['a'])}, ':0', 'not a file')])
+    ({'layers': np.array([-1])}, ':0', 'do not fit'),
+    ({'sigma': np.array(['a'])}, ':0', 'not a directions file')])
 def test_a_file_that_does_not_fit_is_one_line(tmp_path, changes, index, hint):
     np.savez(tmp_path / 'd.npz', **stored(**changes))
     with pytest.raises(UserError, match=hint) as info:

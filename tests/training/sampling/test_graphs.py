@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures by graphs are the same to the bit, on a CPU with a stand-in that freezes what graphs freeze."""
+"""Images by graphs are the same to the bit, on a CPU with a stand-in that freezes what graphs freeze."""
 import numpy as np
 import pytest
 import torch
@@ -31,7 +31,7 @@ def check_same(gpu, network, module, count=5, **options):
 
 
 @pytest.mark.parametrize('noise_mode', ['const', 'random'])
-def test_pictures_by_graphs_are_the_same_to_the_bit(gpu, noise_mode):
+def test_images_by_graphs_are_the_same_to_the_bit(gpu, noise_mode):
     backend, module = StandIn(gpu), small_generator().synthesis
     check_same(gpu, GraphedNetwork(module, backend, pytest.fail), module, noise_mode=noise_mode)
     assert (backend.num_captures, backend.num_replays) == (1, 4)
@@ -103,11 +103,11 @@ def test_gradients_go_past_graphs(gpu):
 
 
 @pytest.mark.parametrize('noise_mode', ['const', 'random'])
-def test_a_sampler_makes_the_same_pictures_by_graphs(noise_mode):
+def test_a_sampler_makes_the_same_images_by_graphs(noise_mode):
     G = small_generator()
     plain = Sampler(G, CPU, noise_mode)
     ws = plain.styles(range(4), plain.label(None))
-    expected = np.concatenate([plain.pictures(ws[i:i + 1], [i]) for i in range(4)])
+    expected = np.concatenate([plain.images(ws[i:i + 1], [i]) for i in range(4)])
     # The sampler seeds all devices; the stand-in has to be told.
     with Device() as gpu:
         backend = StandIn(gpu)
@@ -116,7 +116,7 @@ def test_a_sampler_makes_the_same_pictures_by_graphs(noise_mode):
         for i in range(4):
             torch.manual_seed(i)
             gpu.state = torch.get_rng_state()
-            actual.append(graphed.pictures(ws[i:i + 1], [i]))
+            actual.append(graphed.images(ws[i:i + 1], [i]))
     assert np.array_equal(np.concatenate(actual), expected) and backend.num_replays == 3
 
 
@@ -130,16 +130,16 @@ class Unlabelled:
         return np.zeros([0], dtype=np.float32)
 
 
-def test_metrics_see_the_same_pictures_by_graphs(gpu):
+def test_metrics_see_the_same_images_by_graphs(gpu):
     G, backend = small_generator(), StandIn(gpu)
     plain, graphed = (MetricOptions(G, Unlabelled(), CPU) for _ in range(2))
     graphed.generate = GraphedNetwork(G, backend, pytest.fail)
     for start in range(0, 20, 4):
-        pictures = []
+        images = []
         for options in (plain, graphed):
             gpu.seed(start)
-            pictures.append(generated_block(options, range(start, start + 4)))
-        assert torch.equal(*pictures)
+            images.append(generated_block(options, range(start, start + 4)))
+        assert torch.equal(*images)
     assert backend.num_replays == 4
 
 
