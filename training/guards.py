@@ -162,19 +162,6 @@ WON_LOSS = 0.1  # of D; a coin would have 1.39
 HIGHEST_P = 0.99  # of augmentation; ADA has nothing left to add
 
 
-@dataclass
-class Alarm:
-    """Something that is reported once it has lasted `patience` ticks, and again only after it was away."""
-
-    patience: int = PATIENCE_TICKS
-    num_ticks: int = 0
-
-    def update(self, is_on: bool) -> bool:
-        """Take in a tick; whether this is the one to report."""
-        self.num_ticks = self.num_ticks + 1 if is_on else 0
-        return self.num_ticks == self.patience
-
-
 class DiversityProbe:
     """How much generated pictures differ, relative to training pictures, from fixed latents.
 
@@ -231,12 +218,14 @@ class Guards:
     ):
         self.state, self.phases, self.probe = state, {p.name: p for p in phases}, probe
         self.unused = unused
-        self.collapsed, self.won = Alarm(), Alarm()
-        self.num_ticks = 0
-        # Steps that were not finite, by phase: before this process, and at the last tick.
-        self._before = dict.fromkeys(self.phases, 0)
-        self._known = dict.fromkeys(self.phases, 0)
-        self._quiet_until = dict.fromkeys(self.phases, 0)
+        counts = state.guards
+        # A run resumed with other phases starts counting for them.
+        for by_phase in (counts.num_broken, counts.quiet_until):
+            by_phase.update({name: by_phase.pop(name, 0) for name in self.phases})
+            for name in by_phase.keys() - self.phases.keys():
+                del by_phase[name]
+        # Phase.num_broken counts from the start of this process.
+        self._before = dict(counts.num_broken)
         self._lines: list[str] = []
 
     def tick(self, mean: Callable[[str], float], augment_p: float) -> list[str]:
@@ -245,7 +234,7 @@ class Guards:
         What an examination finds is told by the tick after it; the rest at once.
         mean(name): mean of a statistic over the tick, nan if there is none.  augment_p: current probability.
         """
-        self.num_ticks += 1
+        self.state.guards.num_ticks += 1
         self._examine_broken()
         lines, self._lines = self._lines, []
         return lines + self._collapse() + self._victory(mean, augment_p)
@@ -253,15 +242,16 @@ class Guards:
     def _examine_broken(self) -> None:
         """Let the next runs of phases that were not finite be looked at closely."""
         counts = torch.stack([phase.num_broken for phase in self.phases.values()]).tolist()
+        state, known = self.state, self.state.guards
         for (name, phase), count in zip(self.phases.items(), counts, strict=True):
-            if count > self._known[name] and self.num_ticks >= self._quiet_until[name]:
-                self._quiet_until[name] = self.num_ticks + REPEAT_TICKS
-                state = self.state
+            total = self._before[name] + count
+            if total > known.num_broken[name] and known.num_ticks >= known.quiet_until[name]:
+                known.quiet_until[name] = known.num_ticks + REPEAT_TICKS
                 networks = {'G': state.G, 'D': state.D, 'augment': state.augment_pipe}
                 phase.examination = Examination(
                     phase, {key: module for key, module in networks.items() if module is not None},
                     {'pl_mean': state.loss.pl_mean}, functools.partial(self._report, phase))
-            self._known[name] = count
+            known.num_broken[name] = total
 
     def _report(self, phase: Phase, finding: Finding | None) -> None:
         count = self._before[phase.name] + int(phase.num_broken) + (finding is not None)
@@ -270,7 +260,9 @@ class Guards:
 
     def _collapse(self) -> list[str]:
         ratio = math.nan if self.probe is None else self.probe.ratio(self.state.G_ema)
-        if not self.collapsed.update(ratio < MIN_DIVERSITY):
+        counts = self.state.guards
+        counts.collapsed = ticks_in_a_row(counts.collapsed, ratio < MIN_DIVERSITY)
+        if counts.collapsed != PATIENCE_TICKS:
             return []
         return ['The generator seems to have collapsed: its pictures have differed from each other by less '
                 f'than {MIN_DIVERSITY:.0%} of what training pictures do for {PATIENCE_TICKS} ticks (now '
@@ -282,7 +274,9 @@ class Guards:
                    and mean('Loss/D/loss') < WON_LOSS)
         # Below its limit ADA is about to make the task harder by itself.
         is_alone = self.state.ada is None or augment_p >= HIGHEST_P
-        if not self.won.update(has_won and is_alone):
+        counts = self.state.guards
+        counts.won = ticks_in_a_row(counts.won, has_won and is_alone)
+        if counts.won != PATIENCE_TICKS:
             return []
         help_first = '--aug=ada' if self.state.ada is None else '--resume from a trained network'
         return ['The discriminator has won: it has told nearly all training pictures from generated ones for '
@@ -293,20 +287,13 @@ class Guards:
     def _remedies(self, *texts: str) -> str:
         return ', '.join(usable(texts, self.unused)) + '.'
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a continuation needs to go on counting, as plain values."""
-        totals = {name: self._before[name] + known for name, known in self._known.items()}
-        return {
-            'num_ticks': self.num_ticks, 'collapsed': self.collapsed.num_ticks, 'won': self.won.num_ticks,
-            'num_broken': totals, 'quiet_until': dict(self._quiet_until)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what state_dict() returned; phases that this run does not have are left out."""
-        self.num_ticks = state['num_ticks']
-        self.collapsed.num_ticks, self.won.num_ticks = state['collapsed'], state['won']
-        for name in self.phases:
-            self._before[name] = state['num_broken'].get(name, 0)
-            self._quiet_until[name] = state['quiet_until'].get(name, 0)
+def ticks_in_a_row(num_ticks: int, is_on: bool) -> int:
+    """The count after one more tick.
+
+    An alarm fires when it reaches PATIENCE_TICKS, and is re-armed once the condition clears.
+    """
+    return num_ticks + 1 if is_on else 0
 
 
 def usable(remedies: Iterable[str], unused: Sequence[str]) -> list[str]:

@@ -35,7 +35,7 @@ def train(run, steps, fail_at=None, fail_after=None, graphs=True, make_backend=S
         parameters = [p for module in (run.state.G, run.state.D) for p in module.parameters()]
         backend = make_backend(gpu, fail_at, fail_after, parameters)
         if graphs:
-            changes = functools.partial(changed_by_rounds, run.state, run.store)
+            changes = functools.partial(changed_by_rounds, run.state)
             capture_rounds(run.phases, backend, lines.append, changes)
         for _ in range(steps):
             gpu.seed(run.state.cur_nimg)
@@ -170,7 +170,7 @@ def test_p_of_0_augments_nothing_and_draws_the_same():
 
 def test_graphs_are_for_gpus_and_say_so():
     run = small_run()
-    use_graphs(run.phases, run.config, torch.device('cpu'), pytest.fail, run.state, run.store)
+    use_graphs(run.state, run.phases, run.config, torch.device('cpu'), pytest.fail)
     assert all(phase.graphs is None for phase in run.phases)
     with pytest.raises(UserError, match='--cuda-graphs=on does not go with --device=cpu'):
         small_config(cuda_graphs='on')

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guards: broken networks are named, collapse and an invincible discriminator are reported, health is not."""
+import copy
+import itertools
 import math
 
 import numpy as np
@@ -10,13 +12,13 @@ from small_run import SmallRun, small_config
 from training.guards import (
     PATIENCE_TICKS,
     REPEAT_TICKS,
-    Alarm,
     DiversityProbe,
     Examination,
     Finding,
     Guards,
     broken_line,
     nearest_distance,
+    ticks_in_a_row,
 )
 
 NAN = float('nan')
@@ -263,21 +265,21 @@ def test_adaptive_augmentation_is_given_time_to_answer():
 
 
 def test_alarms_count_ticks_in_a_row():
-    alarm = Alarm(patience=2)
-    assert [alarm.update(on) for on in (True, False, True, True, True, False, True, True)] == [
-        False, False, False, True, False, False, False, True]
+    switches = (True, False, True, True, True, False, True, True)
+    counts = itertools.accumulate(switches, ticks_in_a_row, initial=0)
+    assert [count == 2 for count in counts][1:] == [False, False, False, True, False, False, False, True]
 
 
 def test_a_continued_run_goes_on_counting():
     run, guards = build(aug='noaug')
     set_weight(run.state.G, 'synthesis.b8.conv0.weight', NAN)
     ticks(run, guards, 3, WON.get)
-    state = guards.state_dict()
+    counts = copy.deepcopy(run.state.guards)
     later = SmallRun(run.config)
     set_weight(later.state.G, 'synthesis.b8.conv0.weight', NAN)
+    later.state.guards = copy.deepcopy(counts)
     continued = Guards(later.state, later.phases, None)
-    continued.load_state_dict(state)
-    assert continued.state_dict() == state
+    assert later.state.guards == counts and counts.num_broken['Gmain'] == 3
     assert any('has won' in line for line in continued.tick(WON.get, 0.0))
     lines = [line for line in ticks(later, continued, REPEAT_TICKS) if line.startswith('Gmain')]
     assert len(lines) == 1 and f'{3 + REPEAT_TICKS - 2} steps so far' in lines[0]

@@ -96,6 +96,7 @@ def _unchanged(state: TrainingState, phases: Sequence[Phase]) -> Iterator[None]:
     """Put back afterwards whatever a phase changes. The copies are in the memory of the host."""
     tensors = [*_tensors_of(state.G), *_tensors_of(state.D), state.loss.pl_mean]
     tensors += [state.augment_pipe.p] if state.augment_pipe is not None else []
+    tensors += [state.ada.pending] if state.ada is not None else []
     tensors += [tensor for phase in phases for tensor in (phase.num_broken, phase.total_loss)]
     saved = [(tensor, tensor.detach().to('cpu', copy=True)) for tensor in tensors]
     moments = [(opt, _host_copy(opt)) for opt in (state.G_opt, state.D_opt)]
