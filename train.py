@@ -26,7 +26,7 @@ from training.run.folder import (
 )
 
 if TYPE_CHECKING:
-    from training.run.resume import Continuation
+    from training.run.resume import ResumeRequest
 
 CLICK_TYPES = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
 METAVARS = {int: 'INT', float: 'FLOAT', bool: 'BOOL', str: 'TEXT'}
@@ -132,7 +132,7 @@ def train_as_launched(dry_run: bool, flags: dict[str, Any]) -> None:
 
 def plan_training(
     dry_run: bool, flags: dict[str, Any], given: dict[str, Any],
-) -> tuple[cfg.TrainConfig, 'Continuation | None'] | None:
+) -> tuple[cfg.TrainConfig, 'ResumeRequest | None'] | None:
     """Check everything, make the folder of the run and say what will be: (the run, what it goes on from).
 
     given: flags of this command line.  None for a dry run.
@@ -158,22 +158,22 @@ def plan_training(
     for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *dry_run.notes(config)]:
         click.echo(f'Note: {note}')
     if state is not None:
-        click.echo(f'Note: Going on from {state}: the same run, with everything that it had learnt.')
+        click.echo(f'Note: Resuming from {state}: the same run, with everything that it had learnt.')
     if dry_run:
         click.echo('Dry run; exiting.')
         return None
     # A run that goes on has a folder that another program may be training in.
     with contextlib.nullcontext() if state is None else RunLock(config.run_dir):
         save_options(config, flags)
-    return config, wish_of(state, given)
+    return config, request_of(state, given)
 
 
-def wish_of(state: Path | None, given: Mapping[str, Any]) -> 'Continuation | None':
+def request_of(state: Path | None, given: Mapping[str, Any]) -> 'ResumeRequest | None':
     """To go on from a training state, with the flags of this command line."""
     if state is None:
         return None
-    from training.run.resume import Continuation
-    return Continuation(
+    from training.run.resume import ResumeRequest
+    return ResumeRequest(
         str(state), bool(given.get('allow_changes')),
         frozenset(name for name, value in given.items() if value is not None))
 
@@ -199,12 +199,12 @@ def pick_run_dir(
     return claim_run_dir(outdir, description)
 
 
-def start_training(config: cfg.TrainConfig, wish: 'Continuation | None') -> None:
+def start_training(config: cfg.TrainConfig, request: 'ResumeRequest | None') -> None:
     """Train, in so many processes as asked for."""
     from torch_utils import distributed
     from training.run.interrupt import STOPPED
     from training.training_loop import train
-    arguments = (config,) if wish is None else (config, wish)
+    arguments = (config,) if request is None else (config, request)
     if config.num_gpus == 1:
         train(*arguments)
     else:

@@ -107,7 +107,7 @@ class CompiledNetwork:
 
     def __call__(self, *args: Any) -> torch.Tensor:
         """module(*args). Raises UserError if it cannot be compiled here."""
-        # Compiled code calls no hooks; whoever has set some, as an examination does, wants to see each layer.
+        # Compiled code calls no hooks, which training.guards needs at every layer.
         if self.module._forward_hooks:
             return self.module(*args)
         try:

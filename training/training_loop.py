@@ -34,46 +34,46 @@ from training.run.folder import RunLock
 from training.run.interrupt import STOPPED, Interrupt
 from training.run.log import RunLog
 from training.run.manifest import FAKES
-from training.run.resume import Continuation, missing_metrics, open_state, rewind_records
+from training.run.resume import ResumeRequest, missing_metrics, open_state, rewind_records
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
 from training.state import build_state
 from training.systems.table import SYSTEMS
 
-ADVICE = '; --resume=latest goes on from the last snapshot'
-FINISH_SEC = 20  # for the snapshot that is being written when the run is given up
+ADVICE = '; --resume=latest resumes from the last snapshot'
+FINISH_SEC = 20  # for the snapshot that is being written when the run aborts
 
 
-def train(config: TrainConfig, wish: Continuation | None = None) -> None:
+def train(config: TrainConfig, request: ResumeRequest | None = None) -> None:
     """Train as configured in the existing folder config.run_dir, until config.total_kimg.
 
-    wish: the training state to go on from, None for a new run. A run that is asked to stop early saves itself
-    and leaves with status interrupt.STOPPED.
+    request: the training state to resume from, None for a new run. A run that is asked to stop early saves a
+    training state and exits with status interrupt.STOPPED.
 
-    With config.num_gpus > 1 this is one of so many processes, started by torchrun or distributed.launch().
-    Raises UserError for what the user can mend: no such device, a picture that cannot be read, a full disk.
+    With config.num_gpus > 1 this is one of that many processes, started by torchrun or distributed.launch().
+    Raises UserError for what the user can fix: no such device, an unreadable image, a full disk.
     """
     device = misc.pick_device(config.device)
     custom_ops.set_mode(config.ops)
     with distributed.Group(device, config.num_gpus, config.timeout_sec, ADVICE) as group:
         keep_freed_memory(group.device)
         is_first = distributed.rank() == 0
-        # Locked before anything of the folder is changed.
+        # Locked before anything in the run directory changes.
         with RunLock(config.run_dir) if is_first else contextlib.nullcontext() as lock:
             if is_first and lock.note is not None:
                 print(f'Note: {lock.note}')
-            is_complete = _train(config, group.device, wish)
+            is_complete = _train(config, group.device, request)
     if not is_complete:
         sys.exit(STOPPED)
 
 
-def _train(config: TrainConfig, device: torch.device, wish: Continuation | None) -> bool:
-    """Train on a device, as one of the group. Returns whether the run is done."""
+def _train(config: TrainConfig, device: torch.device, request: ResumeRequest | None) -> bool:
+    """Train on a device, as one process of the group. Returns whether the run is done."""
     config, saved = config.for_device(device.type), None
-    if wish is not None:
-        config, saved = open_state(wish, config)
+    if request is not None:
+        config, saved = open_state(request, config)
         if distributed.rank() == 0:
             rewind_records(config.run_dir, saved)
-    # Summed on the CPU, where the numbers are once someone has waited for the device.
+    # Reduced on the CPU: the values are there already when they are read.
     store = Store(distributed.rank(), torch.device('cpu') if config.num_gpus > 1 else None)
     with Interrupt(config.time_limit_sec) as interrupt, RunLog(
             config.run_dir, rank=distributed.rank(), store=store, wandb=config.wandb) as log:
@@ -124,7 +124,7 @@ class Training:
             self._introduce()
             is_complete = self._run(interrupt)
         finally:
-            # Also after an error: what is being written shall be whole.
+            # Let the background writer finish, also after an error.
             self._finish_writing()
         if self.writer is not None and self.writer.has_failed:
             raise UserError(f'{self.config.run_dir}: the last snapshot is missing; make room and use '
@@ -132,7 +132,7 @@ class Training:
         return is_complete
 
     def _introduce(self) -> None:
-        """Say what this is and, in a new run, show pictures; else make up for metrics that were cut off."""
+        """Print what is trained; then write the first sample sheets or, if resumed, catch up with metrics."""
         processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
         self.log.print(f'Training on {processes}{misc.device_name(self.device)}, {len(self.dataset)} images.')
         compile_kernels(self.state, self.phases, self.config, self.device)
@@ -140,7 +140,7 @@ class Training:
         use_graphs(self.state, self.phases, self.config, self.device, self.log.warn)
         if self.is_resumed:
             done = is_done(self.state.cur_nimg, self.config.total_kimg)
-            self.log.print(f'Going on from {self.state.cur_nimg / 1000:.1f} kimg, tick {self.state.tick}.' + (
+            self.log.print(f'Resuming from {self.state.cur_nimg / 1000:.1f} kimg, tick {self.state.tick}.' + (
                 ' This run is complete: a higher --kimg makes it longer.' if done else ''))
             self._catch_up_metrics()
             return
@@ -174,7 +174,7 @@ class Training:
         return True
 
     def _stop(self, interrupt: Interrupt, batches: Lookahead) -> None:
-        """Save the state, whatever the tick. Raises UserError if a process has no more data."""
+        """Save the state, also within a tick. Raises UserError if a process has no more data."""
         if self.saved_nimg != self.state.cur_nimg:
             self._save_snapshot()
         problems = distributed.gather_values(None if batches.error is None else str(batches.error))
@@ -196,7 +196,7 @@ class Training:
         try:
             return batches.take()
         except UserError as error:
-            # Nothing of the run need be lost. Several processes have agreed to stop before, or hardly begun.
+            # Save first: nothing is lost. Several processes have agreed to stop before, or hardly begun.
             if distributed.world_size() == 1 and self.state.cur_nimg > 0:
                 if self.saved_nimg != self.state.cur_nimg:
                     self._save_snapshot()
@@ -204,7 +204,7 @@ class Training:
             raise
 
     def _end_tick(self, bar: Progress) -> None:
-        """Report the tick, then save pictures, networks and metrics as far as they are due."""
+        """Report the tick, then save sample sheets, networks and metrics as far as they are due."""
         distributed.note_phase('tick')
         config, state, tick = self.config, self.state, self.state.tick
         done = is_done(state.cur_nimg, config.total_kimg)
@@ -235,13 +235,13 @@ class Training:
         bar.set_postfix_str(f'tick {tick}, augment {report.augment:.2f}')
 
     def _number(self) -> str:
-        """The number in the names of files of now; several within a kimg have different ones."""
+        """The number in names of files written now, unique also within a kimg."""
         nimg, before = self.state.cur_nimg, self.state.named_nimg
         self.state.named_nimg = nimg
         return kimg_number(nimg, is_taken=before >= 0 and kimg_number(before) == kimg_number(nimg))
 
     def _save_fakes(self, name: str) -> None:
-        """Write a sheet of generated pictures. A failure costs the sheet, not the run."""
+        """Write a sheet of fake images. A failure costs the sheet, not the run."""
         if not self.is_writer:
             return
         distributed.note_phase('sample sheet')
@@ -288,7 +288,7 @@ class Training:
                                detector_dir=self.config.detector_dir, cuda_graphs=self.config.cuda_graphs)
 
     def _compute_metrics(self, metrics: TrainingMetrics, is_untrained: bool = False) -> None:
-        """Of the networks that were saved last. All processes call it and share the work."""
+        """Compute metrics of the networks saved last. All processes call it and share the work."""
         distributed.note_phase('metrics')
         state = self.state
         path = self.log.run_dir / state.metrics_due
@@ -298,7 +298,7 @@ class Training:
             self.writer.add_results(state.cur_nimg, results)
 
     def _catch_up_metrics(self) -> None:
-        """Compute those metrics of the snapshot that the run was killed before or in."""
+        """Compute the metrics of the last snapshot that a kill prevented."""
         state = self.state
         names = self.config.metrics if state.metrics_due else ()
         missing = distributed.broadcast_value(missing_metrics(self.config.run_dir, names, state.metrics_due))
@@ -315,7 +315,7 @@ class Training:
             self.log.warn(line)
 
     def _print_summaries(self) -> None:
-        """Tables of G and D, made on copies without memory, so that no network sees the made-up batch."""
+        """Print tables of G and D, made on meta copies, so that no network sees the placeholder batch."""
         if distributed.rank() != 0:
             return
         n, G, D = self.config.batch_gpu, _without_memory(self.state.G), _without_memory(self.state.D)

@@ -135,10 +135,10 @@ def test_what_is_not_finite_is_counted_in_graphs_and_examined_without():
     phase = run.phase('Dmain')
     train(run, 4, graphs=False)
     assert phase.num_broken == 4
-    phase.examination = mock.MagicMock()
+    phase.detector = mock.MagicMock()
     with mock.patch.object(phase, 'graphs') as graphs:
         run.step()
-    assert not graphs.called and phase.examination.__enter__.called
+    assert not graphs.called and phase.detector.__enter__.called
 
 
 @pytest.mark.parametrize('flags', [{}, {'aug': 'noaug'}], ids=['ada', 'noaug'])

@@ -12,8 +12,8 @@ from small_run import SmallRun, small_config
 from training.guards import (
     PATIENCE_TICKS,
     REPEAT_TICKS,
+    AnomalyDetector,
     DiversityProbe,
-    Examination,
     Finding,
     Guards,
     broken_line,
@@ -110,7 +110,7 @@ def examine(run, name, spoil):
     original = phase.losses
     phase.losses = lambda batch: (spoil(loss) for loss in original(batch))
     modules = {'G': run.state.G, 'D': run.state.D}
-    phase.examination = Examination(phase, modules, {}, found.append, max_runs=1)
+    phase.detector = AnomalyDetector(phase, modules, {}, found.append, max_runs=1)
     run.step()
     return found, phase
 
@@ -129,7 +129,7 @@ def test_a_gradient_that_breaks_is_named_by_the_layer_where_the_backward_pass_me
     assert found == [Finding('gradient', 'G.synthesis.b4.conv1.bias')]
 
 
-def test_an_examination_that_finds_nothing_ends_and_says_so():
+def test_a_detector_that_finds_nothing_ends_and_says_so():
     run, _ = build()
     found, _ = examine(run, 'Gmain', lambda loss: loss)
     assert found == [None]
@@ -148,7 +148,7 @@ def test_an_error_in_an_examined_phase_passes_and_leaves_no_hooks():
     assert not any(m._forward_hooks for m in [*run.state.G.modules(), *run.state.D.modules()])
 
 
-def test_an_examination_changes_no_number():
+def test_a_detector_changes_no_number():
     plain, watched = (SmallRun(small_config()) for _ in range(2))
     plain.step()
     examine(watched, 'Gmain', lambda loss: loss)

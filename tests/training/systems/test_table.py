@@ -13,10 +13,10 @@ from resume_cases import (
     finish,
     kill_after_progress,
     output,
+    request_for,
     run_to_status,
     start,
     stats_lines,
-    wish_for,
     write_pictures,
 )
 from small_networks import last_snapshot
@@ -187,8 +187,8 @@ def finished(pictures, tmp_path_factory):
 def test_a_killed_run_goes_on_to_the_bit(system, pictures, finished, tmp_path):
     config = run_config(system, pictures, tmp_path / 'run')
     kill_after_progress(config, 0.05)
-    assert finish(start(config, wish_for(config.run_dir))) == 0, output(config)
-    assert 'Going on from' in output(config)
+    assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
+    assert 'Resuming from' in output(config)
     found, expected = final_state(config.run_dir), final_state(finished[system])
     assert equal(found['run'], expected['run'])
     assert stats_lines(config.run_dir) == stats_lines(finished[system])
