@@ -35,7 +35,7 @@ def train(run, steps, fail_at=None, fail_after=None, graphs=True, make_backend=S
         parameters = [p for module in (run.state.G, run.state.D) for p in module.parameters()]
         backend = make_backend(gpu, fail_at, fail_after, parameters)
         if graphs:
-            changes = functools.partial(changed_by_rounds, run.state, run.store)
+            changes = functools.partial(changed_by_rounds, run.state)
             capture_rounds(run.phases, backend, lines.append, changes)
         for _ in range(steps):
             gpu.seed(run.state.cur_nimg)
@@ -135,10 +135,10 @@ def test_what_is_not_finite_is_counted_in_graphs_and_examined_without():
     phase = run.phase('Dmain')
     train(run, 4, graphs=False)
     assert phase.num_broken == 4
-    phase.examination = mock.MagicMock()
+    phase.detector = mock.MagicMock()
     with mock.patch.object(phase, 'graphs') as graphs:
         run.step()
-    assert not graphs.called and phase.examination.__enter__.called
+    assert not graphs.called and phase.detector.__enter__.called
 
 
 @pytest.mark.parametrize('flags', [{}, {'aug': 'noaug'}], ids=['ada', 'noaug'])
@@ -170,7 +170,7 @@ def test_p_of_0_augments_nothing_and_draws_the_same():
 
 def test_graphs_are_for_gpus_and_say_so():
     run = small_run()
-    use_graphs(run.phases, run.config, torch.device('cpu'), pytest.fail, run.state, run.store)
+    use_graphs(run.state, run.phases, run.config, torch.device('cpu'), pytest.fail)
     assert all(phase.graphs is None for phase in run.phases)
     with pytest.raises(UserError, match='--cuda-graphs=on conflicts with --device=cpu'):
         small_config(cuda_graphs='on')

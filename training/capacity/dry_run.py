@@ -12,7 +12,7 @@ from training.capacity.estimate import describe, slow_precision
 from training.config import DatasetInfo, TrainConfig
 from training.dataset import Dataset, ImageFolderDataset, find_dataset
 from training.datasets.labels import LabelError
-from training.systems.table import make_networks
+from training.systems.table import SYSTEMS
 
 
 def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None]:
@@ -58,7 +58,7 @@ def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
     label_dim = dataset.label_dim if config.data.use_labels else 0
     # Tensors on the meta device allocate no memory.
     with torch.device('meta'):
-        networks = make_networks(config, label_dim, dataset.channels)
+        networks = SYSTEMS[config.system].networks(config, label_dim, dataset.channels)
     counts = [f'{name + ":":<20}{sum(p.numel() for p in network.parameters()):,} parameters'
               for name, network in zip(('Generator', 'Discriminator'), networks, strict=True)]
     return '\n'.join([*counts, *describe(config, label_dim, dataset.channels)])

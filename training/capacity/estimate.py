@@ -20,8 +20,8 @@ from training.capacity.memory import smaller_batches
 from training.capacity.speed import measure_speed, relative_speed
 from training.config import TrainConfig
 from training.loss import MicroBatch
-from training.phases import Phase, PhaseSource
-from training.systems.table import make_loss, make_networks, make_phases
+from training.phases import Phase
+from training.systems.table import SYSTEMS
 
 GB, TERA, FLOAT_BYTES = 1e9, 1e12, 4
 # Of a process that has imported torch. Measured on CPU; not on GPU (context and cuDNN workspaces).
@@ -142,16 +142,15 @@ class Rehearsal:
     """
 
     def __init__(self, config: TrainConfig, label_dim: int, channels: int):
-        self.config, self.channels = config, channels
+        self.config, self.channels, system = config, channels, SYSTEMS[config.system]
         with torch.device('meta'):
             self.G, self.D = [network.train().requires_grad_(requires_grad=False)
-                              for network in make_networks(config, label_dim, channels)]
+                              for network in system.networks(config, label_dim, channels)]
         self._pipe = _CountedAugmentation(config, channels) if _augments(config) else None
-        loss = make_loss(config, self.G, self.D, self._pipe, lambda name, values: values)
-        self._phases = make_phases(
-            config, loss, PhaseSource(self.G, _no_optimizer(self.G), config.G_reg_interval),
-            PhaseSource(self.D, _no_optimizer(self.D), config.D_reg_interval))
-        # Style mixing uses the random state of the CPU on every device.
+        loss = system.loss(
+            self.G, self.D, self._pipe, **config.loss_kwargs(), report=lambda name, values: values)
+        self._phases = system.phases(config, loss, _no_optimizer(self.G), _no_optimizer(self.D))
+        # Style mixing draws on the CPU, whatever the device.
         with torch.random.fork_rng([]):
             self.rounds = {phase.name: self._count(phase) for phase in self._phases}
 

@@ -95,6 +95,7 @@ def _unchanged(state: TrainingState, phases: Sequence[Phase]) -> Iterator[None]:
     """Restore everything that a phase changes from copies in host memory."""
     tensors = [*_tensors_of(state.G), *_tensors_of(state.D), state.loss.pl_mean]
     tensors += [state.augment_pipe.p] if state.augment_pipe is not None else []
+    tensors += [state.ada.pending] if state.ada is not None else []
     tensors += [tensor for phase in phases for tensor in (phase.num_broken, phase.total_loss)]
     saved = [(tensor, tensor.detach().to('cpu', copy=True)) for tensor in tensors]
     moments = [(opt, _host_copy(opt)) for opt in (state.G_opt, state.D_opt)]
