@@ -107,7 +107,7 @@ class Full(StandIn):
         raise torch.OutOfMemoryError('full')
 
 
-@pytest.mark.parametrize(('kind', 'why'), [(Wrong, 'other numbers'), (Full, 'full')])
+@pytest.mark.parametrize(('kind', 'why'), [(Wrong, 'results of a graph differ'), (Full, 'full')])
 def test_a_graph_that_does_not_do_the_same_changes_nothing_and_is_told_once(kind, why):
     plain, graphed = small_run(aug='noaug'), small_run(aug='noaug')
     train(plain, 4, graphs=False)
@@ -183,5 +183,5 @@ def test_auto_keeps_a_reserve_of_memory():
 
 
 def test_a_tape_that_is_used_up_is_an_error():
-    with host_draws.use(host_draws.Playing([])), pytest.raises(RuntimeError, match='more was drawn'):
+    with host_draws.use(host_draws.Playing([])), pytest.raises(RuntimeError, match='more draws'):
         host_draws.take(host_draws.Draw, torch.device('cpu'))
