@@ -73,8 +73,10 @@ def run_iteration(
         with clock.measure(phase.name):
             phase.run([MicroBatch(*rows) for rows in zip(*parts, strict=True)])
     # Running means of what each process saw are linear in it, so averaging them over processes is exact.
-    buffers = [*state.G.named_buffers(), *state.D.named_buffers()]
-    distributed.average([state.loss.pl_mean, *(b for name, b in buffers if name.endswith(RUNNING_MEANS))])
+    if distributed.world_size() > 1:
+        buffers = [*state.G.named_buffers(), *state.D.named_buffers()]
+        means = [b for name, b in buffers if name.endswith(RUNNING_MEANS)]
+        distributed.average([state.loss.pl_mean, *means])
     beta = ema_beta(state.cur_nimg, config.batch_size, config.ema_kimg, config.ema_rampup)
     update_ema(state.G_ema, state.G, beta)
     state.cur_nimg += config.batch_size
