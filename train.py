@@ -25,7 +25,7 @@ from training.run.folder import (
 )
 
 if TYPE_CHECKING:
-    from training.run.resume import Continuation
+    from training.run.resume import ResumeRequest
 
 CLICK_TYPES = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
 METAVARS = {int: 'INT', float: 'FLOAT', bool: 'BOOL', str: 'TEXT'}
@@ -131,7 +131,7 @@ def train_as_launched(dry_run: bool, flags: dict[str, Any]) -> None:
 
 def plan_training(
     dry_run: bool, flags: dict[str, Any], given: dict[str, Any],
-) -> tuple[cfg.TrainConfig, 'Continuation | None'] | None:
+) -> tuple[cfg.TrainConfig, 'ResumeRequest | None'] | None:
     """Check everything, create the run directory and print the plan: (configuration, what to resume).
 
     given: flags of this command line.  None for a dry run.
@@ -167,8 +167,8 @@ def plan_training(
         save_options(config, flags)
     if state is None:
         return config, None
-    from training.run.resume import Continuation
-    return config, Continuation(
+    from training.run.resume import ResumeRequest
+    return config, ResumeRequest(
         str(state), bool(given.get('allow_changes')),
         frozenset(name for name, value in given.items() if value is not None))
 
@@ -188,12 +188,12 @@ def pick_run_dir(
     return claim_run_dir(outdir, description)
 
 
-def start_training(config: cfg.TrainConfig, continuation: 'Continuation | None') -> None:
+def start_training(config: cfg.TrainConfig, request: 'ResumeRequest | None') -> None:
     """Train in config.num_gpus processes."""
     from torch_utils import distributed
     from training.run.interrupt import STOPPED
     from training.training_loop import train
-    arguments = (config,) if continuation is None else (config, continuation)
+    arguments = (config,) if request is None else (config, request)
     if config.num_gpus == 1:
         train(*arguments)
     else:

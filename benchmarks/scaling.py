@@ -60,7 +60,7 @@ INSIDE = {'nvlink': Link('NVLink, 450 GB/s', 450 * GB, 3e-6),
           'pcie': Link('PCIe 4.0, 25 GB/s', 25 * GB, 5e-6)}
 BETWEEN = (gigabit('8 x 400 Gb/s', 3200, 5), gigabit('400 Gb/s', 400, 5), gigabit('100 Gb/s', 100, 10),
            gigabit('25 Gb/s', 25, 30))
-LATENCY_NAMES = ('w_avg and pl_mean', 'signal to stop')
+LATENCY_NAMES = ('w_avg and pl_mean', 'stop signal')
 
 
 @dataclass(frozen=True)
@@ -118,18 +118,18 @@ def efficiency(step_sec, sums, gpus, inside, between):
 
 def bytes_table(sums):
     """Markdown: what is summed, how large, how often."""
-    lines = ['| sum | MiB | times a step | MiB a step |', '|---|---|---|---|']
+    lines = ['| all-reduce | MiB | times per step | MiB per step |', '|---|---|---|---|']
     for m in sums:
         lines.append(f'| {m.name} | {m.bytes / MIB:,.3f} | {m.per_step:.4g} | '
                      f'{m.bytes * m.per_step / MIB:,.3f} |')
     total = sum(m.bytes * m.per_step for m in sums) / MIB
-    return [*lines, f'| together | | | {total:,.1f} |']
+    return [*lines, f'| total | | | {total:,.1f} |']
 
 
 def efficiency_table(sums, steps_ms, inside):
     """Markdown: predicted efficiency by step time, link between machines and number of GPUs."""
     heads = [f'{n} GPUs: wait, efficiency' for n in GPUS]
-    lines = [f'| step without waiting | between machines | {" | ".join(heads)} |',
+    lines = [f'| step without communication | between nodes | {" | ".join(heads)} |',
              '|' + '---|' * (2 + len(GPUS))]
     for step_ms in steps_ms:
         for link in BETWEEN:

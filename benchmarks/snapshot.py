@@ -30,7 +30,7 @@ def build(resolution, cfg, device):
     """(state, options) of a run after an optimizer step: Adam has its moments, half of what is written."""
     info = DatasetInfo('pictures', 1000, resolution, resolution, 3, has_labels=False, label_dim=0)
     config = resolve({'cfg': cfg, 'data': 'pictures', 'outdir': '.'}, info).for_device(device.type)
-    state = build_state(config, 0, 3, device, Store().report)
+    state = build_state(config, 0, 3, device, Store())
     for opt in (state.G_opt, state.D_opt):
         for group in opt.param_groups:
             for parameter in group['params']:
@@ -45,7 +45,7 @@ def start_snapshot(writer, copies, state, options, number):
     copies.begin()
     networks = {'G': state.G, 'D': state.D, 'G_ema': state.G_ema, 'augment_pipe': state.augment_pipe}
     held = copy_networks(copies, networks)
-    payload = copies.tree(make_payload(options, state.state_dict(), {'tick': number}, {}))
+    payload = copies.tree(make_payload(options, **state.state_dict()))
     writer.save(Snapshot(1000 * number, payload, copies, held, f'network-snapshot-{number:06d}.pkl'))
 
 

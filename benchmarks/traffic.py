@@ -17,8 +17,9 @@ from dnnlib.cli import run_command
 from dnnlib.util import UserError
 from torch_utils import training_stats
 from training.config import OPTIONS, DatasetInfo, resolve
-from training.iteration import phases_of, run_iteration
-from training.state import build_state, seed_iteration
+from training.iteration import run_iteration
+from training.state import build_state
+from training.systems.table import SYSTEMS
 
 META, GB, TERA = torch.device('meta'), 1e9, 1e12
 OPTIMIZER = 'optimizer, EMA'  # and what else happens between the phases
@@ -73,22 +74,20 @@ def count(config, label_dim=0, channels=3, p=0.5, seed=0):
 
     p: of the augmentation.  seed: of what it draws, on which the margins that it needs depend.
     """
-    config = config.for_device('cuda')
-    store = training_stats.Store()
+    config = dataclasses.replace(config.for_device('cuda'), random_seed=seed)
     with META, torch.random.fork_rng([]):
-        state = build_state(config, label_dim, channels, META, store.report)
+        state = build_state(config, label_dim, channels, META, training_stats.Store())
     if state.augment_pipe is not None:
         state.augment_pipe.__dict__['_p_read'] = (state.augment_pipe.p, state.augment_pipe.p._version, p)
     recorder = Recorder({'G': state.G, 'D': state.D, 'augment': state.augment_pipe or torch.nn.Module()})
     state.G_opt, state.D_opt = _Adam(state.G_opt, recorder), _Adam(state.D_opt, recorder)
-    phases = phases_of(state, config)
+    phases = SYSTEMS[config.system].phases(config, state.loss, state.G_opt, state.D_opt)
     share = config.batch_size // config.num_gpus
     real = [torch.empty(shape, device=META) for shape in ([share, channels, *config.data.size],
                                                           [share, label_dim])]
     clock = _Clock(recorder, {phase.name: phase.interval for phase in phases})
     with torch.random.fork_rng([]), recorder, recorder.within(OPTIMIZER, 1):
-        seed_iteration(seed, 0, 0)
-        run_iteration(state, phases, real, lambda n: torch.zeros([n, label_dim]), config, clock)
+        run_iteration(state, phases, real, lambda n, rng: torch.zeros([n, label_dim]), config, clock)
     return recorder.calls
 
 

@@ -18,13 +18,14 @@ from baseline import plain_adam, straightforward
 
 from dnnlib.cli import run_command
 from dnnlib.util import UserError
-from torch_utils import custom_ops, distributed, training_stats
+from torch_utils import custom_ops, training_stats
 from torch_utils.misc import keep_freed_memory, pick_device, set_gpu_arithmetic
 from training import state as state_module
 from training.accelerate import compile_networks, use_graphs
 from training.config import DatasetInfo, resolve
-from training.iteration import PhaseClock, phases_of, run_iteration
-from training.state import build_state, seed_iteration
+from training.iteration import PhaseClock, run_iteration
+from training.state import build_state
+from training.systems.table import SYSTEMS
 
 PLAIN = 'straightforward'
 CYCLE = 16  # iterations in which every phase runs as often as it should
@@ -79,15 +80,16 @@ class Trainer:
         self.choose()
         if not plain:
             keep_freed_memory(device)  # as train.py does
-        store = training_stats.Store()
         with _optimizer(plain):
             self.state = build_state(
-                self.config, label_dim=0, channels=3, device=device, report=store.report)
+                self.config, label_dim=0, channels=3, device=device, store=training_stats.Store())
         if self.state.ada is not None:
             self.state.augment_pipe.p.fill_(AUGMENT_P)
-        self.phases, self.clock = phases_of(self.state, self.config), CycleClock(device)
+        state = self.state
+        self.phases = SYSTEMS[self.config.system].phases(self.config, state.loss, state.G_opt, state.D_opt)
+        self.clock = CycleClock(device)
         self.captures = None if plain else use_graphs(
-            self.phases, self.config, device, print, self.state, store)
+            state, self.phases, self.config, device, print)
         if self.config.compile:
             compile_networks(self.state.loss)
         self.plain, self.phase_ms = plain, {p.name: 0.0 for p in self.phases}
@@ -141,12 +143,11 @@ class Trainer:
 
     def iterate(self):
         """Train for one iteration."""
-        seed_iteration(0, distributed.rank(), self.state.cur_nimg)
         share = self.config.batch_size // self.config.num_gpus
         img = torch.rand([share, 3, *self.config.data.size], device=self.device) * 2 - 1
         run_iteration(
             self.state, self.phases, (img, torch.zeros([len(img), 0], device=self.device)),
-            lambda n: torch.zeros([n, 0]), self.config, self.clock)
+            lambda n, rng: torch.zeros([n, 0]), self.config, self.clock)
 
 
 class PlainTrainer:

@@ -21,7 +21,7 @@ from training.config import DatasetInfo, resolve
 from training.report import sheet
 from training.run import log
 from training.run.manifest import read_manifest
-from training.run.resume import Continuation, find_state
+from training.run.resume import ResumeRequest, find_state
 from training.run.snapshots import read_state
 
 NUM_PICTURES = 12
@@ -55,13 +55,13 @@ def configure(pictures, run_dir, *, steps=40, steps_per_tick=5, batch=4, side=8,
         loss=loss, ada_kimg=0.5)
 
 
-def wish_for(run_dir):
+def request_for(run_dir):
     """To go on from the latest snapshot, if there is one."""
     state = find_state(str(run_dir), None)[0] if read_manifest(run_dir) else None
-    return None if state is None else Continuation(str(state))
+    return None if state is None else ResumeRequest(str(state))
 
 
-def start(config, wish=None, before=None):
+def start(config, request=None, before=None):
     """Train in a process of its own; its id. Whatever it prints goes to output.txt beside the run."""
     pid = os.fork()
     if pid:
@@ -77,7 +77,7 @@ def start(config, wish=None, before=None):
         leave_out_pictures()
         if before is not None:
             before()
-        status = run_to_status(config, wish)
+        status = run_to_status(config, request)
     finally:
         os._exit(status)
 
@@ -93,21 +93,21 @@ def leave_out_pictures(replace=setattr):
     replace(training_loop.Training, '_print_summaries', lambda self: None)
 
 
-def train_briefly(config, wish):
+def train_briefly(config, request):
     """train() in a process that knows nothing of leave_out_pictures()."""
     leave_out_pictures()
-    training_loop.train(config, wish)
+    training_loop.train(config, request)
 
 
-def run_to_status(config, wish=None):
+def run_to_status(config, request=None):
     """Train as train.py would; its exit status."""
     def callback():
         if config.num_gpus == 1:
-            training_loop.train(config, wish)
+            training_loop.train(config, request)
         else:
             # Started afresh, each process would import PyTorch for seconds.
             distributed.START_METHOD = 'fork'
-            distributed.launch(train_briefly, (config, wish), config.num_gpus)
+            distributed.launch(train_briefly, (config, request), config.num_gpus)
     command = click.Command('train', callback=callback)
     try:
         cli.run_command(command, [])
@@ -140,7 +140,7 @@ def kill_after_progress(config, delay_sec, number=signal.SIGKILL):
     Its exit status.
     """
     before = last_nimg(config)
-    pid = start(config, wish_for(config.run_dir))
+    pid = start(config, request_for(config.run_dir))
     deadline = time.monotonic() + 60
     while last_nimg(config) == before and time.monotonic() < deadline:
         time.sleep(0.001)

@@ -6,8 +6,9 @@ import torch
 
 from torch_utils import training_stats
 from training.config import DatasetInfo, resolve
-from training.iteration import PhaseClock, phases_of, run_iteration
-from training.state import build_state, seed_iteration
+from training.iteration import PhaseClock, run_iteration
+from training.state import build_state
+from training.systems.table import SYSTEMS
 
 CPU = torch.device('cpu')
 
@@ -40,15 +41,18 @@ class SmallRun:
         self.config, self.device = config, device
         self.store = training_stats.Store()
         self.collector = training_stats.Collector(keep_previous=False, store=self.store)
-        self.state = build_state(config, 0, 3, device, self.store.report)
-        self.phases = phases_of(self.state, config)
+        self.state = build_state(config, 0, 3, device, self.store)
+        self.phases = SYSTEMS[config.system].phases(
+            config, self.state.loss, self.state.G_opt, self.state.D_opt)
 
     def phase(self, name):
         return next(p for p in self.phases if p.name == name)
 
     def step(self, count=1):
         for _ in range(count):
-            seed_iteration(0, 0, self.state.cur_nimg)
-            real = torch.rand([self.config.batch_size, 3, *self.config.data.size], device=self.device) * 2 - 1
+            # Of another seed than the iteration: real images have nothing to do with the latents.
+            generator = torch.Generator().manual_seed(1 + self.state.cur_nimg)
+            shape = [self.config.batch_size, 3, *self.config.data.size]
+            real = torch.rand(shape, generator=generator).to(self.device) * 2 - 1
             run_iteration(self.state, self.phases, (real, torch.zeros([len(real), 0], device=self.device)),
-                          lambda n: torch.zeros([n, 0]), self.config, PhaseClock(self.device))
+                          lambda n, rng: torch.zeros([n, 0]), self.config, PhaseClock(self.device))

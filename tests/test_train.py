@@ -89,7 +89,7 @@ def reason_to_differ(case):
     elif '--workers 0' in args:
         return 'accepted: reads in the training process'
     elif case['expected'].get('kind') == 'uncaught' and size[0] != size[1]:
-        return 'accepted: pictures need not be square'
+        return 'accepted: images need not be square'
     return None
 
 
@@ -206,7 +206,7 @@ def test_a_dry_run_counts_parameters_and_says_what_is_unexpected(run, tmp_path):
     counts = dict(re.findall(r'^(Generator|Discriminator): +([\d,]+) parameters$', stdout, re.MULTILINE))
     assert 100_000 < int(counts['Generator'].replace(',', '')) < 1_000_000
     assert 'THE LABELS OF THIS DATASET ARE NOT USED' in stdout
-    assert 'Pictures of each class: 0: 1, 1: 2' in stdout
+    assert 'Images per class: 0: 1, 1: 2' in stdout
     assert re.search(r'^Estimated memory: .* GB', stdout, re.MULTILINE)
 
 

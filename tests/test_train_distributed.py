@@ -175,7 +175,7 @@ def test_the_first_process_killed_beside_a_second_start_is_started_again_and_the
     os.kill(first, signal.SIGKILL)  # it has the lock
     os.kill(second, signal.SIGCONT)
     assert run.status() == 0, run.output()
-    assert 'Started again by the launcher' in run.output() and 'Going on from' in run.output()
+    assert 'Started again by the launcher' in run.output() and 'Resuming from' in run.output()
     assert_same_end(run.run_dir(), whole)
 
 
@@ -185,7 +185,7 @@ def test_a_machine_that_is_gone_for_good_leaves_the_other_one_training(launch, t
                    for is_host in (1, 0)]
     stays.wait_for(lambda: 'Training on 2 x' in stays.output() and read_manifest(stays.run_dir()))
     goes.kill()
-    stays.wait_for(lambda: 'Going on from' in stays.output())
+    stays.wait_for(lambda: 'Resuming from' in stays.output())
     before = len(read_manifest(stays.run_dir()))
     stays.wait_for_snapshots(before + 1)
     stays.process.terminate()

@@ -63,9 +63,9 @@ def folder(run, started, tmp_path):
 def test_a_run_goes_on_in_its_folder_with_its_options(folder, run, started, args):
     status, stdout, stderr = run(*args)
     assert status == 0, stderr
-    config, wish = started[0]
+    config, request = started[0]
     assert config.run_dir == str(folder) and config.loss.r1_gamma == 3
-    assert wish.state_path.endswith('training-state-000004.pt') and not wish.allow_changes
+    assert request.state_path.endswith('training-state-000004.pt') and not request.allow_changes
     assert 'Resuming from' in stdout and 'Fine-tuning' not in stdout
     assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions that run as captured CUDA graphs from their third call of a kind on, with identical results.
 
-The first call of a kind tells what it draws on the host (host_draws), the second of a form warms up, the next
-captures. A new graph is tried once beside the function itself. If a capture fails, or the graph gives other
-numbers, that call and all later ones run as if there were no graphs.
+The first call of a kind records its draws on the host (host_draws), the second of a form warms up, the third
+captures. A new graph is verified once against the eager function. If a capture fails, or the results differ,
+that call and all later ones run eagerly.
 """
 import contextlib
 import time
@@ -16,35 +16,35 @@ import torch
 from dnnlib.util import first_line
 from torch_utils import host_draws
 
-MAX_GRAPHS = 8  # of one function; a graph costs about a megabyte for every few thousand kernels
-TOLERANCE = 0.02  # relative to the norm of a tensor; kernels that add in any order differ by far less
+MAX_GRAPHS = 8  # per function; a graph takes about a megabyte per few thousand kernels
+TOLERANCE = 0.02  # relative to the norm of a tensor; sums by atomics differ by far less
 
 
 class Backend(Protocol):
-    """What captures."""
+    """Captures and replays functions."""
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
-        """function(), run in the way of a capture, so that nothing in a later capture is new."""
+        """function(), run on the stream of captures, so that a later capture initializes nothing."""
 
     def capture(self, function: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        """Let function() enqueue its work without running any of it. Returns (replay, result of function).
+        """Record the work that function() enqueues, without running it. Returns (replay, its result).
 
         replay() does the work, in the same memory. A failure raises one of Captures.errors and changes
         nothing.
         """
 
     def get_state(self) -> torch.Tensor:
-        """Where the generator of the device stands."""
+        """State of the device's random generator."""
 
     def set_state(self, state: torch.Tensor) -> None:
-        """Put the generator of the device where it stood at get_state()."""
+        """Restore the state that get_state() returned."""
 
 
 class CudaBackend:
-    """torch.cuda.CUDAGraph, all in one pool of memory: one graph of it runs at a time, nothing in it lasts.
+    """torch.cuda.CUDAGraph, with one memory pool for all: graphs run one at a time and overwrite each other.
 
-    torch's generator of the device is part of a graph: each replay starts at its current seed and offset and
-    moves it on as the captured operations would have.
+    The device's random generator is part of a graph: each replay starts at the current seed and offset and
+    advances it as the captured operations would.
     """
 
     def __init__(self, device: torch.device):
@@ -53,8 +53,8 @@ class CudaBackend:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
-        """See Backend. Libraries keep their workspaces, and autograd its accumulation nodes, for a stream;
-        those of another one would make a backward pass leave the stream that is captured.
+        """See Backend. Libraries keep workspaces per stream, and autograd its accumulation nodes; those of
+        another stream would make a backward pass leave the capturing stream.
         """
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
@@ -69,7 +69,7 @@ class CudaBackend:
         stream, generator_state = torch.cuda.current_stream(self.device), self.get_state()
         graph, is_captured = torch.cuda.CUDAGraph(), False
         try:
-            # Threads that read images may allocate meanwhile; in the global mode that would be an error.
+            # Data loader threads may allocate meanwhile, which is an error in the global mode.
             with torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode='thread_local'):
                 result = function()
@@ -80,7 +80,7 @@ class CudaBackend:
         return graph.replay, result
 
     def get_state(self) -> torch.Tensor:
-        """See Backend. The state is the host's: nobody waits for the device."""
+        """See Backend. The state is on the host: no synchronization."""
         return torch.cuda.get_rng_state(self.device)
 
     def set_state(self, state: torch.Tensor) -> None:
@@ -88,14 +88,14 @@ class CudaBackend:
         torch.cuda.set_rng_state(state, self.device)
 
     def _recover(self, stream: torch.cuda.Stream, generator_state: torch.Tensor) -> None:
-        """Undo what a failed capture has left: torch does so only when the end of a capture succeeds."""
+        """Clean up after a failed capture: torch does so only if ending the capture succeeds."""
         torch.cuda.set_stream(stream)
-        with contextlib.suppress(RuntimeError):  # nothing is allocated to the pool any more
+        with contextlib.suppress(RuntimeError):  # allocation to the pool may have ended already
             torch._C._cuda_endAllocateToPool(self.device.index, self._pool)
             torch._C._cuda_releasePool(self.device.index, self._pool)
-        self._pool = torch.cuda.graph_pool_handle()  # one that no graph holds may not be used again
+        self._pool = torch.cuda.graph_pool_handle()  # a pool without graphs cannot be reused
         if not self._can_draw():
-            # The generator waits for the end of the failed capture; that of one that succeeds does as well.
+            # The generator still counts as capturing; a capture that succeeds resets it.
             try:
                 with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode='thread_local'):
                     torch.zeros(1, device=self.device)
@@ -113,9 +113,9 @@ class CudaBackend:
 
 @dataclass
 class Captures:
-    """What the functions of a program share: the backend, until a capture fails.
+    """State shared by all graphed functions: the backend, until a capture fails.
 
-    warn(line): told once why.  seconds: how long capturing and trying has taken so far.
+    warn(line): called once with the reason.  seconds: spent on capturing and verifying so far.
     """
 
     backend: Backend | None
@@ -124,21 +124,21 @@ class Captures:
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        """What a failed capture may raise."""
+        """Exceptions that a failed capture may raise."""
         return (RuntimeError,)
 
     def give_up(self, error: BaseException) -> None:
-        """No graphs any more, because of this error."""
+        """Disable graphs, because of this error."""
         self.backend = None
         # The cause is __context__; this error only reports that the capture was invalidated.
         cause = first_line(error.__context__ or error)
-        self.warn(f'CUDA graphs failed ({cause}); everything goes on without graphs, with the same results, '
-                  'only slower. --cuda-graphs=off does not try.')
+        self.warn(f'CUDA graphs failed ({cause}); continuing without them: same results, but slower. '
+                  'Disable them with --cuda-graphs=off.')
 
 
 @dataclass
 class _Graph:
-    """A captured call: where its inputs and draws lie, how to run it, and what it returns."""
+    """A captured call: the memory of its inputs and draws, how to replay it, and its result."""
 
     inputs: Sequence[torch.Tensor]
     values: host_draws.Block
@@ -146,10 +146,10 @@ class _Graph:
     result: Any
 
     def replay(self, inputs: Sequence[torch.Tensor], draws: Sequence[host_draws.Draw]) -> Any:
-        torch._foreach_copy_(self.inputs, inputs)  # one kernel for each type
+        torch._foreach_copy_(self.inputs, inputs)  # one kernel per dtype
         self.values.write(draws)
         self.run()
-        # The next graph of the pool may write where this result lies.
+        # The next graph of the pool may overwrite this result.
         return self.result.clone() if isinstance(self.result, torch.Tensor) else self.result
 
 
@@ -157,16 +157,16 @@ class _Graph:
 class GraphedFunction:
     """function(*args), where args are tensors on one device and hashable values.
 
-    It may change tensors that live as long as this, must leave nothing else behind but its result (a tensor,
-    or a plain value that depends on shapes only), and may decide by random numbers of host_draws alone.
-    changes(): those tensors; what is not among them is changed twice when a graph is tried.
+    Its only side effects may be in-place changes of tensors that live as long as this object; its result is a
+    tensor, or a plain value that depends on shapes only; it may branch only on random numbers of host_draws.
+    changes(): those tensors; any other tensor would be changed twice when a graph is verified.
     """
 
     function: Callable[..., Any]
     captures: Captures
     changes: Callable[[], Sequence[torch.Tensor]] = tuple
     max_graphs: int = MAX_GRAPHS
-    _sources: dict[Hashable, list[host_draws.Source]] = field(default_factory=dict, init=False)
+    _sources: dict[Hashable, list[host_draws.DrawSource]] = field(default_factory=dict, init=False)
     _warm: set[Hashable] = field(default_factory=set, init=False)
     _inputs: dict[Hashable, list[torch.Tensor]] = field(default_factory=dict, init=False)
     _graphs: dict[Hashable, _Graph] = field(default_factory=dict, init=False)
@@ -191,13 +191,13 @@ class GraphedFunction:
                 return self._tried(form, args, draws)
         if self.captures.backend is None or form in self._warm:
             return self._play(args, draws)
-        # The warm-up compiles kernels and chooses algorithms, which a capture could not.
+        # The warm-up compiles kernels and chooses algorithms, which is impossible during a capture.
         self._warm.add(form)
         return self.captures.backend.warm_up(lambda: self._play(args, draws))
 
     @property
     def num_graphs(self) -> int:
-        """How many graphs have been captured."""
+        """Number of captured graphs."""
         return len(self._graphs)
 
     def _record(self, kind: Hashable, args: Sequence[Any]) -> Any:
@@ -213,7 +213,7 @@ class GraphedFunction:
             return self.function(*args)
 
     def _tried(self, form: Hashable, args: Sequence[Any], draws: Sequence[host_draws.Draw]) -> Any:
-        """The function's own result and effects; its new graph goes unless it has the same."""
+        """The eager result and effects; disables graphs unless the new one reproduces them."""
         start, backend, changed = time.perf_counter(), self.captures.backend, self.changes()
         before, state = [tensor.clone() for tensor in changed], backend.get_state()
 
@@ -228,7 +228,7 @@ class GraphedFunction:
             take_back()
             result = self._play(args, draws)
             if not all(map(_is_like, of_graph, [result, *changed])):
-                raise RuntimeError('a graph gave other numbers than the same work without it')
+                raise RuntimeError('the results of a graph differ from those without it')
         except self.captures.errors as error:
             take_back()
             self.captures.give_up(error)
@@ -240,7 +240,7 @@ class GraphedFunction:
     def _capture(
         self, kind: Hashable, form: Hashable, args: Sequence[Any], draws: Sequence[host_draws.Draw],
     ) -> None:
-        """Add the graph of a form, or give all up."""
+        """Add the graph of a form, or disable graphs."""
         if kind not in self._inputs:
             self._inputs[kind] = [tensor.clone() for tensor in _tensors(args)]
         places = iter(self._inputs[kind])
@@ -256,13 +256,13 @@ class GraphedFunction:
         self._graphs[form] = _Graph(self._inputs[kind], values, run, result)
 
     def _forget(self) -> None:
-        """Set memory free."""
+        """Release all graphs and their memory."""
         for held in (self._graphs, self._inputs, self._sources, self._warm):
             held.clear()
 
 
 def _is_like(a: Any, b: Any) -> bool:
-    """Whether two results are the same but for rounding; waits for the device."""
+    """Whether two results are equal up to rounding; synchronizes with the device."""
     if not isinstance(a, torch.Tensor):
         return a == b
     a, b = (torch.nan_to_num(x.detach().double()) for x in (a, b))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From kernel source to a launch: compiled by NVRTC at first use, kept on disk, loaded once for each device.
+"""From kernel source to launch: compiled by NVRTC at first use, cached on disk, loaded once per device.
 
-Without a compiler everything runs by the operators' references, and one warning says why and what helps.
+Without a compiler all operators run their PyTorch references, and one warning gives the reason and a remedy.
 """
 import contextlib
 import functools
@@ -21,8 +21,8 @@ from torch_utils.kernels.nvrtc import CompileError
 
 SOURCE_FOLDER = Path(__file__).resolve().parent / 'ops' / 'csrc'
 MODES = ('auto', 'cuda', 'torch')
-KEY_FORMAT = '1'  # counts what key_of hashes and how code is compiled
-MAX_PLAIN_SHARED_BYTES = 48 * 1024  # more needs an attribute that launch does not set
+KEY_FORMAT = '1'  # version of what key_of hashes and of how code is compiled
+MAX_PLAIN_SHARED_BYTES = 48 * 1024  # more needs a function attribute that launch does not set
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Kernel:
 
 @dataclass
 class _State:
-    """What this process has decided, loaded and said."""
+    """Mode, decisions, loaded kernels and past warnings of this process."""
 
     mode: str = 'auto'
     usable: dict[torch.device, bool] = field(default_factory=dict)
@@ -52,7 +52,7 @@ _state = _State()
 
 
 def set_mode(mode: str) -> None:
-    """'auto': kernels where they can be had; 'cuda': an error where they cannot; 'torch': never kernels.
+    """'auto': kernels where available; 'cuda': an error where they are not; 'torch': never kernels.
 
     Raises ValueError for another mode.
     """
@@ -68,7 +68,7 @@ def get_mode() -> str:
 
 
 def reset() -> None:
-    """Forget what was loaded, decided and said: the next call starts afresh, in mode 'auto'."""
+    """Forget loaded kernels, decisions and warnings: the next call starts afresh, in mode 'auto'."""
     _state.loaded.clear()
     _state.said.clear()
     set_mode('auto')
@@ -104,13 +104,13 @@ def why_not(device: torch.device) -> str | None:
 
 
 def architecture_of(device: torch.device) -> str:
-    """What kernels for a CUDA device are compiled for: 'sm_XX', or 'compute_XX' if it is newer than NVRTC."""
+    """Compilation target of a CUDA device: 'sm_XX', or 'compute_XX' (PTX) if it is newer than NVRTC."""
     return nvrtc.architecture_for(torch.cuda.get_device_capability(device))
 
 
 @contextlib.contextmanager
 def noting() -> Iterator[dict[Kernel, None]]:
-    """Within this context kernels that are not loaded yet are noted in the result instead; operators run by
+    """Within this context kernels that are not loaded yet are only recorded in the result; operators run
     their references meanwhile.
     """
     before, _state.noted = _state.noted, {}
@@ -123,16 +123,17 @@ def noting() -> Iterator[dict[Kernel, None]]:
 def obtain_all(
     kernels: Iterable[Kernel], arch: str, num_processes: int | None = None, folder: Path = SOURCE_FOLDER,
 ) -> int:
-    """`obtain` them side by side, so that loading finds them on the disk; returns how many could be had.
+    """`obtain` them in parallel, so that loading finds them on disk; returns how many are available.
 
-    num_processes: a share of the processors by default. Failures are told when a kernel is loaded.
+    num_processes: by default this process's share of the CPU cores. Failures are reported when a kernel is
+    loaded.
     """
     cache, kernels = default_cache(), list(kernels)
     names = {key(kernel, arch, nvrtc.release(), folder): kernel for kernel in kernels}
     missing = {name: kernel for name, kernel in names.items() if cache.load(name) is None}
     jobs = [job_for(kernel, arch, folder) for kernel in missing.values()]
     if num_processes is None:
-        # A process that compiles less than two kernels takes longer to start than it saves.
+        # For fewer than two kernels, starting a process takes longer than it saves.
         cpus = (os.cpu_count() or 1) // distributed.local_world_size()
         num_processes = max(min(cpus, len(jobs) // 2), 1)
     names_in_order = list(missing)
@@ -152,11 +153,11 @@ def launch(
     """Run a kernel on the current stream of `device`.
 
     args: a tensor becomes its pointer, None a null pointer, an int a long long, a float a double.
-    Raises CompileError if the kernel cannot be had or does not fit the device (after one warning), ValueError
-    for too many shared_bytes, RuntimeError for what has gone wrong before.
+    Raises CompileError if the kernel is unavailable or does not fit the device (after one warning),
+    ValueError for too many shared_bytes, RuntimeError for an earlier error of the device.
     """
     if shared_bytes > MAX_PLAIN_SHARED_BYTES:
-        raise ValueError(f'{shared_bytes=} exceeds the {MAX_PLAIN_SHARED_BYTES} that every device grants')
+        raise ValueError(f'{shared_bytes=} exceeds the {MAX_PLAIN_SHARED_BYTES} that every device supports')
     index = torch.cuda.current_device() if device.index is None else device.index
     function = _loaded(kernel, index)
     if function is None:
@@ -179,8 +180,8 @@ def pack(args: Sequence[torch.Tensor | int | float | None]) -> list[int | float]
 def key(kernel: Kernel, arch: str, release: str, folder: Path = SOURCE_FOLDER) -> str:
     """Name of the compiled kernel in the cache.
 
-    release: CUDA release of the compiler, whether nvcc or NVRTC: what one has built ahead of time, the other
-    finds. All headers of `folder` count, whether included or not.
+    release: CUDA release of the compiler, nvcc or NVRTC: kernels built ahead of time by one are found by the
+    other. All headers of `folder` are hashed, whether included or not.
     """
     options = (arch, release, nvrtc.CXX_STANDARD, str(nvrtc.FAST_MATH), kernel.entry, repr(kernel.defines))
     return key_of(KEY_FORMAT, *options, _source(kernel, folder), *_headers(folder))
@@ -191,19 +192,19 @@ def compile_cubin(
 ) -> bytes:
     """Compile for 'sm_XX' (or to PTX for 'compute_XX') with NVRTC, without a GPU and without the cache.
 
-    report(text): called with the registers, memory and spills that the compiler tells. Raises CompileError
-    with the compiler's complaint, UserError if there is no compiler.
+    report(text): called with the registers, memory and spills that the compiler reports. Raises CompileError
+    with the compiler's message, UserError without a compiler.
     """
     return nvrtc.compile_source(*_recipe(kernel, arch, folder), report)
 
 
 def job_for(kernel: Kernel, arch: str, folder: Path = SOURCE_FOLDER) -> nvrtc_process.Job:
-    """What compile_cubin does, for another process. Raises UserError if there is no compiler."""
+    """The work of compile_cubin, for another process. Raises UserError without a compiler."""
     return nvrtc.job_for(*_recipe(kernel, arch, folder))
 
 
 def obtain(kernel: Kernel, arch: str, cache: CubinCache | None = None, folder: Path = SOURCE_FOLDER) -> bytes:
-    """The compiled kernel from the cache, else compiled and put there. Raises as compile_cubin does."""
+    """The compiled kernel, from the cache or else compiled and stored there. Raises as compile_cubin does."""
     cache = cache or default_cache()
     name = key(kernel, arch, nvrtc.release(), folder)
     code = cache.load(name)
@@ -219,7 +220,7 @@ def default_cache() -> CubinCache:
 
 
 def warn_once(message: str) -> None:
-    """Warn on rank 0, the first time that this message comes up."""
+    """Warn on rank 0, once per message."""
     if message not in _state.said:
         _state.said.add(message)
         if distributed.rank() == 0:
@@ -231,8 +232,8 @@ def _keep(cache: CubinCache, name: str, code: bytes) -> None:
     try:
         cache.store(name, code)
     except OSError as error:
-        warn_once(f'Compiled kernels cannot be kept in {cache.folder} ({error.strerror}), so that every '
-                  f'start compiles them again; set DNNLIB_CACHE_DIR to a folder that can be written')
+        warn_once(f'Compiled kernels cannot be stored in {cache.folder} ({error.strerror}), so every start '
+                  f'compiles them again; set DNNLIB_CACHE_DIR to a writable folder')
 
 
 def _decide(device: torch.device) -> bool:
@@ -241,7 +242,7 @@ def _decide(device: torch.device) -> bool:
         return reason is None
     if _state.mode == 'cuda':
         raise UserError(f'--ops=cuda: kernels cannot run on {device}: {reason} (or use --ops=auto)')
-    warn_once(f'Operators run by their PyTorch references, which is slower: {reason}')
+    warn_once(f'Operators run their PyTorch references, which are slower: {reason}')
     return False
 
 
@@ -259,7 +260,7 @@ def _loaded(kernel: Kernel, index: int) -> driver.Function | None:
 
 
 def _load(kernel: Kernel, device: torch.device) -> driver.Function | None:
-    """The kernel on the device, which has a number, or None after a warning."""
+    """The kernel on a device with an index; None after a warning."""
     try:
         code = obtain(kernel, architecture_of(device))
         return driver.load(code, kernel.entry, device.index)
@@ -273,7 +274,7 @@ def _give_up(kernel: Kernel, error: Exception) -> None:
     message = f'Kernel {kernel} cannot be used ({first_line(error)})'
     if _state.mode == 'cuda':
         raise UserError(f'--ops=cuda: {message}; run python -m torch_utils.doctor') from error
-    warn_once(f'{message}; its PyTorch reference is used. To see what is wrong: python -m torch_utils.doctor')
+    warn_once(f'{message}; its PyTorch reference is used. To diagnose: python -m torch_utils.doctor')
 
 
 def _stream(index: int) -> int:
@@ -304,7 +305,7 @@ def _headers(folder: Path) -> list[str]:
     return [text for path in sorted(folder.glob('*.cuh')) for text in (path.name, _read(path))]
 
 
-# What compiled code asks, too; a builtin call instead of a Python object for every launch.
+# As in code compiled by torch: a builtin call instead of a Python object per launch.
 _raw_stream: Callable[[int], int] | None = getattr(torch._C, '_cuda_getCurrentRawStream', None)
 # By exact type: cheaper than a chain of isinstance, and this runs for every argument of every launch.
 _PACKERS = {

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of a run: how they start, rank, size, the few collective operations.
+"""Processes of a run: launch, rank, world size, and the few collective operations.
 
-Without a group there is one process, of rank 0.
-Processes come from PyTorch's own launcher, be it torchrun or launch() below; it tells each one its place in
-environment variables that torch.distributed reads. torchrun itself leaves with 1 whatever the status of its
-processes, which its report names.
+Without a process group there is one process, of rank 0.
+Processes are started by PyTorch's own launcher, either torchrun or launch() below, which sets the environment
+variables that torch.distributed reads. torchrun itself exits with status 1 whatever the status of its
+processes, which it reports.
 """
 import contextlib
 import logging
@@ -28,17 +28,17 @@ from dnnlib.util import UserError
 from torch_utils.processes.rendezvous import REFUSED, is_first_to_say, meet, reason_of
 from torch_utils.processes.watchdog import GRACE_SEC, HERE, Watchdog
 
-TIMEOUT_SEC = 600  # a process that does not answer for so long ends the run
-SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # that end a program or, the last, a run
-START_METHOD = 'spawn'  # of launch(): a process that has looked for a GPU cannot be forked
+TIMEOUT_SEC = 600  # a process that stalls the others for longer aborts the run
+SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # stop a program; the last one, a run
+START_METHOD = 'spawn'  # of launch(): CUDA cannot be used in a forked process
 
 
 class LostContactError(Exception):
-    """Another process is gone, which is not this one's fault. No error that someone might want to survive."""
+    """Another process is gone. Not meant to be caught."""
 
 
 def is_initialized() -> bool:
-    """Whether this process belongs to a group; torch builds without distributed support never do."""
+    """Whether this process belongs to a process group; never in torch builds without distributed support."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -53,18 +53,18 @@ def world_size() -> int:
 
 
 def note_phase(name: str) -> None:
-    """Say what this process is doing, for the line that is written should it never end."""
+    """Set the phase that the watchdog reports if this process stalls."""
     HERE.phase = name
 
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Around every operation of all processes: counts it, and tells the loss of others from own errors."""
+    """Around every collective: counts it, and turns the loss of another process into LostContactError."""
     HERE.entered += 1
     try:
         yield
     except RuntimeError as error:
-        # Whoever is gone is for the launcher to name, which therefore comes first.
+        # Give the launcher time to report the process that failed first.
         HERE.finish()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -82,9 +82,9 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def start_max(value: int) -> Callable[[], int]:
-    """Begin to find the largest value over all processes; the function returned waits for the answer.
+    """Start an asynchronous maximum over all processes; the returned function waits for the result.
 
-    Nobody waits for a GPU. All processes must call, in the same order among the operations here.
+    Does not synchronize with a GPU. All processes must call, in the same order among all collectives.
     """
     if world_size() == 1:
         return lambda: value
@@ -100,7 +100,7 @@ def start_max(value: int) -> Callable[[], int]:
 
 
 def average(tensors: Sequence[torch.Tensor]) -> None:
-    """Replace each tensor by its mean over all processes, in place, with one operation. All must call."""
+    """Replace each tensor by its mean over all processes, in place, with one all-reduce. All must call."""
     if world_size() == 1 or not tensors:
         return
     flat = all_reduce_sum(torch.cat([t.flatten() for t in tensors])) / world_size()
@@ -109,7 +109,7 @@ def average(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def broadcast_value(value: Any) -> Any:
-    """The plain value that rank 0 passed. All processes must call."""
+    """Rank 0's value, which must be picklable. All processes must call."""
     if world_size() == 1:
         return value
     box = [value]
@@ -119,7 +119,7 @@ def broadcast_value(value: Any) -> Any:
 
 
 def gather_values(value: Any) -> list[Any]:
-    """The plain values that the processes passed, by rank. All processes must call."""
+    """The picklable values of all processes, by rank. All processes must call."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -129,11 +129,11 @@ def gather_values(value: Any) -> list[Any]:
 
 
 class Group:
-    """The processes of a run, of which this is one: from entering this context until leaving it.
+    """Context manager: membership of this process in the process group of a run.
 
-    NCCL between GPUs, gloo between CPUs, where the cores are shared out.  device: of this process.
-    timeout_sec: a process that the others wait for so long ends the run.  advice: the end of the line that
-    says so.  With num_processes = 1, all that is nothing.
+    NCCL between GPUs; gloo between CPUs, with the cores divided among the processes.  device: of this
+    process.  timeout_sec: a process that stalls the others for longer aborts the run.  advice: appended to
+    that error message.  Does nothing for num_processes = 1.
     """
 
     def __init__(
@@ -168,28 +168,28 @@ class Group:
 
 
 def join(device_type: str, timeout_sec: float = TIMEOUT_SEC) -> torch.device:
-    """Join the group that the launcher prepared, and take the device of this process; see Group.
+    """Join the process group of the launcher, and select the device of this process; see Group.
 
     Call once, before any collective. Raises UserError if there are fewer GPUs than processes.
     """
     if hasattr(signal, 'pthread_sigmask'):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # launch() has held it back
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked by launch()
     local_rank = dist.get_node_local_rank(fallback_rank=0)
-    # Those who wait are to be told by the watch who it is that hangs.
-    how = {'timeout': timedelta(seconds=1.25 * timeout_sec + 30), 'store': meet().store, 'rank': meet().rank,
-           'world_size': meet().world_size}
+    # Longer than the watchdog's time-out, so that the watchdog reports first and names the hung rank.
+    settings = {'timeout': timedelta(seconds=1.25 * timeout_sec + 30), 'store': meet().store,
+                'rank': meet().rank, 'world_size': meet().world_size}
     if device_type == 'cuda':
         available = torch.cuda.device_count()
         if local_rank >= available:
             raise UserError(f'process {meet().rank} is number {local_rank + 1} on its machine, which has '
-                            f'{available} GPUs; start as many processes as there are')
+                            f'{available} GPUs; start one process per GPU')
         device = torch.device('cuda', local_rank)
         torch.cuda.set_device(device)
-        # Small messages between CPUs must not wait for what the GPUs have to do.
-        dist.init_process_group('cpu:gloo,cuda:nccl', device_id=device, **how)
+        # gloo, too: small messages between CPUs must not wait for work queued on the GPUs.
+        dist.init_process_group('cpu:gloo,cuda:nccl', device_id=device, **settings)
         return device
-    dist.init_process_group('gloo', **how)
-    # Threads of several processes on the same core would starve each other.
+    dist.init_process_group('gloo', **settings)
+    # Several processes with all threads each would oversubscribe the cores.
     torch.set_num_threads(max(torch.get_num_threads() // local_world_size(), 1))
     return torch.device('cpu')
 
@@ -200,7 +200,7 @@ def local_world_size() -> int:
 
 
 def leave() -> None:
-    """Leave the group, after everyone has come so far; nothing without one."""
+    """Leave the process group after a barrier; does nothing without one."""
     if is_initialized():
         with _together():
             dist.barrier()
@@ -208,9 +208,8 @@ def leave() -> None:
 
 
 class Reporting:
-    """What a process of torchrun says of its errors: in its report, and each once however many find it.
-
-    A context manager, and nothing elsewhere.
+    """Context manager for a process of torchrun: records its error in torchrun's report, and prints each
+    UserError on one process only. Does nothing without torchrun.
     """
 
     def __enter__(self) -> 'Reporting':
@@ -238,19 +237,19 @@ class Reporting:
 def launch(
     function: Callable[..., None], args: tuple, num_processes: int, stopped_status: int = 1,
 ) -> None:
-    """Run function(*args) in so many processes of this machine, each of which calls join().
+    """Run function(*args) in num_processes processes on this machine, each of which calls join().
 
-    If one fails, the others are stopped. Raises UserError if that was its reason; otherwise says what
-    happened and leaves with its status.
+    If one fails, the others are stopped. Raises its UserError; for any other failure, prints it and exits
+    with its status.
 
-    stopped_status: to leave with once SIGTERM, SIGINT or SIGUSR1, which are passed on, have stopped all
-    processes; they have 30 seconds for it.
+    stopped_status: exit status after SIGTERM, SIGINT or SIGUSR1. These are forwarded to all processes, which
+    have 30 seconds to stop.
     """
     # Optional in builds of torch, and slow to import.
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    # The launcher's own reports of a failure would bury the line that names the cause. Each part has a level.
+    # The launcher's failure reports would bury the line that names the cause; each logger has its own level.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(('torch.distributed.elastic', 'torch.multiprocessing')):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -269,9 +268,9 @@ def launch(
 
 @contextlib.contextmanager
 def _usr1_as_term() -> Iterator[None]:
-    """The launcher passes on the signals that end a program, of which SIGUSR1 is none.
+    """Turn SIGUSR1 into SIGTERM, since the launcher does not forward SIGUSR1.
 
-    Afterwards the handlers are as before, of which it replaces some for good.
+    Restores all handlers afterwards, some of which the launcher replaces and does not restore.
     """
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
@@ -286,16 +285,16 @@ def _usr1_as_term() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Processes started within this context do not see SIGINT before join(); this one does.
+    """Processes started within this context have SIGINT blocked until join(); this one still receives it.
 
-    Ctrl-C reaches all at once, and one that is still importing would show where.
+    Ctrl-C reaches all processes, and one that is still importing would print a traceback.
     """
     if not hasattr(signal, 'pthread_sigmask'):
         yield
         return
-    resource_tracker.ensure_running()  # whose start would unblock the signal
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
     is_over = threading.Event()
-    # The processes inherit what the main thread blocks; here the signal comes by this other thread.
+    # Processes inherit the mask of the main thread; this thread stays unblocked and receives the signal.
     open_thread = threading.Thread(target=is_over.wait, name='interrupts', daemon=True)
     open_thread.start()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -308,7 +307,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _stop(rank: int, failure: Any) -> None:
-    """Leave as a process left, with its UserError, its traceback, or the signal that killed it."""
+    """Exit as the failed process did, with its UserError, its traceback, or the signal that killed it."""
     details = failure.message if isinstance(failure.message, dict) else {}
     kind, _, text = details.get('message', '').partition(': ')
     if kind == UserError.__name__:
@@ -318,6 +317,6 @@ def _stop(rank: int, failure: Any) -> None:
         print(f'Process {rank} of the run failed:\n{trace}', file=sys.stderr)
     elif failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        print(f'Error: process {rank} was killed by {name}, so the others were stopped; short memory is the '
-              'usual cause', file=sys.stderr)
+        print(f'Error: process {rank} was killed by {name}, so the others were stopped; the usual cause is '
+              'lack of host memory', file=sys.stderr)
     sys.exit(failure.exitcode if failure.exitcode > 0 else 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine runs the operators with, and whether they are right: `python -m torch_utils.doctor`."""
+"""Which implementation each operator uses here, and whether it is correct: `python -m torch_utils.doctor`."""
 import platform
 import shutil
 import subprocess
@@ -22,8 +22,8 @@ from torch_utils.ops.variants import HOT
 
 TOLERANCE = 1e-4  # of float32 against float64, relative to the largest value
 TIMED_RUNS = 10
-TEST_ARCH = 'sm_80'  # compiled for where there is no GPU
-SHAPE = (2, 16, 32, 32)  # pictures of the self-test: [N, C, H, W]
+TEST_ARCH = 'sm_80'  # compilation target of the test without a GPU
+SHAPE = (2, 16, 32, 32)  # activations of the self-test: [N, C, H, W]
 OUT_CHANNELS, IMAGE_CHANNELS = 8, 3
 LRELU = ('lrelu', 0.2, 1.25)  # act, alpha, gain
 FIX_OP = 'report it with this page, and train with --ops=torch meanwhile'
@@ -31,7 +31,7 @@ FIX_OP = 'report it with this page, and train with --ops=torch meanwhile'
 
 @dataclass(frozen=True)
 class OpCheck:
-    """What an operator runs by, how wrong it is (None: it failed) and how long it takes."""
+    """Implementation of an operator, its error (None: it failed) and its time."""
 
     name: str
     implementation: str
@@ -41,7 +41,7 @@ class OpCheck:
 
 
 def versions() -> list[tuple[str, str]]:
-    """(what, version) of everything that matters here."""
+    """(component, version) of everything that the operators depend on."""
     return [
         ('python', platform.python_version()), ('torch', torch.__version__),
         ('CUDA of torch', torch.version.cuda or 'none (CPU build)'), ('driver', driver_version()),
@@ -50,7 +50,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def driver_version() -> str:
-    """Version of the NVIDIA driver, 'none' without one."""
+    """Version of the NVIDIA driver; 'none' without one."""
     program = shutil.which('nvidia-smi')
     if program is None:
         return 'none'
@@ -76,10 +76,10 @@ def gpus() -> list[str]:
 
 
 def machine_problems() -> Iterator[str]:
-    """One line for each thing outside the operators that is wrong, with its remedy."""
+    """One line per problem outside the operators, with its remedy."""
     if torch.version.cuda and not torch.cuda.is_available():
-        yield (f'torch is built for CUDA {torch.version.cuda} but can use no GPU; install an NVIDIA driver '
-               f'that supports it, or the CPU build of torch')
+        yield (f'torch is built for CUDA {torch.version.cuda} but finds no usable GPU; install an NVIDIA '
+               f'driver that supports it, or the CPU build of torch')
     if torch.cuda.is_available():
         reason = custom_ops.why_not(best_device())
         if reason:
@@ -90,18 +90,18 @@ def machine_problems() -> Iterator[str]:
 
 
 def cache_problem(cache: CubinCache) -> str | None:
-    """Why nothing can be kept in the cache folder, None if it can."""
+    """Why the cache folder cannot be written; None if it can."""
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache.folder):
             return None
     except OSError as error:
         return (f'the cache folder {cache.folder} cannot be written ({error.strerror}); set DNNLIB_CACHE_DIR '
-                f'to a folder that can')
+                f'to a writable folder')
 
 
 def compiler_line() -> tuple[str, str | None]:
-    """(how long one kernel takes to compile, or why none can be; a problem or None)."""
+    """(how long one kernel takes to compile, or why none can be compiled; a problem or None)."""
     if nvrtc.problem():
         return f'no kernels can be compiled: {nvrtc.problem()}', None
     arch, start = TEST_ARCH, time.perf_counter()
@@ -116,7 +116,7 @@ def compiler_line() -> tuple[str, str | None]:
 
 
 def self_test_arguments(name: str, dtype: torch.dtype, device: torch.device) -> tuple | None:
-    """Arguments for the operator `name`, the same numbers whatever the dtype; None if it is not known."""
+    """Arguments for the operator `name`, the same values in any dtype; None for an unknown operator."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> torch.Tensor:
@@ -145,7 +145,7 @@ def check_op(op: Op, device: torch.device) -> OpCheck:
 
 
 def implementation_of(op: Op, arguments: tuple, device: torch.device) -> str:
-    """What computes these arguments on `device`, and why it is not a kernel."""
+    """Implementation used for these arguments on `device`, and the reason if it is not a kernel."""
     if op.native is None:
         return 'PyTorch (has no kernel)'
     if device.type != 'cuda':
@@ -159,15 +159,15 @@ def implementation_of(op: Op, arguments: tuple, device: torch.device) -> str:
 
 
 def difference(got: torch.Tensor | tuple, wanted: torch.Tensor | tuple) -> float:
-    """Largest difference relative to the largest value, over all results; infinite where a shape differs."""
+    """Largest difference relative to the largest value, over all results; infinite if a shape differs."""
     pairs = [(got, wanted)] if isinstance(got, torch.Tensor) else list(zip(got, wanted, strict=True))
     return max(_relative(a, b) for a, b in pairs)
 
 
 @click.command()
 def command() -> None:
-    """Show versions, cache and the implementation of every operator, and test them. Status 1 if something is
-    wrong.
+    """Show versions, the kernel cache and the implementation of every operator, and test all operators. Exits
+    with status 1 if there is a problem.
     """
     device = best_device()
     for name, version in versions():
@@ -204,7 +204,7 @@ def _relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _timed(run: Callable, device: torch.device) -> tuple[object, float]:
-    """(the result, microseconds a run)."""
+    """(the result, microseconds per run)."""
     result = run()
     _wait(device)
     start = time.perf_counter()
@@ -220,17 +220,17 @@ def _wait(device: torch.device) -> None:
 
 
 def _taps(randn: Callable) -> torch.Tensor:
-    """A filter, which is float32 whatever the pictures are."""
+    """A filter, which is float32 for activations of any dtype."""
     return randn(4, 4).float()
 
 
 def _nhwc(x: torch.Tensor) -> torch.Tensor:
-    """x [N, C, H, W], laid out as the layers have it whose kernels know nothing else."""
+    """x [N, C, H, W] in channels_last, for operators whose kernels support nothing else."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def _warp_arguments(randn: Callable, shape: tuple[int, ...], size: list[int]) -> tuple:
-    """[N, 3, 3] turns, shrinks and shifts; margins of the augmentation's filter."""
+    """Arguments of warp and warp_adjoint: a rotation with scaling and translation."""
     matrix = torch.tensor([[[0.6, -0.4, 0.1], [0.3, 0.5, -0.2], [0.0, 0.0, 1.0]]])
     x = randn(_N, IMAGE_CHANNELS, *shape)
     taps = randn(warp_cuda.TAPS).float()
@@ -239,7 +239,7 @@ def _warp_arguments(randn: Callable, shape: tuple[int, ...], size: list[int]) ->
 
 _N, _C, _H, _W = SHAPE
 _WARPED = [2 * _H, _W]
-# Name of an operator -> its arguments, given a maker of tensors.
+# Name of an operator -> function from randn(*shape) to its arguments.
 _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'upfirdn2d': lambda r: (r(*SHAPE), _taps(r), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0),
     'upfirdn2d_plus': lambda r: (

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random decisions that the host takes for the device: drawn on the spot, or ahead of a captured graph.
+"""Random draws of the host that determine work on the device: made on demand, or ahead of a captured graph.
 
-A captured graph repeats its kernels whatever Python would decide next time. Code that decides by random
-numbers therefore takes them through `take`, and a tape can draw them first, in the same order.
+A captured graph replays its kernels whatever Python would decide next time. Code that branches on random
+numbers therefore draws them through `take`, so that a tape can draw them beforehand, in the same order.
 """
 import contextlib
 import itertools
@@ -14,10 +14,10 @@ import torch
 
 @dataclass(frozen=True)
 class Draw:
-    """What was drawn.
+    """The result of a draw.
 
-    form: whatever decides which operations follow.  values: tensors on the host that these work with; of the
-    same shapes and types whenever the form is the same.
+    form: determines which operations follow.  values: host tensors that these operations read; of the same
+    shapes and dtypes whenever the form is the same.
     """
 
     form: Hashable = ()
@@ -25,18 +25,18 @@ class Draw:
 
 
 ALIGNMENT = 16  # bytes, of each value in a block
-Source = Callable[[], Draw]
+DrawSource = Callable[[], Draw]
 Taken = tuple[Hashable, Sequence[torch.Tensor]]  # a form, and its values on the device
 
 
 @dataclass
 class Recording:
-    """A tape that lets everything be drawn on the spot and remembers the sources and forms."""
+    """A tape that draws everything when asked, and records the sources and forms."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[DrawSource] = field(default_factory=list)
     forms: list[Hashable] = field(default_factory=list)
 
-    def take(self, source: Source, device: torch.device) -> Taken:
+    def take(self, source: DrawSource, device: torch.device) -> Taken:
         """As the function `take`."""
         draw = draw_from(source)
         self.sources.append(source)
@@ -45,16 +45,16 @@ class Recording:
 
 
 class Playing:
-    """A tape that hands out what was drawn before, in that order."""
+    """A tape that returns earlier draws, in order."""
 
     def __init__(self, taken: Sequence[Taken]):
         self._taken = iter(taken)
 
-    def take(self, _source: Source, _device: torch.device) -> Taken:
+    def take(self, _source: DrawSource, _device: torch.device) -> Taken:
         """The next of the draws, whatever the source. Raises RuntimeError after the last."""
         taken = next(self._taken, None)
         if taken is None:
-            raise RuntimeError('more was drawn on the host than in the run before')
+            raise RuntimeError('more draws on the host than in the recorded run')
         return taken
 
 
@@ -68,7 +68,7 @@ class _State:
 _state = _State()
 
 
-def take(source: Source, device: torch.device) -> Taken:
+def take(source: DrawSource, device: torch.device) -> Taken:
     """(form, values on `device`) of a draw. source: draws from torch's generator of the CPU only, and may be
     called again for later runs.
     """
@@ -77,7 +77,7 @@ def take(source: Source, device: torch.device) -> Taken:
     return _state.tape.take(source, device)
 
 
-def draw_from(source: Source) -> Draw:
+def draw_from(source: DrawSource) -> Draw:
     """source(), during which is_drawing()."""
     _state.is_drawing = True
     try:
@@ -87,21 +87,21 @@ def draw_from(source: Source) -> Draw:
 
 
 def is_drawing() -> bool:
-    """Whether what runs now is the host's business, such as reading what a GPU has computed."""
+    """Whether a draw is in progress, in which the host may wait for the device, e.g. to read a value."""
     return _state.is_drawing
 
 
 def is_static(device: torch.device) -> bool:
-    """Whether operations and shapes should depend as little as possible on what is drawn.
+    """Whether operations and shapes should not depend on the drawn values, as far as possible.
 
-    A GPU wants that, captured or not: kernels and memory are chosen by shape. A CPU rather saves work.
+    True on a GPU, captured or not: kernels and memory are chosen by shape. On a CPU skipping work pays more.
     """
     return device.type != 'cpu' or _state.is_forced
 
 
 @contextlib.contextmanager
 def use(tape: Recording | Playing) -> Iterator[None]:
-    """Take from the tape within this context."""
+    """Within this context `take` uses the tape."""
     before, _state.tape = _state.tape, tape
     try:
         yield
@@ -111,7 +111,7 @@ def use(tape: Recording | Playing) -> Iterator[None]:
 
 @contextlib.contextmanager
 def force_static() -> Iterator[None]:
-    """Let a CPU work as a GPU does within this context."""
+    """Within this context is_static() is True on a CPU, too."""
     before, _state.is_forced = _state.is_forced, True
     try:
         yield
@@ -120,24 +120,24 @@ def force_static() -> Iterator[None]:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A host tensor on the device, without waiting for a GPU."""
+    """A host tensor on the device, without synchronizing with a GPU."""
     if device.type != 'cuda' or not tensor.numel():
         return tensor.to(device)
-    # Only from memory that the GPU can read by itself does the host not wait.
+    # A copy is asynchronous only from pinned memory.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def moved(draws: Sequence[Draw], device: torch.device) -> list[Taken]:
-    """Forms, and values on the device: what a tape hands out."""
+    """Forms, and values on the device, as a tape returns them."""
     if device.type == 'cuda':
         return Block(draws, device).taken
     return [(draw.form, [value.to(device) for value in draw.values]) for draw in draws]
 
 
 class Block:
-    """The values of draws in one piece of memory on the device, so that a single copy moves all of them.
+    """The values of draws in one buffer on the device, so that a single copy transfers all of them.
 
-    taken: forms, and the values in that memory.
+    taken: forms, and the values as views of that buffer.
     """
 
     def __init__(self, draws: Sequence[Draw], device: torch.device):
@@ -150,11 +150,11 @@ class Block:
         self.write(draws)
 
     def write(self, draws: Sequence[Draw]) -> None:
-        """Put other draws of the same forms in place, without waiting for a GPU."""
+        """Overwrite the values with other draws of the same forms, without synchronizing with a GPU."""
         values = [value for draw in draws for value in draw.values]
         if not values:
             return
-        # The allocator of page-locked memory hands none out again while a copy of it is under way.
+        # The pinned-memory allocator does not reuse a block before its asynchronous copy is done.
         host = torch.empty_like(self._memory, device='cpu', pin_memory=self._memory.is_cuda)
         for place, value in zip(self._places(host, values), values, strict=True):
             place.copy_(value)

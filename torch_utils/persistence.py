@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes whose instances pickle together with the source text of their module.
+"""Classes whose instances are pickled together with the source code of their module.
 
 Such a pickle opens wherever `torch_utils` and `dnnlib` can be imported, even after the class has changed.
-Opening it with `pickle.load` executes that text; `torch_utils.pickles.describe` reads the file without.
+Opening it with `pickle.load` executes that source; `torch_utils.pickles.describe` reads it without executing.
 """
 import contextlib
 import copy
@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 from dnnlib.util import EasyDict, UserError
 
-VERSION = 6  # of the dictionary that stands for an object in a pickle
+VERSION = 6  # of the dictionary that represents an object in a pickle
 
-_sources: dict[str, str] = {}  # module name -> source text
-_modules: dict[str, types.ModuleType] = {}  # source text -> module that was made of it
-_companions: dict[str, dict[str, str]] = {}  # module name -> {module name: source text}, in order of import
+_sources: dict[str, str] = {}  # module name -> source code
+_modules: dict[str, types.ModuleType] = {}  # source code -> module created from it
+_companions: dict[str, dict[str, str]] = {}  # module name -> {module name: source code}, in order of import
 _import_lock = threading.RLock()
 
 T = TypeVar('T', bound=type)
@@ -31,11 +31,11 @@ _hooks: list[Hook] = []
 
 
 def persistent_class(cls: T) -> T:
-    """Class decorator: a subclass of the same name that remembers its arguments and pickles with its source.
+    """Class decorator: a subclass of the same name that records its arguments and is pickled with its source.
 
     Adds the properties init_args (tuple) and init_kwargs (EasyDict), both deep copies, and the class
     attributes _orig_module_src and _orig_class_name. Decorating twice changes nothing. Constructing an
-    instance raises TypeError if its arguments cannot be pickled. Raises ValueError if the source text of the
+    instance raises TypeError if its arguments cannot be pickled. Raises ValueError if the source code of the
     module cannot be read.
     """
     assert isinstance(cls, type), f'persistent_class decorates classes, not {cls!r}'
@@ -54,7 +54,7 @@ def persistent_class(cls: T) -> T:
         def __init__(self, *args: Any, **kwargs: Any):
             arguments = _checked_copy(cls.__name__, args, kwargs)
             super().__init__(*args, **kwargs)
-            # After the constructor, so that of nested decorated classes the outermost has the last word.
+            # After the constructor: with nested decorated classes, the outermost arguments are kept.
             self.__dict__['_init_args'], self.__dict__['_init_kwargs'] = arguments
 
     for attribute in ('__name__', '__qualname__', '__module__', '__doc__'):
@@ -63,7 +63,7 @@ def persistent_class(cls: T) -> T:
 
 
 def is_persistent(obj: Any) -> bool:
-    """Whether this is a decorated class or an instance of one; plain subclasses of such a class are not."""
+    """Whether this is a decorated class or an instance of one; undecorated subclasses are not."""
     cls = obj if isinstance(obj, type) else type(obj)
     return '_is_decorated' in cls.__dict__
 
@@ -71,7 +71,7 @@ def is_persistent(obj: Any) -> bool:
 def import_hook(hook: Hook) -> Hook:
     """Register hook(meta) -> meta, called for each object being unpickled, before its source is executed.
 
-    meta: EasyDict with type, version, module_src, class_name, state. Typical use: mend the module_src of old
+    meta: EasyDict with type, version, module_src, class_name, state. Typical use: patch the module_src of old
     files.
     """
     assert callable(hook), f'an import hook is a function of one argument, not {hook!r}'
@@ -80,7 +80,7 @@ def import_hook(hook: Hook) -> Hook:
 
 
 class _PersistentMixin:
-    """What every decorated class gains."""
+    """Base of every decorated class."""
 
     @property
     def init_args(self) -> tuple:
@@ -95,7 +95,7 @@ class _PersistentMixin:
     def __reduce_ex__(self, protocol: int) -> tuple:
         plain = super().__reduce_ex__(max(int(protocol), 2))
         if not is_persistent(self):
-            return plain  # an undecorated subclass: it is not in the source text of its parent
+            return plain  # an undecorated subclass: the source code of its parent does not contain it
         cls = type(self)
         meta = {'type': 'class', 'version': VERSION, 'module_src': cls._orig_module_src,
                 'class_name': cls._orig_class_name, 'state': plain[2] or {}}
@@ -105,7 +105,7 @@ class _PersistentMixin:
         return _reconstruct_persistent_obj, (meta,), None
 
     def __deepcopy__(self, memo: dict) -> Any:
-        # Not through __reduce_ex__: a copy has the class of the original, whatever the table of sources says.
+        # Not through __reduce_ex__: a copy has the class of the original, not one rebuilt from its source.
         if hasattr(super(), '__deepcopy__'):
             return super().__deepcopy__(memo)
         twin = memo[id(self)] = type(self).__new__(type(self))
@@ -114,9 +114,9 @@ class _PersistentMixin:
 
 
 def _reconstruct_persistent_obj(meta: dict) -> Any:
-    """What a pickle calls to rebuild an object: by its source text, without its constructor.
+    """Called by pickles to rebuild an object from its source code, without its constructor.
 
-    Raises UserError if the pickle was written in a format that this version does not know.
+    Raises UserError for an unknown format version.
     """
     meta = EasyDict(meta)
     meta.state = EasyDict(meta.state)
@@ -134,14 +134,14 @@ def _reconstruct_persistent_obj(meta: dict) -> Any:
 
 
 def _set_state(obj: Any, state: dict) -> None:
-    if hasattr(obj, '__setstate__'):  # torch modules: adds the fields that older releases did not have
+    if hasattr(obj, '__setstate__'):  # torch modules: adds fields that older releases lack
         obj.__setstate__(state)
     else:
         obj.__dict__.update(state)
 
 
 def _checked_copy(class_name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Deep copies of the arguments. Only these are pickled here: all weights would take seconds."""
+    """Deep copies of the arguments. Only these are test-pickled: all weights would take seconds."""
     try:
         pickle.dump((args, kwargs), _Discard())
     except (pickle.PicklingError, TypeError, AttributeError) as error:
@@ -150,20 +150,20 @@ def _checked_copy(class_name: str, args: tuple, kwargs: dict) -> tuple[tuple, di
 
 
 class _Discard:
-    """A file that forgets what is written."""
+    """A file that discards all data."""
 
     def write(self, data: Any) -> int:
         return len(data)
 
 
 def _module_source(name: str) -> str:
-    """Source text of an imported module, kept from the first time it was asked for."""
+    """Source code of an imported module, cached at the first call."""
     if name not in _sources:
         module = sys.modules[name]
         try:
             source = inspect.getsource(module)
         except (OSError, TypeError) as error:
-            raise ValueError(f'persistent_class: the source text of module {name} cannot be read; '
+            raise ValueError(f'persistent_class: the source code of module {name} cannot be read; '
                              'move the class to a file') from error
         _sources[name] = source
         _modules.setdefault(source, module)
@@ -171,9 +171,9 @@ def _module_source(name: str) -> str:
 
 
 def _module_of(source: str, companions: dict[str, str]) -> types.ModuleType:
-    """The module with this text: the installed one if it is the same to the byte, else a new one."""
+    """The module with this source code: the installed one if byte-identical, else a new one."""
     with _import_lock:
-        # The text itself is the key: the installed modules are in the table too.
+        # Keyed by the source code itself: the table holds installed modules, too.
         if source not in _modules:
             module = types.ModuleType(f'_imported_module_{uuid.uuid4().hex}')
             with contextlib.ExitStack() as undo:
@@ -193,10 +193,10 @@ def _forget(name: str, source: str) -> None:
 
 
 def _companion_sources(module_name: str) -> dict[str, str]:
-    """Sources of what a module imports from its own package, such as `training`.
+    """Source code of the modules that a module imports from its own package, such as `training`.
 
-    They travel in the pickle: a reader who has only torch_utils and dnnlib could not import them. Each comes
-    after those that it needs itself.
+    They are stored in the pickle: a reader with only torch_utils and dnnlib could not import them. Each comes
+    after its own dependencies.
     """
     if module_name not in _companions:
         found: dict[str, str] = {}
@@ -220,7 +220,7 @@ def _collect_companions(module_name: str, found: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _aliases(companions: dict[str, str]) -> Iterator[None]:
-    """Make companions importable under their names for a moment, in place of any package of that name."""
+    """Within this context companions can be imported by name, hiding any package of that name."""
     packages = {name.partition('.')[0] for name in companions}
     hidden = {name: module for name, module in sys.modules.items() if name.partition('.')[0] in packages}
     modules = {}

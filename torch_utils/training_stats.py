@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of a run: `report` adds values from anywhere, a Collector gives their count, mean and deviation.
+"""Statistics of a run: `report` adds values from anywhere; a Collector gives their count, mean and std.
 
-Values gather where they are, as (count, sum, sum of squares) in float64; only an update waits for a GPU.
+Moments (count, sum, sum of squares) accumulate in float64 on the device of the values; only an update
+synchronizes with a GPU.
 """
 import math
 import re
@@ -19,11 +20,11 @@ Moments = tuple[float, float, float]  # count, sum, sum of squares
 
 
 class _Table:
-    """Moments of up to TABLE_ROWS names on one device, read and cleared with one operation each."""
+    """Moments of up to TABLE_ROWS names on one device; reading and clearing take one operation each."""
 
     def __init__(self, device: torch.device) -> None:
-        dtype = torch.float32 if device.type == 'mps' else torch.float64  # MPS knows no float64
-        # Made outside inference mode, so that reports from either mode may add to them.
+        dtype = torch.float32 if device.type == 'mps' else torch.float64  # MPS has no float64
+        # Created outside inference mode, so that reports inside and outside of it can add to them.
         with torch.inference_mode(mode=False):
             self.moments = torch.zeros([TABLE_ROWS, 3], dtype=dtype, device=device)
             self.exponents = torch.arange(3, dtype=dtype, device=device)
@@ -31,7 +32,7 @@ class _Table:
         self.names: list[str] = []
 
     def take(self) -> dict[str, Moments]:
-        """The moments of all names that received something since the last call; waits for the device."""
+        """Moments of all names with values since the last call; synchronizes with the device."""
         if not self.names:
             return {}
         values = self.moments[:len(self.names)].tolist()
@@ -40,9 +41,9 @@ class _Table:
 
 
 class Store:
-    """Where reported values gather. A run owns one; the functions of this module use a default one.
+    """Accumulates reported values. A run owns one; the functions of this module use a default one.
 
-    rank: of this process. sync_device: where updates are summed over processes; None for no communication.
+    rank: of this process.  sync_device: of the all-reduce of updates; None for no communication.
     """
 
     def __init__(self, rank: int = 0, sync_device: torch.device | None = None) -> None:
@@ -61,11 +62,11 @@ class Store:
     def report(self, name: str, value: Any) -> Any:
         """Add a scalar, list, array or tensor of any shape to the statistic `name`; returns `value`.
 
-        Values pass through float32. An empty value only registers the name. All processes must report the
-        same names in the same order.
+        Values are converted to float32. An empty value only registers the name. All processes must report
+        the same names in the same order.
         """
         x = value.detach() if isinstance(value, torch.Tensor) else torch.as_tensor(value)
-        # A column, so that the exponents make three columns of it.
+        # A column, which the exponents broadcast to three columns.
         x = x.float().reshape(-1, 1)
         found = self._rows.get((name, x.device))
         row, exponents = self._add_row(name, x.device) if found is None else found
@@ -111,7 +112,7 @@ class Store:
 
     def _hand_out(self) -> None:
         """Move what has gathered on the devices to every collector that is interested in it."""
-        # Each collector keeps sums of its own, so a nan is gone with the update that saw it.
+        # Each collector keeps its own sums, so a NaN affects only the update that saw it.
         for table in (table for tables in self._tables.values() for table in tables):
             for name, moments in table.take().items():
                 for collector in self._collectors:
@@ -119,10 +120,10 @@ class Store:
 
 
 class Collector:
-    """Count, mean and standard deviation of the statistics whose whole name matches `regex`, per update.
+    """Count, mean and standard deviation, per update, of the statistics whose full name matches `regex`.
 
-    It sees what is reported after its construction; collectors do not influence one another.
-    keep_previous: a name without new values keeps its former numbers, else it becomes empty.
+    Covers values reported after its construction; collectors are independent of each other.
+    keep_previous: a name without new values keeps its previous numbers; otherwise it becomes empty.
     """
 
     def __init__(self, regex: str = '.*', keep_previous: bool = True, store: Store | None = None) -> None:
@@ -131,7 +132,7 @@ class Collector:
         self._store = DEFAULT_STORE if store is None else store
         self._pending: dict[str, Moments] = {}
         self._moments: dict[str, Moments] = {}
-        # What came before belongs to the older collectors only.
+        # Earlier values belong to earlier collectors only.
         self._store._hand_out()
         self._store._collectors.add(self)
 
@@ -140,11 +141,11 @@ class Collector:
             self._pending[name] = _add(self._pending.get(name, NO_MOMENTS), moments)
 
     def names(self) -> list[str]:
-        """The names known so far that match, in order of first use."""
+        """All names so far that match, in order of first use."""
         return [name for name in self._store.names if self._regex.fullmatch(name)]
 
     def update(self) -> None:
-        """Make visible what was reported since the last update. Collective if the store has a sync_device."""
+        """Publish the values reported since the last update. Collective if the store has a sync_device."""
         self._store._hand_out()
         names = self.names()
         rows = [self._pending.get(name, NO_MOMENTS) for name in names]
@@ -152,7 +153,7 @@ class Collector:
         if names and self._store.sync_device is not None:
             rows = _sum_over_processes(rows, self._store.sync_device)
         for name, row in zip(names, rows, strict=True):
-            # A count of 0 means that nothing was reported on any process.
+            # A count of 0: no process reported anything.
             if row[0] or not self._keep_previous:
                 self._moments[name] = row
 
@@ -161,20 +162,20 @@ class Collector:
         return self._moments.get(name, NO_MOMENTS)
 
     def num(self, name: str) -> int:
-        """How many scalars the last update found."""
+        """Number of scalars in the last update."""
         return int(self._moments_of(name)[0])
 
     def mean(self, name: str) -> float:
-        """Their mean; nan if there are none."""
+        """Their mean; NaN if there are none."""
         count, total, _ = self._moments_of(name)
         return total / count if count else math.nan
 
     def std(self, name: str) -> float:
-        """Their population standard deviation: 0 for a single scalar, nan for none or non-finite ones."""
+        """Their population standard deviation: 0 for a single scalar, NaN for none or non-finite ones."""
         count, total, squares = self._moments_of(name)
         if not count or not math.isfinite(total):
             return math.nan
-        # Rounding could make it tiny instead.
+        # Rounding would give a tiny value instead.
         if count == 1:
             return 0.0
         return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
@@ -202,7 +203,7 @@ DEFAULT_STORE = Store()
 
 
 def init_multiprocessing(rank: int, sync_device: torch.device | None) -> None:
-    """Tell the default store the rank and where to communicate (None: not at all), before any update."""
+    """Set rank and communication device (None: none) of the default store; call before any update."""
     DEFAULT_STORE.rank = rank
     DEFAULT_STORE.sync_device = sync_device
 

@@ -13,7 +13,6 @@ from torch._dynamo.exc import TorchDynamoException
 
 from dnnlib.util import UserError, first_line
 from torch_utils.cuda_graphs import Backend, Captures, CudaBackend, GraphedFunction
-from torch_utils.training_stats import Store
 from training.config import TrainConfig
 from training.loss import MicroBatch
 from training.phases import Phase
@@ -23,14 +22,14 @@ MEMORY_SHARE = 0.95  # of what can be had; a little always goes to fragments
 
 
 def use_graphs(
-    phases: Sequence[Phase], config: TrainConfig, device: torch.device, announce: Callable[[str], object],
-    state: TrainingState, store: Store,
+    state: TrainingState, phases: Sequence[Phase], config: TrainConfig, device: torch.device,
+    announce: Callable[[str], object],
 ) -> Captures | None:
     """Let the phases run as graphs, if config.cuda_graphs and the device say so; None if not.
 
     Call it after the phases have been rehearsed: --cuda-graphs=auto looks at the memory that they took.
-    announce(line): called if auto decides against it on a GPU, or when a capture fails.  state, store: of the
-    run; what phases change in them is put back after a graph has been tried.
+    announce(line): called if auto decides against it on a GPU, or when a capture fails.  state: what phases
+    change in it is restored after a graph has been tried.
     """
     if device.type != 'cuda' or config.cuda_graphs == 'off' or config.compile:
         return None
@@ -38,7 +37,7 @@ def use_graphs(
         announce('No CUDA graphs: memory would not hold the activations twice, once for graphs and once '
                  'without. A smaller --batch-gpu makes room; --cuda-graphs=on tries anyway.')
         return None
-    changes = functools.partial(changed_by_rounds, state, store)
+    changes = functools.partial(changed_by_rounds, state)
     return capture_rounds(phases, CudaBackend(device), announce, changes)
 
 
@@ -56,10 +55,10 @@ def capture_rounds(
     return captures
 
 
-def changed_by_rounds(state: TrainingState, store: Store) -> list[torch.Tensor]:
+def changed_by_rounds(state: TrainingState) -> list[torch.Tensor]:
     """Running means, statistics, and D's signs since p moved last."""
     pending = [] if state.ada is None else [state.ada.pending]
-    return [*state.G.buffers(), *state.D.buffers(), state.loss.pl_mean, *pending, *store.tensors()]
+    return [*state.G.buffers(), *state.D.buffers(), state.loss.pl_mean, *pending, *state.statistics.tensors()]
 
 
 class _Rounds:
@@ -105,7 +104,7 @@ class CompiledNetwork:
 
     def __call__(self, *args: Any) -> torch.Tensor:
         """module(*args). Raises UserError if it cannot be compiled here."""
-        # Compiled code calls no hooks; whoever has set some, as an examination does, wants to see each layer.
+        # Compiled code calls no hooks, which training.guards needs at every layer.
         if self.module._forward_hooks:
             return self.module(*args)
         try:

@@ -246,11 +246,11 @@ def draw_labels(dataset: Dataset, count: int, rng: np.random.Generator) -> torch
 
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-AHEAD = 2  # Interrupt.should_stop() answers two iterations after the last batch that it knows of was taken
+AHEAD = 2  # the stop decision of Interrupt lags two iterations behind
 
 
-class Supply:
-    """Takes batches from an iterator, `ahead` of them early.
+class Lookahead:
+    """Prefetches up to `ahead` batches of an iterator, so that its end is known before it is reached.
 
     error: why the iterator ended, None as long as there are batches.
     """

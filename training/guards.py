@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guards: at the end of each tick, what looks wrong with a run, and what usually helps.
 
-Three things are watched: values that are not finite, pictures that hardly differ from each other, and a
-discriminator that is always right. Nothing here waits for the device but tick() and an examination.
+They watch for non-finite values, fake images that hardly differ from each other (mode collapse), and a
+discriminator that is always right. Only tick() and a running AnomalyDetector synchronise with the device.
 """
 import contextlib
 import functools
@@ -45,12 +45,12 @@ class _Call:
     is_half: bool
 
 
-class Examination:
-    """Context manager for Phase.examination: watches up to `max_runs` runs, then takes itself away.
+class AnomalyDetector:
+    """Context manager for Phase.detector: watches up to `max_runs` runs, then removes itself.
 
-    modules: name -> network; all their submodules are watched.  buffers: name -> tensor, further causes to
-    be looked at.  found: called once, with the Finding or, if nothing turned up in any run, None.
-    Every watched run waits for the device.
+    modules: name -> network; all their submodules are watched.  buffers: name -> tensor, further possible
+    causes.  found: called once, with the Finding, or None if all runs were finite. Synchronises with the
+    device after each watched run.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Examination:
         finding = self._diagnose(calls)
         self.runs_left -= 1
         if finding is not None or self.runs_left <= 0:
-            self.phase.examination = contextlib.nullcontext()
+            self.phase.detector = contextlib.nullcontext()
             self.found(finding)
 
     def _recorder(self, name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
@@ -162,24 +162,11 @@ WON_LOSS = 0.1  # of D; a coin would have 1.39
 HIGHEST_P = 0.99  # of augmentation; ADA has nothing left to add
 
 
-@dataclass
-class Alarm:
-    """Something that is reported once it has lasted `patience` ticks, and again only after it was away."""
-
-    patience: int = PATIENCE_TICKS
-    num_ticks: int = 0
-
-    def update(self, is_on: bool) -> bool:
-        """Take in a tick; whether this is the one to report."""
-        self.num_ticks = self.num_ticks + 1 if is_on else 0
-        return self.num_ticks == self.patience
-
-
 class DiversityProbe:
-    """How much generated pictures differ, relative to training pictures, from fixed latents.
+    """How much fake images from fixed latents differ, relative to training images.
 
     reals: uint8 [n, C, H, W].  z, c: latents [n, z_dim] and labels [n, c_dim], on the device of the
-    generator. Of the n at most DIVERSITY_IMAGES are used, spread evenly.  batch: pictures at a time.
+    generator. Of the n at most DIVERSITY_IMAGES are used, spread evenly.  batch: images at a time.
     """
 
     def __init__(self, reals: np.ndarray, z: torch.Tensor, c: torch.Tensor, batch: int):
@@ -190,9 +177,9 @@ class DiversityProbe:
 
     @torch.inference_mode()
     def ratio(self, G_ema: torch.nn.Module) -> float:
-        """Distance of a generated picture from its nearest neighbour, in units of that of the real ones.
+        """Mean distance of a fake image from its nearest neighbour, divided by that of the real images.
 
-        nan if the real pictures are all the same, or the generated ones not finite.
+        NaN if all real images are equal, or fake images non-finite.
         """
         img = torch.cat([_small(G_ema(z, c, noise_mode='const')) for z, c in zip(
             self._z.split(self._batch), self._c.split(self._batch), strict=True)])
@@ -200,9 +187,9 @@ class DiversityProbe:
 
 
 def nearest_distance(img: torch.Tensor) -> float:
-    """Mean distance of each picture [n, C, H, W] in [-1, 1] from the one most similar to it; 0 if n < 2.
+    """Mean distance of each image [n, C, H, W] in [-1, 1] from the one most similar to it; 0 if n < 2.
 
-    Unlike the mean over all pairs it also falls when a generator knows only a few pictures. Root mean square
+    Unlike the mean over all pairs it also falls when a generator makes only a few images. Root mean square
     over the pixels of small versions.
     """
     if len(img) < 2:
@@ -219,10 +206,10 @@ def _small(img: torch.Tensor) -> torch.Tensor:
 
 
 class Guards:
-    """Watches a run; make it when the phases are made, and call tick() when each tick has been reported.
+    """Watches a run; build it with the phases, and call tick() once each tick has been reported.
 
-    probe: measures diversity; None where this process is not to (all but rank 0).  unused: names of flags
-    that this run would refuse, and that are therefore no remedies.
+    probe: measures diversity; None on all ranks but 0.  unused: names of flags that this run would refuse,
+    so that messages do not recommend them. The counts are in state.guards.
     """
 
     def __init__(
@@ -231,37 +218,40 @@ class Guards:
     ):
         self.state, self.phases, self.probe = state, {p.name: p for p in phases}, probe
         self.unused = unused
-        self.collapsed, self.won = Alarm(), Alarm()
-        self.num_ticks = 0
-        # Steps that were not finite, by phase: before this process, and at the last tick.
-        self._before = dict.fromkeys(self.phases, 0)
-        self._known = dict.fromkeys(self.phases, 0)
-        self._quiet_until = dict.fromkeys(self.phases, 0)
+        counts = state.guards
+        # A run resumed with other phases starts counting for them.
+        for by_phase in (counts.num_broken, counts.quiet_until):
+            by_phase.update({name: by_phase.pop(name, 0) for name in self.phases})
+            for name in by_phase.keys() - self.phases.keys():
+                del by_phase[name]
+        # Phase.num_broken counts from the start of this process.
+        self._before = dict(counts.num_broken)
         self._lines: list[str] = []
 
     def tick(self, mean: Callable[[str], float], augment_p: float) -> list[str]:
         """Lines to print, mostly none. Waits for the device.
 
-        What an examination finds is told by the tick after it; the rest at once.
+        What an AnomalyDetector finds is reported by the next tick; the rest at once.
         mean(name): mean of a statistic over the tick, nan if there is none.  augment_p: current probability.
         """
-        self.num_ticks += 1
-        self._examine_broken()
+        self.state.guards.num_ticks += 1
+        self._watch_broken_phases()
         lines, self._lines = self._lines, []
         return lines + self._collapse() + self._victory(mean, augment_p)
 
-    def _examine_broken(self) -> None:
-        """Let the next runs of phases that were not finite be looked at closely."""
+    def _watch_broken_phases(self) -> None:
+        """Watch the next runs of phases with new non-finite steps."""
         counts = torch.stack([phase.num_broken for phase in self.phases.values()]).tolist()
+        state, known = self.state, self.state.guards
         for (name, phase), count in zip(self.phases.items(), counts, strict=True):
-            if count > self._known[name] and self.num_ticks >= self._quiet_until[name]:
-                self._quiet_until[name] = self.num_ticks + REPEAT_TICKS
-                state = self.state
+            total = self._before[name] + count
+            if total > known.num_broken[name] and known.num_ticks >= known.quiet_until[name]:
+                known.quiet_until[name] = known.num_ticks + REPEAT_TICKS
                 networks = {'G': state.G, 'D': state.D, 'augment': state.augment_pipe}
-                phase.examination = Examination(
+                phase.detector = AnomalyDetector(
                     phase, {key: module for key, module in networks.items() if module is not None},
                     {'pl_mean': state.loss.pl_mean}, functools.partial(self._report, phase))
-            self._known[name] = count
+            known.num_broken[name] = total
 
     def _report(self, phase: Phase, finding: Finding | None) -> None:
         count = self._before[phase.name] + int(phase.num_broken) + (finding is not None)
@@ -270,7 +260,9 @@ class Guards:
 
     def _collapse(self) -> list[str]:
         ratio = math.nan if self.probe is None else self.probe.ratio(self.state.G_ema)
-        if not self.collapsed.update(ratio < MIN_DIVERSITY):
+        counts = self.state.guards
+        counts.collapsed = ticks_in_a_row(counts.collapsed, ratio < MIN_DIVERSITY)
+        if counts.collapsed != PATIENCE_TICKS:
             return []
         return ['The generator seems to have collapsed: its pictures have differed from each other by less '
                 f'than {MIN_DIVERSITY:.0%} of what training pictures do for {PATIENCE_TICKS} ticks (now '
@@ -282,7 +274,9 @@ class Guards:
                    and mean('Loss/D/loss') < WON_LOSS)
         # Below its limit ADA is about to make the task harder by itself.
         is_alone = self.state.ada is None or augment_p >= HIGHEST_P
-        if not self.won.update(has_won and is_alone):
+        counts = self.state.guards
+        counts.won = ticks_in_a_row(counts.won, has_won and is_alone)
+        if counts.won != PATIENCE_TICKS:
             return []
         help_first = '--aug=ada' if self.state.ada is None else '--resume from a trained network'
         return ['The discriminator has won: it has told nearly all training pictures from generated ones for '
@@ -293,20 +287,13 @@ class Guards:
     def _remedies(self, *texts: str) -> str:
         return ', '.join(usable(texts, self.unused)) + '.'
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a continuation needs to go on counting, as plain values."""
-        totals = {name: self._before[name] + known for name, known in self._known.items()}
-        return {
-            'num_ticks': self.num_ticks, 'collapsed': self.collapsed.num_ticks, 'won': self.won.num_ticks,
-            'num_broken': totals, 'quiet_until': dict(self._quiet_until)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what state_dict() returned; phases that this run does not have are left out."""
-        self.num_ticks = state['num_ticks']
-        self.collapsed.num_ticks, self.won.num_ticks = state['collapsed'], state['won']
-        for name in self.phases:
-            self._before[name] = state['num_broken'].get(name, 0)
-            self._quiet_until[name] = state['quiet_until'].get(name, 0)
+def ticks_in_a_row(num_ticks: int, is_on: bool) -> int:
+    """The count after one more tick.
+
+    An alarm fires when it reaches PATIENCE_TICKS, and is re-armed once the condition clears.
+    """
+    return num_ticks + 1 if is_on else 0
 
 
 def usable(remedies: Iterable[str], unused: Sequence[str]) -> list[str]:

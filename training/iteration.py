@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training iteration: what every phase sees, in which order, and how long it takes."""
+"""One training iteration, from the seed to the new augmentation probability: the place to start reading.
+
+training.training_loop calls run_iteration() for each batch; below it are only Phase.run (gradient
+accumulation and the optimizer step) and the methods of the loss.
+"""
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
 from torch_utils import distributed
 from torch_utils.host_draws import to_device
 from training.config import TrainConfig
 from training.loss import MicroBatch
-from training.phases import Phase, PhaseSource
-from training.state import TrainingState
-from training.systems.table import make_phases
+from training.phases import Phase
+from training.state import TrainingState, ema_beta, seed_iteration, update_ema
+
+RUNNING_MEANS = ('w_avg', 'running_mean', 'running_var')  # suffixes of buffers that follow the batches
 
 
 class PhaseClock:
-    """Durations of phases without waiting for the device: on a GPU by events that are read at the end of a
-    tick.
-    """
+    """Durations of phases without synchronising: on a GPU by events, which are read at the end of a tick."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == 'cuda'
@@ -26,7 +30,7 @@ class PhaseClock:
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Time what happens within this context under a name; the latest time counts."""
+        """Time the body under this name; the latest time counts."""
         distributed.note_phase(name)
         start = self._now()
         yield
@@ -47,30 +51,35 @@ class PhaseClock:
         return event
 
 
-def phases_of(state: TrainingState, config: TrainConfig) -> list[Phase]:
-    """The phases of a run; they share the state's networks, optimizers and loss."""
-    return make_phases(
-        config, state.loss, PhaseSource(state.G, state.G_opt, config.G_reg_interval),
-        PhaseSource(state.D, state.D_opt, config.D_reg_interval))
-
-
 def run_iteration(
     state: TrainingState, phases: Sequence[Phase], real: tuple[torch.Tensor, torch.Tensor],
-    labels: Callable[[int], torch.Tensor], config: TrainConfig, clock: PhaseClock,
+    labels: Callable[[int, np.random.Generator], torch.Tensor], config: TrainConfig, clock: PhaseClock,
 ) -> None:
-    """Run the phases that are due, each with latents and labels of its own, then update the averaged
-    generator.
+    """Train for one iteration; every random number in it follows from (config.random_seed, rank, cur_nimg).
 
-    real: pictures and labels of this process, seen by every phase.  labels(n): labels for n generated
-    pictures.
+    real: images [N, C, H, W] and labels [N, c_dim] of this process, used by all phases.  labels(n, rng):
+    labels [n, c_dim] for n fake images. All processes must call.
     """
+    rng = seed_iteration(config.random_seed, distributed.rank(), state.cur_nimg)
     real_img, real_c = real
+    # Gmain, Greg every 4th iteration, Dmain, Dreg every 16th: each computes its losses on latents and labels
+    # of its own, in rounds of batch_gpu images, then all-reduces the gradient and takes an optimizer step.
     for phase in phases:
         if not phase.is_due(state.batch_idx):
             continue
         gen_z = torch.randn([len(real_img), state.G.z_dim], device=real_img.device)
-        gen_c = to_device(labels(len(real_img)), real_img.device)
+        gen_c = to_device(labels(len(real_img), rng), real_img.device)
         parts = [t.split(config.batch_gpu) for t in (real_img, real_c, gen_z, gen_c)]
         with clock.measure(phase.name):
             phase.run([MicroBatch(*rows) for rows in zip(*parts, strict=True)])
-    state.advance(config)
+    # Running means of what each process saw are linear in it, so averaging them over processes is exact.
+    if distributed.world_size() > 1:
+        buffers = [*state.G.named_buffers(), *state.D.named_buffers()]
+        means = [b for name, b in buffers if name.endswith(RUNNING_MEANS)]
+        distributed.average([state.loss.pl_mean, *means])
+    beta = ema_beta(state.cur_nimg, config.batch_size, config.ema_kimg, config.ema_rampup)
+    update_ema(state.G_ema, state.G, beta)
+    state.cur_nimg += config.batch_size
+    state.batch_idx += 1
+    if state.ada is not None and state.ada.is_due(state.batch_idx):
+        state.ada.update(state.augment_pipe.p)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from torch_utils import host_draws, training_stats
 from torch_utils.ops.conv2d_gradfix import no_weight_gradients
+from training.augmentation.ada import AdaController
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class StyleGAN2Loss:
     style_mixing_prob: chance that a batch mixes the styles of two latents.  r1_gamma: weight of R1.
     pl_weight, pl_decay, pl_batch_shrink: weight, averaging speed and batch divisor of path length
     regularisation.
-    report(name, values): where statistics go.  compiled: faster forms of differentiated_once(), by name.
+    report(name, values): where statistics go.  ada: is given D's signs on real images; None unless p is
+    adaptive.  compiled: faster forms of differentiated_once(), by name.
     """
 
     G: torch.nn.Module
@@ -51,6 +53,7 @@ class StyleGAN2Loss:
     pl_decay: float = 0.01
     pl_weight: float = 2
     report: Callable[[str, torch.Tensor], object] = training_stats.report
+    ada: AdaController | None = None
     compiled: Mapping[str, Callable[..., torch.Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -179,8 +182,11 @@ class StyleGAN2Loss:
         return logits, penalty * (self.r1_gamma / 2)
 
     def _report_logits(self, kind: str, logits: torch.Tensor) -> None:
+        signs = logits.sign()
+        if kind == 'real' and self.ada is not None:
+            self.ada.add(signs)
         self.report(f'Loss/scores/{kind}', logits)
-        self.report(f'Loss/signs/{kind}', logits.sign())
+        self.report(f'Loss/signs/{kind}', signs)
 
 
 def draw_cut(chance: float, num_ws: int, is_static: bool) -> host_draws.Draw:

@@ -62,8 +62,9 @@ class Phase:
     StyleGAN2, App. B).
     total_loss: scalar on the device, what the last run differentiated.  num_broken: int64 scalar there, the
     steps so far with a loss or gradient that was not finite.
-    examination: context that each run enters for its losses and backward passes; by default nothing.
-    graphs: runs rounds in place of run_round, with the same results, while nothing is examined; None: nobody.
+    detector: context of the losses and backward passes of each run, see training.guards; by default empty.
+    graphs: runs rounds in place of run_round, with the same results, unless a detector watches; None: run
+    eagerly.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Phase:
     active: bool = field(default=False, init=False)  # whether the last run had any loss
     total_loss: torch.Tensor = field(init=False)
     num_broken: torch.Tensor = field(init=False)
-    examination: contextlib.AbstractContextManager = field(default_factory=contextlib.nullcontext, init=False)
+    detector: contextlib.AbstractContextManager = field(default_factory=contextlib.nullcontext, init=False)
     graphs: Callable[[MicroBatch, int], bool] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -92,13 +93,13 @@ class Phase:
         self.gradients.attach()
         self.gradients.require(wanted=True)
         self.total_loss.zero_()
-        is_examined = not isinstance(self.examination, contextlib.nullcontext)
-        run_round = self.run_round if is_examined or self.graphs is None else self.graphs
-        with self.examination:
+        is_watched = not isinstance(self.detector, contextlib.nullcontext)
+        run_round = self.run_round if is_watched or self.graphs is None else self.graphs
+        with self.detector:
             self.active = any([run_round(micro, len(rounds)) for micro in rounds])
         self.gradients.require(wanted=False)
         if self.active:
-            # Counted on the device: whoever wants to know reads it at the end of a tick.
+            # Counted on the device without synchronising; training.guards reads it at the end of a tick.
             self.num_broken += (self.total_loss + self.gradients.reduce()).isfinite().logical_not()
             self.opt.step()
 

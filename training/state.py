@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TrainingState: everything that a run is between two iterations."""
+"""TrainingState: everything that a resume needs, and how it is built, saved and restored."""
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,43 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dnnlib.util import UserError
 from torch_utils import distributed, misc
+from torch_utils.training_stats import Store
 from training import augment
 from training.augmentation import ada
 from training.config import TrainConfig
 from training.phases import lazy_adam
-from training.systems.table import make_loss, make_networks
+from training.systems.table import SYSTEMS
 from training.transfer.weights import transfer
 
-RUNNING_MEANS = ('w_avg', 'running_mean', 'running_var')  # ends of names of buffers that follow the batches
+# In the order of the file.
+LOOP_FIELDS = ('tick', 'tick_start_nimg', 'num_snapshots', 'metrics_due', 'named_nimg', 'elapsed_sec')
+
+
+@dataclass
+class GuardCounts:
+    """What training.guards counts, in ticks; dictionaries are by phase.
+
+    collapsed, won: ticks in a row in which the alarm's condition held.  num_broken: steps with a non-finite
+    loss or gradient.  quiet_until: the tick before which a phase is not reported again.
+    """
+
+    num_ticks: int = 0
+    collapsed: int = 0
+    won: int = 0
+    num_broken: dict[str, int] = field(default_factory=dict)
+    quiet_until: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class TrainingState:
-    """Networks, optimizers, augmentation, running means and counters.
+    """Networks, optimizers, augmentation, running means, and all counters of a run.
 
-    loss owns pl_mean, augment_pipe its p, ada the statistics towards the next p (None unless --aug=ada).
-    cur_nimg: real pictures shown so far, over all processes.  batch_idx: iterations so far.
+    loss owns pl_mean, augment_pipe its p, ada the sums for the next p (None unless --aug=ada).
+    statistics: what has been reported since the last tick.
+    cur_nimg: real images shown so far, over all processes.  batch_idx: iterations so far.
+    tick: number of the current tick, which began at tick_start_nimg.  num_snapshots: network snapshots so
+    far.  named_nimg: cur_nimg of the files named last, -1 for none.  metrics_due: the network snapshot whose
+    metrics may be incomplete, '' for none.  elapsed_sec: duration of the run up to its last snapshot.
     """
 
     G: torch.nn.Module
@@ -37,59 +59,64 @@ class TrainingState:
     loss: Any
     augment_pipe: augment.AugmentPipe | None
     ada: ada.AdaController | None
+    statistics: Store = field(default_factory=Store)
+    guards: GuardCounts = field(default_factory=GuardCounts)
     cur_nimg: int = 0
     batch_idx: int = 0
-
-    def advance(self, config: TrainConfig) -> None:
-        """After the phases of an iteration: average G, count, and move p where it is due.
-
-        All processes must call.
-        """
-        # Running means of what each process saw; both are linear in it, so that averaging them loses nothing.
-        if distributed.world_size() > 1:
-            buffers = [*self.G.named_buffers(), *self.D.named_buffers()]
-            means = [b for name, b in buffers if name.endswith(RUNNING_MEANS)]
-            distributed.average([self.loss.pl_mean, *means])
-        beta = ema_beta(self.cur_nimg, config.batch_size, config.ema_kimg, config.ema_rampup)
-        update_ema(self.G_ema, self.G, beta)
-        self.cur_nimg += config.batch_size
-        self.batch_idx += 1
-        if self.ada is not None and self.ada.is_due(self.batch_idx):
-            self.ada.update(self.augment_pipe.p)
+    tick: int = 0
+    tick_start_nimg: int = 0
+    num_snapshots: int = 0
+    named_nimg: int = -1
+    metrics_due: str = ''
+    elapsed_sec: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as plain values and tensors, which are the state's own. All processes call it."""
+        """All of it as plain values and tensors, which are the state's own, in the parts of a training state:
+        'run' (networks, optimizers, augmentation), 'loop' (ticks and snapshots) and 'extra' (what was
+        reported and counted). All processes must call.
+        """
         networks = {
             name: dict(misc.named_params_and_buffers(module)) for name, module in self._networks().items()}
         controller = None if self.ada is None else self.ada.state_dict()
         if controller is not None:
-            # What a process has gathered since p moved last is its own; a sum of signs is exact.
+            # Each process has its own sums since p last changed; a sum of signs is exact.
             distributed.all_reduce_sum(controller['pending'])
-        return {
+        run = {
             **networks, 'G_opt': self.G_opt.state_dict(), 'D_opt': self.D_opt.state_dict(),
             'pl_mean': self.loss.pl_mean, 'ada': controller,
             'augment_p': None if self.augment_pipe is None else self.augment_pipe.p,
             'cur_nimg': self.cur_nimg, 'batch_idx': self.batch_idx}
+        return {'run': run, 'loop': {name: getattr(self, name) for name in LOOP_FIELDS},
+                'extra': {'statistics': distributed.gather_values(self.statistics.state_dict()),
+                          'guards': dataclasses.asdict(self.guards)}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what state_dict() returned; settings such as learning rates stay those of this run.
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what state_dict() returned; settings such as learning rates stay those of this run.
 
         Raises UserError if the networks differ.
         """
+        run, extra = saved['run'], saved['extra']
         for name, module in self._networks().items():
-            _load_tensors(name, module, state[name])
+            _load_tensors(name, module, run[name])
         for name, opt in (('G_opt', self.G_opt), ('D_opt', self.D_opt)):
-            opt.load_state_dict({**state[name], 'param_groups': opt.state_dict()['param_groups']})
+            opt.load_state_dict({**run[name], 'param_groups': opt.state_dict()['param_groups']})
             _lay_out_like_parameters(opt)
-        self.loss.pl_mean.copy_(state['pl_mean'])
-        # A run that goes on with another kind of augmentation (--allow-changes) has its own p.
-        if self.augment_pipe is not None and state['augment_p'] is not None and self.ada is not None:
-            self.augment_pipe.p.copy_(state['augment_p'])
-        if self.ada is not None and state['ada'] is not None:
-            self.ada.load_state_dict(state['ada'])
+        self.loss.pl_mean.copy_(run['pl_mean'])
+        # A run resumed with another kind of augmentation (--allow-changes) has its own p.
+        if self.augment_pipe is not None and run['augment_p'] is not None and self.ada is not None:
+            self.augment_pipe.p.copy_(run['augment_p'])
+        if self.ada is not None and run['ada'] is not None:
+            self.ada.load_state_dict(run['ada'])
             if distributed.rank() != 0:
                 self.ada.pending.zero_()
-        self.cur_nimg, self.batch_idx = state['cur_nimg'], state['batch_idx']
+        self.cur_nimg, self.batch_idx = run['cur_nimg'], run['batch_idx']
+        for name in LOOP_FIELDS:
+            setattr(self, name, saved['loop'][name])
+        # A resume may have more processes than the run had before.
+        if distributed.rank() < len(extra['statistics']):
+            self.statistics.load_state_dict(extra['statistics'][distributed.rank()], self.loss.pl_mean.device)
+        if 'guards' in extra:
+            self.guards = GuardCounts(**extra['guards'])
 
     def _networks(self) -> dict[str, torch.nn.Module]:
         return {'G': self.G, 'D': self.D, 'G_ema': self.G_ema}
@@ -115,15 +142,16 @@ def seed_iteration(seed: int, rank: int, cur_nimg: int) -> np.random.Generator:
 
 def build_state(
     config: TrainConfig, label_dim: int, channels: int, device: torch.device,
-    report: Callable[[str, torch.Tensor], object],
+    store: Store | None = None,
 ) -> TrainingState:
     """A run at image 0: fresh networks, or those of config.resume_pkl as far as their tensors fit.
 
-    label_dim, channels: of the dataset.  report(name, values): where the losses send their statistics.
+    label_dim, channels: of the dataset.  store: of the statistics of the losses; None: they are dropped.
     """
+    system = SYSTEMS[config.system]
     torch.manual_seed(config.random_seed)
     layout = _weight_format(config, device)
-    G, D = [_at_rest(network, device, layout) for network in make_networks(config, label_dim, channels)]
+    G, D = [_at_rest(network, device, layout) for network in system.networks(config, label_dim, channels)]
     G_ema = copy.deepcopy(G).eval()
     if config.resume_pkl is not None:
         transfer(config.resume_pkl, {'G': G, 'D': D, 'G_ema': G_ema}, config.run_dir)
@@ -132,7 +160,10 @@ def build_state(
         G=G, D=D, G_ema=G_ema, augment_pipe=pipe, ada=controller,
         G_opt=lazy_adam(list(G.parameters()), **config.G_opt.kwargs(), interval=config.G_reg_interval),
         D_opt=lazy_adam(list(D.parameters()), **config.D_opt.kwargs(), interval=config.D_reg_interval),
-        loss=make_loss(config, G, D, pipe, _with_signs(report, controller)))
+        loss=system.loss(
+            G, D, pipe, **config.loss_kwargs(), ada=controller,
+            report=(lambda name, values: values) if store is None else store.report),
+        statistics=Store() if store is None else store)
 
 
 @torch.no_grad()
@@ -185,20 +216,6 @@ def _build_augmentation(
         return pipe, None
     return pipe, ada.AdaController(
         options.target, config.batch_size, interval=config.ada_interval, kimg=config.ada_kimg, device=device)
-
-
-def _with_signs(
-    report: Callable[[str, torch.Tensor], object], controller: ada.AdaController | None,
-) -> Callable[[str, torch.Tensor], object]:
-    """The same report, which also shows the controller D's signs on real pictures."""
-    if controller is None:
-        return report
-
-    def report_and_add(name: str, values: torch.Tensor) -> object:
-        if name == 'Loss/signs/real':
-            controller.add(values)
-        return report(name, values)
-    return report_and_add
 
 
 def ema_beta(cur_nimg: int, batch_size: int, ema_kimg: float, ema_rampup: float | None) -> float:

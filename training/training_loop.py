@@ -2,6 +2,7 @@
 """The training loop: build a run from its configuration, then iterate, report and save."""
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,59 +20,60 @@ from torch_utils.processes import watchdog
 from torch_utils.processes.consistency import check_agreement
 from torch_utils.training_stats import Store
 from training.accelerate import use_graphs
-from training.batches import AHEAD, Batches, Supply, draw_labels
+from training.batches import AHEAD, Batches, Lookahead, draw_labels
 from training.capacity.memory import compile_kernels, fit_to_memory
 from training.config import TrainConfig
 from training.config.systems import SYSTEM_FORMS
 from training.dataset import ImageFolderDataset
 from training.formats.pickled import HostCopies, copy_networks
 from training.guards import DiversityProbe, Guards
-from training.iteration import PhaseClock, phases_of, run_iteration
+from training.iteration import PhaseClock, run_iteration
 from training.report.sheet import SampleSheet
 from training.report.ticks import TickClock, is_done, kimg_number, snapshot_due, tick_ends
 from training.run.folder import RunLock
 from training.run.interrupt import STOPPED, Interrupt
 from training.run.log import RunLog
 from training.run.manifest import FAKES
-from training.run.resume import Continuation, missing_metrics, open_state, rewind_records
+from training.run.resume import ResumeRequest, missing_metrics, open_state, rewind_records
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
-from training.state import build_state, seed_iteration
+from training.state import build_state
+from training.systems.table import SYSTEMS
 
-ADVICE = '; --resume=latest goes on from the last snapshot'
-FINISH_SEC = 20  # for the snapshot that is being written when the run is given up
+ADVICE = '; --resume=latest resumes from the last snapshot'
+FINISH_SEC = 20  # for the snapshot that is being written when the run aborts
 
 
-def train(config: TrainConfig, wish: Continuation | None = None) -> None:
+def train(config: TrainConfig, request: ResumeRequest | None = None) -> None:
     """Train as configured in the existing folder config.run_dir, until config.total_kimg.
 
-    wish: the training state to go on from, None for a new run. A run that is asked to stop early saves itself
-    and leaves with status interrupt.STOPPED.
+    request: the training state to resume from, None for a new run. A run that is asked to stop early saves a
+    training state and exits with status interrupt.STOPPED.
 
-    With config.num_gpus > 1 this is one of so many processes, started by torchrun or distributed.launch().
-    Raises UserError for what the user can mend: no such device, a picture that cannot be read, a full disk.
+    With config.num_gpus > 1 this is one of that many processes, started by torchrun or distributed.launch().
+    Raises UserError for what the user can fix: no such device, an unreadable image, a full disk.
     """
     device = misc.pick_device(config.device)
     custom_ops.set_mode(config.ops)
     with distributed.Group(device, config.num_gpus, config.timeout_sec, ADVICE) as group:
         keep_freed_memory(group.device)
         is_first = distributed.rank() == 0
-        # Locked before anything of the folder is changed.
+        # Locked before anything in the run directory changes.
         with RunLock(config.run_dir) if is_first else contextlib.nullcontext() as lock:
             if is_first and lock.note is not None:
                 print(f'Note: {lock.note}')
-            is_complete = _train(config, group.device, wish)
+            is_complete = _train(config, group.device, request)
     if not is_complete:
         sys.exit(STOPPED)
 
 
-def _train(config: TrainConfig, device: torch.device, wish: Continuation | None) -> bool:
-    """Train on a device, as one of the group. Returns whether the run is done."""
+def _train(config: TrainConfig, device: torch.device, request: ResumeRequest | None) -> bool:
+    """Train on a device, as one process of the group. Returns whether the run is done."""
     config, saved = config.for_device(device.type), None
-    if wish is not None:
-        config, saved = open_state(wish, config)
+    if request is not None:
+        config, saved = open_state(request, config)
         if distributed.rank() == 0:
             rewind_records(config.run_dir, saved)
-    # Summed on the CPU, where the numbers are once someone has waited for the device.
+    # Reduced on the CPU: the values are there already when they are read.
     store = Store(distributed.rank(), torch.device('cpu') if config.num_gpus > 1 else None)
     with Interrupt(config.time_limit_sec) as interrupt, RunLog(
             config.run_dir, rank=distributed.rank(), store=store, wandb=config.wandb) as log:
@@ -81,28 +83,26 @@ def _train(config: TrainConfig, device: torch.device, wish: Continuation | None)
 class Training:
     """A run in progress: its dataset, state, phases and records.
 
-    saved: the content of the training state that the run goes on from, None for a new run.  tick: the number
-    of the tick that is under way.
+    saved: content of the training state to resume from, None for a new run.
     """
 
     def __init__(
         self, config: TrainConfig, device: torch.device, log: RunLog, saved: Mapping[str, Any] | None = None,
     ):
         misc.set_gpu_arithmetic(config.cudnn_benchmark, config.allow_tf32)
-        self.config, self.device, self.log, self.is_continued = config, device, log, saved is not None
+        self.config, self.device, self.log, self.is_resumed = config, device, log, saved is not None
         self.dataset = ImageFolderDataset(**config.data.kwargs())
-        # What the state will replace need not be fetched.
-        start = dataclasses.replace(config, resume_pkl=None) if self.is_continued else config
-        self.state = build_state(
-            start, self.dataset.label_dim, self.dataset.num_channels, device, log.store.report)
-        self.phases = phases_of(self.state, config)
-        self.tick, self.tick_start_nimg, self.num_snapshots, elapsed_sec = 0, 0, 0, 0.0
-        self.saved_nimg, self.named_nimg, self.metrics_due = -1, -1, ''
+        # Weights that the training state replaces need not be fetched.
+        fresh = config if saved is None else dataclasses.replace(config, resume_pkl=None)
+        state = self.state = build_state(
+            fresh, self.dataset.label_dim, self.dataset.num_channels, device, log.store)
         if saved is not None:
-            elapsed_sec = self._load(saved)
+            state.load_state_dict(saved)
+        self.saved_nimg = -1 if saved is None else state.cur_nimg  # of the last training state
+        self.phases = SYSTEMS[config.system].phases(config, state.loss, state.G_opt, state.D_opt)
         self.phase_clock = PhaseClock(device)
-        self.tick_clock = TickClock(self.state.cur_nimg, elapsed_sec)
-        self.start_sec = time.monotonic() - elapsed_sec
+        self.tick_clock = TickClock(state.cur_nimg, state.elapsed_sec)
+        self.start_sec = time.monotonic() - state.elapsed_sec
         self.metrics = self._metrics(config.metrics)
         self.copies = HostCopies()
         self.is_writer = distributed.rank() == 0
@@ -111,25 +111,12 @@ class Training:
             config.snapshot_formats) if self.is_writer else None
         if self.writer is not None:
             watchdog.HERE.finish = lambda: self.writer.wait_for_files(FINISH_SEC)
-        self.sheet = SampleSheet(self.dataset, self.state.G.z_dim, config.random_seed, device)
+        self.sheet = SampleSheet(self.dataset, state.G.z_dim, config.random_seed, device)
         probe = None
         if self.is_writer:
             probe = DiversityProbe(self.sheet.reals, self.sheet.z, self.sheet.c, config.batch_gpu)
-        self.guards = Guards(self.state, self.phases, probe, SYSTEM_FORMS[config.system].unused)
-        if saved is not None and 'guards' in saved['extra']:
-            self.guards.load_state_dict(saved['extra']['guards'])
+        self.guards = Guards(state, self.phases, probe, SYSTEM_FORMS[config.system].unused)
         self.last_snapshot_sec = time.monotonic()
-
-    def _load(self, saved: Mapping[str, Any]) -> float:
-        """Take over a training state; the seconds that the run has taken so far."""
-        loop, extra = saved['loop'], saved['extra']
-        self.state.load_state_dict(saved['run'])
-        if distributed.rank() < len(extra['statistics']):
-            self.log.store.load_state_dict(extra['statistics'][distributed.rank()], self.device)
-        self.tick, self.tick_start_nimg = loop['tick'], loop['tick_start_nimg']
-        self.num_snapshots, self.metrics_due = loop['num_snapshots'], loop['metrics_due']
-        self.saved_nimg, self.named_nimg = self.state.cur_nimg, loop['named_nimg']
-        return loop['elapsed_sec']
 
     def run(self, interrupt: Interrupt) -> bool:
         """Iterate until done, or asked to stop, and save everything. Returns whether it is done."""
@@ -137,7 +124,7 @@ class Training:
             self._introduce()
             is_complete = self._run(interrupt)
         finally:
-            # Also after an error: what is being written shall be whole.
+            # Let the background writer finish, also after an error.
             self._finish_writing()
         if self.writer is not None and self.writer.has_failed:
             raise UserError(f'{self.config.run_dir}: the last snapshot is missing; make room and use '
@@ -145,15 +132,15 @@ class Training:
         return is_complete
 
     def _introduce(self) -> None:
-        """Say what this is and, in a new run, show pictures; else make up for metrics that were cut off."""
+        """Print what is trained; then write the first sample sheets or, if resumed, catch up with metrics."""
         processes = f'{distributed.world_size()} x ' if distributed.world_size() > 1 else ''
         self.log.print(f'Training on {processes}{misc.device_name(self.device)}, {len(self.dataset)} images.')
         compile_kernels(self.state, self.phases, self.config, self.device)
         self.config = fit_to_memory(self.state, self.phases, self.config, self.log.print)
-        use_graphs(self.phases, self.config, self.device, self.log.warn, self.state, self.log.store)
-        if self.is_continued:
+        use_graphs(self.state, self.phases, self.config, self.device, self.log.warn)
+        if self.is_resumed:
             done = is_done(self.state.cur_nimg, self.config.total_kimg)
-            self.log.print(f'Going on from {self.state.cur_nimg / 1000:.1f} kimg, tick {self.tick}.' + (
+            self.log.print(f'Resuming from {self.state.cur_nimg / 1000:.1f} kimg, tick {self.state.tick}.' + (
                 ' This run is complete: a higher --kimg makes it longer.' if done else ''))
             self._catch_up_metrics()
             return
@@ -162,30 +149,35 @@ class Training:
         self._save_fakes('fakes_init.png')
 
     def _run(self, interrupt: Interrupt) -> bool:
+        """Iterate until done, or asked to stop. Returns whether it is done."""
         config, state = self.config, self.state
+        labels = functools.partial(draw_labels, self.dataset)
+        batches = Lookahead(self._batches(), AHEAD if distributed.world_size() > 1 else 0)
         with progress(
             total=config.total_kimg * 1000, initial=state.cur_nimg, desc='Training', unit='img',
             show=self.is_writer) as bar:
-            supply = Supply(self._batches(), AHEAD if distributed.world_size() > 1 else 0)
             self.tick_clock.start_tick(state.cur_nimg)
             while not is_done(state.cur_nimg, config.total_kimg):
-                self._iterate(supply)
+                distributed.note_phase('data')
+                with self.tick_clock.waiting_for_data():
+                    real = self._next_batch(batches)
+                run_iteration(state, self.phases, real, labels, config, self.phase_clock)
                 bar.update(config.batch_size)
-                if tick_ends(
-                    state.cur_nimg, self.tick, self.tick_start_nimg, config.total_kimg, config.kimg_per_tick):
+                if tick_ends(state.cur_nimg, state.tick, state.tick_start_nimg,
+                             config.total_kimg, config.kimg_per_tick):
                     self._end_tick(bar)
                     self.tick_clock.start_tick(state.cur_nimg)
-                is_asked = interrupt.should_stop(supply.error is not None)
+                is_asked = interrupt.should_stop(batches.error is not None)
                 if is_asked and not is_done(state.cur_nimg, config.total_kimg):
-                    self._stop(interrupt, supply)
+                    self._stop(interrupt, batches)
                     return False
         return True
 
-    def _stop(self, interrupt: Interrupt, supply: Supply) -> None:
-        """Save the state, whatever the tick. Raises UserError if a process has no more data."""
+    def _stop(self, interrupt: Interrupt, batches: Lookahead) -> None:
+        """Save the state, also within a tick. Raises UserError if a process has no more data."""
         if self.saved_nimg != self.state.cur_nimg:
             self._save_snapshot()
-        problems = distributed.gather_values(None if supply.error is None else str(supply.error))
+        problems = distributed.gather_values(None if batches.error is None else str(batches.error))
         for rank, problem in enumerate(problems):
             if problem is not None:
                 raise UserError(f'{problem} (process {rank}); then go on with --resume=latest')
@@ -200,21 +192,11 @@ class Training:
             seed=config.random_seed, rank=distributed.rank(), num_replicas=distributed.world_size(),
             cache=config.data.cache, num_workers=config.data.num_workers))
 
-    def _iterate(self, supply: Supply) -> None:
-        """One iteration; all its randomness follows from (seed, rank, cur_nimg)."""
-        distributed.note_phase('data')
-        with self.tick_clock.waiting_for_data():
-            real = self._next_batch(supply)
-        rng = seed_iteration(self.config.random_seed, distributed.rank(), self.state.cur_nimg)
-        run_iteration(
-            self.state, self.phases, real, lambda n: draw_labels(self.dataset, n, rng), self.config,
-            self.phase_clock)
-
-    def _next_batch(self, supply: Supply) -> tuple[torch.Tensor, torch.Tensor]:
+    def _next_batch(self, batches: Lookahead) -> tuple[torch.Tensor, torch.Tensor]:
         try:
-            return supply.take()
+            return batches.take()
         except UserError as error:
-            # Nothing of the run need be lost. Several processes have agreed to stop before, or hardly begun.
+            # Save first: nothing is lost. Several processes have agreed to stop before, or hardly begun.
             if distributed.world_size() == 1 and self.state.cur_nimg > 0:
                 if self.saved_nimg != self.state.cur_nimg:
                     self._save_snapshot()
@@ -222,9 +204,9 @@ class Training:
             raise
 
     def _end_tick(self, bar: Progress) -> None:
-        """Report the tick, then save pictures, networks and metrics as far as they are due."""
+        """Report the tick, then save sample sheets, networks and metrics as far as they are due."""
         distributed.note_phase('tick')
-        config, state, tick = self.config, self.state, self.tick
+        config, state, tick = self.config, self.state, self.state.tick
         done = is_done(state.cur_nimg, config.total_kimg)
         report = self.tick_clock.end_tick(tick, state.cur_nimg, state.augment_p, self.device)
         self.log.tick(report, self.phase_clock.milliseconds())
@@ -233,7 +215,7 @@ class Training:
         for line in self.guards.tick(self.log.collector.mean, report.augment):
             self.log.warn(line)
         # What is saved from here on belongs to the next tick.
-        self.tick, self.tick_start_nimg = tick + 1, state.cur_nimg
+        state.tick, state.tick_start_nimg = tick + 1, state.cur_nimg
         minutes = (time.monotonic() - self.last_snapshot_sec) / 60
         images, networks = [
             distributed.broadcast_value(snapshot_due(tick, done, every, config.snapshot_minutes, minutes))
@@ -253,13 +235,13 @@ class Training:
         bar.set_postfix_str(f'tick {tick}, augment {report.augment:.2f}')
 
     def _number(self) -> str:
-        """The number in the names of files of now; several within a kimg have different ones."""
-        nimg, before = self.state.cur_nimg, self.named_nimg
-        self.named_nimg = nimg
+        """The number in names of files written now, unique also within a kimg."""
+        nimg, before = self.state.cur_nimg, self.state.named_nimg
+        self.state.named_nimg = nimg
         return kimg_number(nimg, is_taken=before >= 0 and kimg_number(before) == kimg_number(nimg))
 
     def _save_fakes(self, name: str) -> None:
-        """Write a sheet of generated pictures. A failure costs the sheet, not the run."""
+        """Write a sheet of fake images. A failure costs the sheet, not the run."""
         if not self.is_writer:
             return
         distributed.note_phase('sample sheet')
@@ -271,26 +253,24 @@ class Training:
 
     def _save_networks(self, name: str, fakes: str, done: bool) -> None:
         """Start to write a snapshot and, meanwhile, compute metrics. All processes call it."""
-        is_metric_time = self.num_snapshots % self.config.metrics_every == 0 or done
-        self.metrics_due = name if is_metric_time else ''
-        self.num_snapshots += 1
+        state = self.state
+        is_metric_time = state.num_snapshots % self.config.metrics_every == 0 or done
+        state.metrics_due = name if is_metric_time else ''
+        state.num_snapshots += 1
         self._save_snapshot(name, fakes)
-        if self.metrics_due:
-            self._compute_metrics(self.metrics, is_untrained=self.num_snapshots == 1 and not done)
+        if state.metrics_due:
+            self._compute_metrics(self.metrics, is_untrained=state.num_snapshots == 1 and not done)
 
     def _save_snapshot(self, networks_name: str = '', fakes: str = '') -> None:
         """Start to write the state and, with a name for them, the networks. All processes call it."""
         state, config = self.state, self.config
         distributed.note_phase('snapshot')
-        run, statistics = state.state_dict(), distributed.gather_values(self.log.store.state_dict())
-        check_agreement(run)
+        state.elapsed_sec = time.monotonic() - self.start_sec
+        saved = state.state_dict()
+        check_agreement(saved['run'])
         self.saved_nimg = state.cur_nimg
         if self.writer is None:
             return
-        loop = {'tick': self.tick, 'tick_start_nimg': self.tick_start_nimg,
-                'num_snapshots': self.num_snapshots, 'metrics_due': self.metrics_due,
-                'named_nimg': self.named_nimg,
-                'elapsed_sec': time.monotonic() - self.start_sec}
         # The memory of the former copies is used again, once they are on the disk.
         self.writer.wait()
         copies = self.copies
@@ -298,8 +278,7 @@ class Training:
         data = {'class_name': 'training.dataset.ImageFolderDataset', **config.data.kwargs()}
         modules = {'G': state.G, 'D': state.D, 'G_ema': state.G_ema, 'augment_pipe': state.augment_pipe}
         networks = copy_networks(copies, modules, data) if networks_name else None
-        payload = make_payload(config.to_options(), run, loop, {
-            'statistics': statistics, 'guards': self.guards.state_dict()})
+        payload = make_payload(config.to_options(), **saved)
         others = {FAKES: fakes} if fakes and (self.log.run_dir / fakes).is_file() else {}
         self.writer.save(Snapshot(
             state.cur_nimg, copies.tree(payload), copies, networks, networks_name, others))
@@ -309,20 +288,22 @@ class Training:
                                detector_dir=self.config.detector_dir, cuda_graphs=self.config.cuda_graphs)
 
     def _compute_metrics(self, metrics: TrainingMetrics, is_untrained: bool = False) -> None:
-        """Of the networks that were saved last. All processes call it and share the work."""
+        """Compute metrics of the networks saved last. All processes call it and share the work."""
         distributed.note_phase('metrics')
-        state, path = self.state, self.log.run_dir / self.metrics_due
+        state = self.state
+        path = self.log.run_dir / state.metrics_due
         results = metrics.compute(state.G_ema, self.device, str(path), self.log.print, is_untrained)
         if self.writer is not None:
             self.log.write_metrics(results, state.cur_nimg)
             self.writer.add_results(state.cur_nimg, results)
 
     def _catch_up_metrics(self) -> None:
-        """Compute those metrics of the snapshot that the run was killed before or in."""
-        names = self.config.metrics if self.metrics_due else ()
-        missing = distributed.broadcast_value(missing_metrics(self.config.run_dir, names, self.metrics_due))
+        """Compute the metrics of the last snapshot that a kill prevented."""
+        state = self.state
+        names = self.config.metrics if state.metrics_due else ()
+        missing = distributed.broadcast_value(missing_metrics(self.config.run_dir, names, state.metrics_due))
         if missing:
-            self._compute_metrics(self._metrics(missing), is_untrained=self.num_snapshots == 1)
+            self._compute_metrics(self._metrics(missing), is_untrained=state.num_snapshots == 1)
 
     def _finish_writing(self) -> None:
         if self.writer is not None:
@@ -334,7 +315,7 @@ class Training:
             self.log.warn(line)
 
     def _print_summaries(self) -> None:
-        """Tables of G and D, made on copies without memory, so that no network sees the made-up batch."""
+        """Print tables of G and D, made on meta copies, so that no network sees the placeholder batch."""
         if distributed.rank() != 0:
             return
         n, G, D = self.config.batch_gpu, _without_memory(self.state.G), _without_memory(self.state.D)

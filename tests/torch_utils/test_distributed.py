@@ -125,7 +125,7 @@ def test_a_process_that_hangs_ends_the_launch_in_time_with_its_name_and_phase(ca
         distributed.launch(hang, (), 2)
     assert caught.value.code == 1 and time.monotonic() - start < 60
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith('Error')]
-    assert lines == ['Error: process 1 has been in the phase data for 2 seconds while others wait for it; '
+    assert lines == ['Error: process 1 has stalled the others for 2 seconds in the phase data; '
                      'all processes stop; try again']
 
 
@@ -142,5 +142,5 @@ def agree():
 
 @needs_processes
 def test_three_processes_find_out_which_of_them_is_different(forked):
-    with pytest.raises(UserError, match='process 2 has another w than the others'):
+    with pytest.raises(UserError, match='w differs on process 2'):
         distributed.launch(agree, (), 3)

@@ -107,7 +107,7 @@ def test_an_argument_that_does_not_pickle_is_an_error_at_once(make_module):
 def test_a_class_without_a_source_file_is_refused(monkeypatch):
     cls = type('Orphan', (), {'__module__': 'nowhere'})
     monkeypatch.setitem(sys.modules, 'nowhere', type(sys)('nowhere'))
-    with pytest.raises(ValueError, match='source text of module nowhere'):
+    with pytest.raises(ValueError, match='source code of module nowhere'):
         persistence.persistent_class(cls)
 
 

@@ -35,7 +35,7 @@ def train(run, steps, fail_at=None, fail_after=None, graphs=True, make_backend=S
         parameters = [p for module in (run.state.G, run.state.D) for p in module.parameters()]
         backend = make_backend(gpu, fail_at, fail_after, parameters)
         if graphs:
-            changes = functools.partial(changed_by_rounds, run.state, run.store)
+            changes = functools.partial(changed_by_rounds, run.state)
             capture_rounds(run.phases, backend, lines.append, changes)
         for _ in range(steps):
             gpu.seed(run.state.cur_nimg)
@@ -107,7 +107,7 @@ class Full(StandIn):
         raise torch.OutOfMemoryError('full')
 
 
-@pytest.mark.parametrize(('kind', 'why'), [(Wrong, 'other numbers'), (Full, 'full')])
+@pytest.mark.parametrize(('kind', 'why'), [(Wrong, 'results of a graph differ'), (Full, 'full')])
 def test_a_graph_that_does_not_do_the_same_changes_nothing_and_is_told_once(kind, why):
     plain, graphed = small_run(aug='noaug'), small_run(aug='noaug')
     train(plain, 4, graphs=False)
@@ -135,10 +135,10 @@ def test_what_is_not_finite_is_counted_in_graphs_and_examined_without():
     phase = run.phase('Dmain')
     train(run, 4, graphs=False)
     assert phase.num_broken == 4
-    phase.examination = mock.MagicMock()
+    phase.detector = mock.MagicMock()
     with mock.patch.object(phase, 'graphs') as graphs:
         run.step()
-    assert not graphs.called and phase.examination.__enter__.called
+    assert not graphs.called and phase.detector.__enter__.called
 
 
 @pytest.mark.parametrize('flags', [{}, {'aug': 'noaug'}], ids=['ada', 'noaug'])
@@ -170,9 +170,9 @@ def test_p_of_0_augments_nothing_and_draws_the_same():
 
 def test_graphs_are_for_gpus_and_say_so():
     run = small_run()
-    use_graphs(run.phases, run.config, torch.device('cpu'), pytest.fail, run.state, run.store)
+    use_graphs(run.state, run.phases, run.config, torch.device('cpu'), pytest.fail)
     assert all(phase.graphs is None for phase in run.phases)
-    with pytest.raises(UserError, match='--cuda-graphs=on does not go with --device=cpu'):
+    with pytest.raises(UserError, match='--cuda-graphs=on conflicts with --device=cpu'):
         small_config(cuda_graphs='on')
     with pytest.raises(UserError, match='no GPU'):
         small_config(cuda_graphs='on', device='auto').for_device('cpu')
@@ -183,5 +183,5 @@ def test_auto_keeps_a_reserve_of_memory():
 
 
 def test_a_tape_that_is_used_up_is_an_error():
-    with host_draws.use(host_draws.Playing([])), pytest.raises(RuntimeError, match='more was drawn'):
+    with host_draws.use(host_draws.Playing([])), pytest.raises(RuntimeError, match='more draws'):
         host_draws.take(host_draws.Draw, torch.device('cpu'))

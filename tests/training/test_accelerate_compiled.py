@@ -11,7 +11,7 @@ from dnnlib.util import UserError
 from training import accelerate
 from training.accelerate import CompiledNetwork
 from training.capacity import memory
-from training.guards import Examination
+from training.guards import AnomalyDetector
 from training.loss import MicroBatch
 from training.networks import Conv2dLayer, SynthesisLayer
 
@@ -63,13 +63,13 @@ def micro_batch(run):
     return MicroBatch(torch.rand([n, 3, 8, 8]) * 2 - 1, c, torch.randn([n, G.z_dim]), c)
 
 
-def test_an_examination_sees_every_layer():
+def test_a_detector_sees_every_layer():
     run, found = SmallRun(small_config(aug='noaug')), []
     loss, phase = run.state.loss, run.phase('Dmain')
     loss.compiled = {name: counting(module) for name, module in loss.differentiated_once().items()}
     with torch.no_grad():
         run.state.D.b4.out.weight.fill_(float('nan'))
-    phase.examination = Examination(phase, {'G': run.state.G, 'D': run.state.D}, {}, found.append)
+    phase.detector = AnomalyDetector(phase, {'G': run.state.G, 'D': run.state.D}, {}, found.append)
     phase.run([micro_batch(run)])
     assert [finding.where for finding in found] == ['D.b4.out.weight']
     assert all(network.num_calls == 0 for network in loss.compiled.values())
@@ -104,7 +104,7 @@ def test_the_start_compiles_what_the_option_says(cfg, names):
 
 
 def test_graphs_and_the_compiler_exclude_each_other():
-    with pytest.raises(UserError, match='--cuda-graphs=on does not go with --compile=1'):
+    with pytest.raises(UserError, match='--cuda-graphs=on conflicts with --compile=1'):
         small_config(cuda_graphs='on', compile=True, device='auto')
 
 

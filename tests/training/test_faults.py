@@ -14,9 +14,9 @@ from resume_cases import (
     finish,
     last_nimg,
     output,
+    request_for,
     start,
     stats_lines,
-    wish_for,
     write_pictures,
 )
 
@@ -79,7 +79,7 @@ def test_a_run_whose_end_cannot_be_saved_says_so_and_can_be_continued(config, wh
     assert finish(start(config, before=lambda: fill_disk_at(range(3, 99)))) == 2
     assert output(config).splitlines()[-1].startswith('Error: ') and '--resume=latest' in output(config)
     assert 0 < last_nimg(config) < 4 * STEPS
-    assert finish(start(config, wish_for(config.run_dir))) == 0, output(config)
+    assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
     assert_ends_like(whole, config)
 
 
@@ -137,7 +137,7 @@ def test_a_picture_spoilt_after_the_start_stops_the_run_with_everything_saved(
     assert last_nimg(config) >= 4 * 6
     for path, data in original.items():
         path.write_bytes(data)
-    assert finish(start(config, wish_for(config.run_dir))) == 0, output(config)
+    assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
     assert_ends_like(whole, config)
 
 
@@ -191,5 +191,5 @@ def test_metrics_that_a_kill_cut_off_are_made_up_for(pictures, tmp_path):
     results = Path(config.run_dir, 'metric-swd.jsonl')
     assert not results.exists()
     for _ in range(2):
-        assert finish(start(config, wish_for(config.run_dir))) == 0, output(config)
+        assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
         assert len(results.read_text().splitlines()) == 1

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guards: broken networks are named, collapse and an invincible discriminator are reported, health is not."""
+import copy
+import itertools
 import math
 
 import numpy as np
@@ -10,13 +12,13 @@ from small_run import SmallRun, small_config
 from training.guards import (
     PATIENCE_TICKS,
     REPEAT_TICKS,
-    Alarm,
+    AnomalyDetector,
     DiversityProbe,
-    Examination,
     Finding,
     Guards,
     broken_line,
     nearest_distance,
+    ticks_in_a_row,
 )
 
 NAN = float('nan')
@@ -108,7 +110,7 @@ def examine(run, name, spoil):
     original = phase.losses
     phase.losses = lambda batch: (spoil(loss) for loss in original(batch))
     modules = {'G': run.state.G, 'D': run.state.D}
-    phase.examination = Examination(phase, modules, {}, found.append, max_runs=1)
+    phase.detector = AnomalyDetector(phase, modules, {}, found.append, max_runs=1)
     run.step()
     return found, phase
 
@@ -127,7 +129,7 @@ def test_a_gradient_that_breaks_is_named_by_the_layer_where_the_backward_pass_me
     assert found == [Finding('gradient', 'G.synthesis.b4.conv1.bias')]
 
 
-def test_an_examination_that_finds_nothing_ends_and_says_so():
+def test_a_detector_that_finds_nothing_ends_and_says_so():
     run, _ = build()
     found, _ = examine(run, 'Gmain', lambda loss: loss)
     assert found == [None]
@@ -146,7 +148,7 @@ def test_an_error_in_an_examined_phase_passes_and_leaves_no_hooks():
     assert not any(m._forward_hooks for m in [*run.state.G.modules(), *run.state.D.modules()])
 
 
-def test_an_examination_changes_no_number():
+def test_a_detector_changes_no_number():
     plain, watched = (SmallRun(small_config()) for _ in range(2))
     plain.step()
     examine(watched, 'Gmain', lambda loss: loss)
@@ -263,21 +265,21 @@ def test_adaptive_augmentation_is_given_time_to_answer():
 
 
 def test_alarms_count_ticks_in_a_row():
-    alarm = Alarm(patience=2)
-    assert [alarm.update(on) for on in (True, False, True, True, True, False, True, True)] == [
-        False, False, False, True, False, False, False, True]
+    switches = (True, False, True, True, True, False, True, True)
+    counts = itertools.accumulate(switches, ticks_in_a_row, initial=0)
+    assert [count == 2 for count in counts][1:] == [False, False, False, True, False, False, False, True]
 
 
 def test_a_continued_run_goes_on_counting():
     run, guards = build(aug='noaug')
     set_weight(run.state.G, 'synthesis.b8.conv0.weight', NAN)
     ticks(run, guards, 3, WON.get)
-    state = guards.state_dict()
+    counts = copy.deepcopy(run.state.guards)
     later = SmallRun(run.config)
     set_weight(later.state.G, 'synthesis.b8.conv0.weight', NAN)
+    later.state.guards = copy.deepcopy(counts)
     continued = Guards(later.state, later.phases, None)
-    continued.load_state_dict(state)
-    assert continued.state_dict() == state
+    assert later.state.guards == counts and counts.num_broken['Gmain'] == 3
     assert any('has won' in line for line in continued.tick(WON.get, 0.0))
     lines = [line for line in ticks(later, continued, REPEAT_TICKS) if line.startswith('Gmain')]
     assert len(lines) == 1 and f'{3 + REPEAT_TICKS - 2} steps so far' in lines[0]

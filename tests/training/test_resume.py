@@ -16,10 +16,10 @@ from resume_cases import (
     kill_after_progress,
     last_nimg,
     output,
+    request_for,
     run_to_status,
     start,
     stats_lines,
-    wish_for,
     write_pictures,
 )
 
@@ -62,8 +62,8 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(pictures, who
     rng = random.Random(workers)
     for _ in range(KILLS):
         assert kill_after_progress(config, rng.uniform(0, 0.15)) == -signal.SIGKILL
-    assert finish(start(config, wish_for(config.run_dir))) == 0, output(config)
-    assert output(config).count('Going on from') == KILLS
+    assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
+    assert output(config).count('Resuming from') == KILLS
     assert_same_run(tmp_path / 'run', whole)
 
 
@@ -74,7 +74,7 @@ def test_two_processes_killed_together_end_like_two_that_were_not(pictures, tmp_
     rng = random.Random(2)
     for _ in range(KILLS_OF_TWO):
         assert kill_after_progress(second, rng.uniform(0, 0.3)) == -signal.SIGKILL
-    assert finish(start(second, wish_for(second.run_dir))) == 0, output(second)
+    assert finish(start(second, request_for(second.run_dir))) == 0, output(second)
     assert_same_run(folders[1], folders[0])
 
 
@@ -84,7 +84,7 @@ def test_a_run_that_is_asked_to_stop_saves_itself_within_a_tick(pictures, whole,
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         assert kill_after_progress(config, 0.07, number) == STOPPED
         moments.append(last_nimg(config))
-    assert finish(start(config, wish_for(config.run_dir))) == 0, output(config)
+    assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
     # Otherwise this was no test of stopping inside a tick.
     assert any(nimg % 20 != 4 for nimg in moments), moments
     assert_same_run(tmp_path / 'run', whole)
@@ -116,11 +116,11 @@ def never_stop():
 def test_what_was_written_after_the_snapshot_is_taken_back(pictures, whole, tmp_path):
     config = configure(pictures, tmp_path / 'run', steps=20)
     assert finish(start(config)) == 0
-    wish = wish_for(config.run_dir)
+    request = request_for(config.run_dir)
     with open(tmp_path / 'run' / 'stats.jsonl', 'a') as file:
         file.write(stats_file_line(tick=9) + '\n' + stats_file_line(tick=10)[:30])
     longer = configure(pictures, tmp_path / 'run')
-    assert finish(start(longer, wish)) == 0, output(longer)
+    assert finish(start(longer, request)) == 0, output(longer)
     assert_ticks(tmp_path / 'run', whole)
 
 
@@ -137,11 +137,11 @@ def assert_ticks(folder, reference):
 def test_other_options_are_refused_by_name_unless_allowed(pictures, tmp_path):
     config = configure(pictures, tmp_path / 'run', steps=5)
     assert finish(start(config)) == 0
-    wish = wish_for(config.run_dir)
+    request = request_for(config.run_dir)
     other = configure(pictures, tmp_path / 'run', steps=10, gamma=3.0)
-    assert finish(start(other, wish)) == 2
+    assert finish(start(other, request)) == 2
     assert '--gamma (loss.r1_gamma was 0.5, now 3.0)' in output(config)
-    assert finish(start(other, dataclasses.replace(wish, allow_changes=True))) == 0, output(config)
+    assert finish(start(other, dataclasses.replace(request, allow_changes=True))) == 0, output(config)
     assert read_manifest(config.run_dir)[-1].nimg == 40
 
 
@@ -174,7 +174,7 @@ def test_a_run_on_a_gpu_goes_on_to_the_bit_with_deterministic_algorithms(tmp_pat
         assert run_to_status(whole) == 0
         for _ in range(3):
             assert run_until(parts, 11) == STOPPED
-        assert run_to_status(parts, wish_for(parts.run_dir)) == 0
+        assert run_to_status(parts, request_for(parts.run_dir)) == 0
         assert_same_run(folders[1], folders[0])
     finally:
         torch.use_deterministic_algorithms(mode=False)
@@ -185,4 +185,4 @@ def run_until(config, count):
     steps = iter(range(count - 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interrupt.Interrupt, 'should_stop', lambda self, device=None: next(steps, None) is None)
-        return run_to_status(config, wish_for(config.run_dir))
+        return run_to_status(config, request_for(config.run_dir))

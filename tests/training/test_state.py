@@ -16,7 +16,9 @@ def config(**flags):
     """With everything that has a memory: ADA, style mixing, path lengths, gradient accumulation."""
     plain = small_config(batch_gpu=2, gamma=0.1, dlr=0.006, **flags)
     loss = dataclasses.replace(plain.loss, pl_weight=2, style_mixing_prob=0.9)
-    return dataclasses.replace(plain, loss=loss, ada_kimg=0.5)
+    # A target in the range of this D's mean sign, so that p moves both ways within a few steps.
+    augment = dataclasses.replace(plain.augment, target=-0.5)
+    return dataclasses.replace(plain, loss=loss, augment=augment, ada_kimg=0.5)
 
 
 def leaves(value, name=''):
@@ -37,8 +39,8 @@ def assert_same(first, second):
 def through_a_file(state):
     """The dictionary as another process reads it."""
     file = io.BytesIO()
-    write_state(file, make_payload({}, HostCopies().tree(state), {}, {}))
-    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)['run']
+    write_state(file, make_payload({}, **HostCopies().tree(state)))
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
 
 def test_a_run_that_is_replaced_again_and_again_is_the_one_that_is_not():
@@ -71,7 +73,7 @@ def test_moments_get_the_strides_of_their_parameters():
 def test_a_state_has_everything_in_it():
     run = SmallRun(config())
     run.step(1)
-    state = run.state.state_dict()
+    state = run.state.state_dict()['run']
     assert set(state) == {'G', 'D', 'G_ema', 'G_opt', 'D_opt', 'pl_mean', 'augment_p', 'ada', 'cur_nimg',
                           'batch_idx'}
     G = run.state.G
@@ -86,7 +88,7 @@ def test_a_run_without_adaptive_augmentation_has_less_to_keep(flags):
     first, second = SmallRun(config(**flags)), SmallRun(config(**flags))
     first.step(2)
     second.state.load_state_dict(through_a_file(first.state.state_dict()))
-    assert first.state.state_dict()['ada'] is None
+    assert first.state.state_dict()['run']['ada'] is None
     assert_same(first.state.state_dict(), second.state.state_dict())
 
 
@@ -102,6 +104,6 @@ def test_other_networks_are_refused_by_the_name_of_a_tensor():
     state = through_a_file(SmallRun(config()).state.state_dict())
     with pytest.raises(UserError, match=r'--resume: G\.[\w.]+ is \(.*\) in the training state, but \('):
         SmallRun(config(cmax=8, cbase=64)).state.load_state_dict(state)
-    del state['D']['b4.out.bias']
+    del state['run']['D']['b4.out.bias']
     with pytest.raises(UserError, match=r'D\.b4\.out\.bias is absent in the training state'):
         SmallRun(config()).state.load_state_dict(state)

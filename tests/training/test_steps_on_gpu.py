@@ -42,7 +42,7 @@ def small_run(cuda_graphs='off', **flags):
     if run.state.augment_pipe is not None:
         run.state.augment_pipe.p.fill_(0.6)
     run.lines = []
-    use_graphs(run.phases, config, CUDA, run.lines.append, run.state, run.store)
+    use_graphs(run.state, run.phases, config, CUDA, run.lines.append)
     return run
 
 

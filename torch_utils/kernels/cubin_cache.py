@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled kernels on disk: one file for each key, written atomically, checked when read, no locks."""
+"""Compiled kernels on disk: one file per key, written atomically, verified when read, no locks."""
 import hashlib
 import os
 import struct
@@ -12,19 +12,19 @@ SUFFIX = '.cubin'
 
 
 class CubinCache:
-    """A folder of compiled code. Several processes may use it at once: whoever writes last wins, with the
-    same content.
+    """A folder of compiled code. Several processes may use it at once: the last writer wins, with the same
+    content.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
     def path(self, key: str) -> Path:
-        """Where the code of `key` is kept."""
+        """The file of `key`."""
         return self.folder / (key + SUFFIX)
 
     def load(self, key: str) -> bytes | None:
-        """The code of `key`; None if it is missing, unreadable or damaged."""
+        """The code of `key`; None if it is missing, unreadable or corrupt."""
         try:
             data = self.path(key).read_bytes()
         except OSError:
@@ -37,7 +37,7 @@ class CubinCache:
         return code if intact else None
 
     def store(self, key: str, code: bytes) -> None:
-        """Keep `code` under `key`. Raises OSError if the folder cannot be made or written."""
+        """Store `code` under `key`. Raises OSError if the folder cannot be created or written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=key[:16], suffix='.tmp')
         try:
@@ -55,7 +55,7 @@ class CubinCache:
 
 
 def key_of(*parts: str | bytes) -> str:
-    """SHA-256 of the parts in hexadecimal; where one part ends and the next begins counts."""
+    """SHA-256 of the parts in hexadecimal; depends on the boundaries between parts, too."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

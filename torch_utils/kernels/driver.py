@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading and launching machine code through the C interface of the CUDA driver.
+"""Loading and launching machine code through the C API of the CUDA driver.
 
-libcuda comes with the GPU's driver and not with a Python package. The signatures of the few functions called
-here are the same in every release since CUDA 10.1, and a call costs less than through the layers above it.
+libcuda comes with the GPU's driver, not with a Python package. The signatures of the few functions called
+here have not changed since CUDA 10.1, and a call costs less than through the layers above.
 """
 import contextlib
 import ctypes
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 LIBRARY = 'nvcuda.dll' if sys.platform == 'win32' else 'libcuda.so.1'
 ATTRIBUTE_NUM_REGS = 4
 CAPTURE_MODE_RELAXED = 2
-# Errors of one call that leave the context usable: wrong arguments, code that does not fit the device, and
-# blocks that need more registers or shared memory than it has.
+# Errors that leave the context usable: invalid arguments, code for another device, and blocks that need more
+# registers or shared memory than the device has.
 REFUSALS = frozenset([1, 98, 200, 209, 218, 220, 221, 222, 301, 400, 500, 701])
 _SIGNATURES: dict[str, tuple] = {
     'cuInit': (c_uint,),
@@ -43,13 +43,13 @@ class DriverError(RuntimeError):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether only this call has failed, so that the same work can be done in another way."""
+        """Whether only this call failed, so that a fallback can do the same work."""
         return self.code in REFUSALS
 
 
 @dataclass(frozen=True)
 class Function:
-    """A loaded kernel, in the primary context of its device, which is also that of torch."""
+    """A loaded kernel, in the primary context of its device, which torch uses, too."""
 
     handle: int
     context: int
@@ -57,7 +57,7 @@ class Function:
 
 
 class _Thread(threading.local):
-    """What each thread keeps from launch to launch, so that it need not be made again."""
+    """Objects that each thread reuses from launch to launch."""
 
     def __init__(self) -> None:
         self.context = c_void_p()
@@ -69,7 +69,7 @@ _thread = _Thread()
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The driver, ready for calls. Raises OSError where there is none, DriverError if it does not start."""
+    """The initialized driver. Raises OSError if there is none, DriverError if it fails to initialize."""
     driver = ctypes.CDLL(LIBRARY)
     for name, argtypes in _SIGNATURES.items():
         getattr(driver, name).argtypes = argtypes
@@ -78,7 +78,7 @@ def library() -> ctypes.CDLL:
 
 
 def load(code: bytes, entry: str, index: int) -> Function:
-    """The kernel `entry` of a cubin or of PTX, ready to be launched on device number `index`.
+    """The kernel `entry` of a cubin or PTX, ready to be launched on CUDA device `index`.
 
     May be called while a CUDA graph is captured. Raises OSError or DriverError.
     """
@@ -87,7 +87,7 @@ def load(code: bytes, entry: str, index: int) -> Function:
     with _current(driver, context), _relaxed(driver):
         _check(driver, 'cuModuleLoadData', driver.cuModuleLoadData(module, code))
         _check(driver, 'cuModuleGetFunction', driver.cuModuleGetFunction(handle, module, entry.encode()))
-        # CUDA loads code lazily; asking for an attribute makes it do so now rather than at the first launch.
+        # CUDA loads code lazily; querying an attribute forces loading now rather than at the first launch.
         _check(driver, 'cuFuncGetAttribute',
                driver.cuFuncGetAttribute(num_regs, ATTRIBUTE_NUM_REGS, handle))
     return Function(handle.value or 0, context, num_regs.value)
@@ -99,8 +99,8 @@ def launch(
 ) -> None:
     """Enqueue a kernel on a stream of its device. An int is passed as a long long, a float as a double.
 
-    A thread without a context, as autograd's may be, gets that of the device; another one keeps its own.
-    Raises DriverError.
+    A thread without a context, as autograd's may be, gets that of the device; otherwise the current context
+    is restored. Raises DriverError.
     """
     driver, current = library(), _thread.context
     _check(driver, 'cuCtxGetCurrent', driver.cuCtxGetCurrent(current))
@@ -133,7 +133,7 @@ def _primary_context(index: int) -> int:
 
 @contextlib.contextmanager
 def _current(driver: ctypes.CDLL, context: int) -> Iterator[None]:
-    """Within this a context is the current one of the thread, and stays so if there was none."""
+    """Make a context current within this block, and leave it current if there was none before."""
     before = c_void_p()
     _check(driver, 'cuCtxGetCurrent', driver.cuCtxGetCurrent(before))
     _check(driver, 'cuCtxSetCurrent', driver.cuCtxSetCurrent(context))
@@ -146,7 +146,7 @@ def _current(driver: ctypes.CDLL, context: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _relaxed(driver: ctypes.CDLL) -> Iterator[None]:
-    """Within this the thread may call what would otherwise spoil a capture in progress."""
+    """Within this block the thread may make calls that would otherwise invalidate a capture in progress."""
     mode = c_int(CAPTURE_MODE_RELAXED)
     _check(driver, 'cuThreadExchangeStreamCaptureMode', driver.cuThreadExchangeStreamCaptureMode(mode))
     try:
@@ -156,7 +156,7 @@ def _relaxed(driver: ctypes.CDLL) -> Iterator[None]:
 
 
 def _parameters(values: Sequence[int | float]) -> ctypes.Array:
-    """Pointers to the values, eight bytes each, in memory of this thread that the next call overwrites."""
+    """Pointers to the values, eight bytes each, in a thread-local buffer that the next call overwrites."""
     buffers = _thread.buffers.get(len(values))
     if buffers is None:
         buffers = _thread.buffers[len(values)] = _new_buffers(len(values))
@@ -170,7 +170,7 @@ def _parameters(values: Sequence[int | float]) -> ctypes.Array:
 
 
 def _new_buffers(count: int) -> tuple:
-    """The same memory as integers and as doubles, and pointers to its elements."""
+    """One buffer as integers and as doubles, and pointers to its elements."""
     integers = (ctypes.c_int64 * count)()
     start = ctypes.addressof(integers)
     pointers = (c_void_p * count)(*(start + 8 * i for i in range(count)))

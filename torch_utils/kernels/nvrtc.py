@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA's run-time compiler through cuda-bindings: what is installed, what it can do, source to cubin.
+"""NVIDIA's run-time compiler through cuda-bindings: what is installed, which targets it has, source to cubin.
 
-Needs no GPU and no CUDA toolkit. The packages are optional and slow to import, so that happens at first use.
+Needs no GPU and no CUDA toolkit. The packages are optional and slow to import, so they are imported at first
+use.
 """
 import dataclasses
 import functools
@@ -23,34 +24,34 @@ INSTALL_ALL = "pip install 'cuda-bindings=={0}.*' {1}"
 RUNTIME_PACKAGES = {
     '12': 'nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12', '13': 'nvidia-cuda-nvrtc nvidia-cuda-runtime'}
 NEWEST_MAJOR = '13'
-FAST_MATH = False  # its error is above what the operators' tests allow in float32
+FAST_MATH = False  # its error exceeds the float32 tolerance of the operators' tests
 CXX_STANDARD = 'c++17'
 HALF_HEADER = 'cuda_fp16.h'
-# What a missing or half-installed package, or a library that it cannot load, may raise.
+# Errors of a missing or incompletely installed package, or of a library that it cannot load.
 IMPORT_ERRORS = (ImportError, AttributeError, RuntimeError, OSError)
 
 
 def cuda_major() -> str:
-    """Major CUDA version that the packages must have: that of torch, else of the bindings."""
+    """Major CUDA version that the packages must have: torch's, else that of the bindings."""
     if torch.version.cuda:
         return torch.version.cuda.partition('.')[0]
     return (bindings_version() or NEWEST_MAJOR).partition('.')[0]
 
 
 def install_command() -> str:
-    """The one command that installs everything for the torch that is here."""
+    """The command that installs everything that this build of torch needs."""
     major = cuda_major()
     return INSTALL_ALL.format(major, RUNTIME_PACKAGES.get(major, RUNTIME_PACKAGES[NEWEST_MAJOR]))
 
 
 def bindings_version() -> str | None:
-    """Version of cuda-bindings, None without it."""
+    """Version of cuda-bindings; None without it."""
     return _version('cuda.bindings')
 
 
 @functools.cache
 def problem() -> str | None:
-    """Why kernels cannot be compiled here, with the remedy, in one line; None if they can."""
+    """Why kernels cannot be compiled, with the remedy, in one line; None if they can."""
     bindings = bindings_version()
     if bindings is None:
         return f'cuda-bindings is missing; run: {install_command()}'
@@ -75,14 +76,14 @@ def release() -> str:
 
 @functools.cache
 def architectures() -> tuple[int, ...]:
-    """Compute capabilities that NVRTC compiles for, such as (75, 80, 90), ascending."""
+    """Compute capabilities that NVRTC supports, such as (75, 80, 90), ascending."""
     _, numbers = _bindings().nvrtcGetSupportedArchs()
     return tuple(sorted(numbers))
 
 
 def architecture_for(capability: tuple[int, int]) -> str:
-    """What to compile for a device: 'sm_90' (machine code), or for a device newer than the compiler
-    'compute_120' (PTX that the driver finishes). Raises CompileError for one older.
+    """Compilation target of a device: 'sm_90' (machine code), or for a device newer than the compiler
+    'compute_120' (PTX, compiled by the driver). Raises CompileError for a device that is too old.
     """
     number, known = capability[0] * 10 + capability[1], architectures()
     if number in known:
@@ -90,14 +91,14 @@ def architecture_for(capability: tuple[int, int]) -> str:
     older = [n for n in known if n < number]
     if not older:
         raise CompileError(
-            f'CUDA {release()} no longer compiles for devices of capability {capability[0]}.{capability[1]}; '
-            f'use a torch built for an older CUDA')
+            f'CUDA {release()} no longer supports compute capability {capability[0]}.{capability[1]}; use a '
+            f'torch built for an older CUDA')
     return f'compute_{older[-1]}'
 
 
 @functools.cache
 def include_folder() -> str | None:
-    """Folder of cuda_fp16.h: in pip's packages, which torch's wheels bring, or CUDA_HOME; None if nowhere."""
+    """Folder of cuda_fp16.h: in the pip packages of torch's wheels, or CUDA_HOME; None if not found."""
     spec = importlib.util.find_spec('nvidia')
     packages = [Path(p) for p in spec.submodule_search_locations or []] if spec else []
     folders = [root / name for root in packages for name in (f'cu{cuda_major()}', 'cuda_runtime')]
@@ -110,9 +111,9 @@ def include_folder() -> str | None:
 def job_for(
     text: str, name: str, defines: tuple[tuple[str, str], ...], arch: str, folders: tuple[str, ...],
 ) -> Job:
-    """How CUDA C++ `text` is compiled for arch 'sm_XX', or to PTX for 'compute_XX'.
+    """The compilation of CUDA C++ `text` for arch 'sm_XX', or to PTX for 'compute_XX'.
 
-    folders: of the headers it includes.  Raises UserError if the compiler is not there.
+    folders: of included headers.  Raises UserError without the compiler.
     """
     if problem():
         raise UserError(f'Kernels cannot be compiled: {problem()}')
@@ -130,7 +131,7 @@ def compile_source(
     """Machine code or PTX; the arguments are those of job_for.
 
     report(text): called with registers, memory and spills of every kernel in it. Raises CompileError with the
-    compiler's first complaint, UserError if the compiler is not there.
+    compiler's first error, UserError without the compiler.
     """
     job = job_for(text, name, defines, arch, folders)
     if report is not None:

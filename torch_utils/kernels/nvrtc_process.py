@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One compilation by NVRTC, here or in a process of its own: `python -m torch_utils.kernels.nvrtc_process`.
+"""One compilation by NVRTC, here or in a separate process: `python -m torch_utils.kernels.nvrtc_process`.
 
-NVRTC compiles one program of a process at a time, whatever its number of threads. Such a process starts in a
-third of a second because it imports no torch. It reads requests and writes answers until its input ends, each
-a line of JSON, followed by the code where there is some.
+NVRTC compiles one program at a time per process, whatever the number of threads. The process starts in a
+third of a second because it does not import torch. It reads requests and writes answers until its input ends:
+one line of JSON each, followed by the code if there is any.
 """
 import importlib
 import json
@@ -20,16 +20,16 @@ from typing import Any
 
 COMMAND = (sys.executable, '-m', 'torch_utils.kernels.nvrtc_process')
 ROOT = Path(__file__).resolve().parents[2]
-END_SEC = 10  # what a process may take to end once its input has
+END_SEC = 10  # for a process to exit after the end of its input
 
 
 class CompileError(RuntimeError):
-    """A kernel cannot be compiled or loaded; the message has one line."""
+    """A kernel cannot be compiled or loaded; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """CUDA C++ `text`, called `name` in messages, and the compiler's options.  is_ptx: PTX is wanted."""
+    """CUDA C++ `text`, called `name` in messages, and the compiler's options.  is_ptx: compile to PTX."""
 
     text: str
     name: str
@@ -37,9 +37,9 @@ class Job:
     is_ptx: bool = False
 
     def run(self, report: Callable[[str], object] | None = None) -> bytes:
-        """The machine code, or PTX. report(text): called with what the compiler tells of a success.
+        """The machine code, or PTX. report(text): called with the compiler's log after success.
 
-        Raises CompileError with the compiler's first complaint, and what importing NVRTC may raise.
+        Raises CompileError with the compiler's first error, and import errors of NVRTC.
         """
         api = _bindings()
         options = [option.encode() for option in self.options]
@@ -63,13 +63,12 @@ def run_all(
     jobs: Sequence[Job], num_processes: int,
     finished: Callable[[int, bytes | CompileError], object] = lambda i, result: None,
 ) -> list[bytes | CompileError]:
-    """The result of each job, or why there is none. Whatever happens, the processes have ended afterwards.
+    """The result of each job, or its error. All processes have exited on return, also after an error.
 
-    finished(i, result): called as soon as job number i has one, by one thread at a time; an error that it
-    raises ends everything.
+    finished(i, result): called when job i is done, by one thread at a time; if it raises, all work stops.
     """
     results: list[bytes | CompileError] = [CompileError('not compiled')] * len(jobs)
-    waiting, lock = iter(range(len(jobs))), threading.Lock()  # shared: every thread takes the next
+    waiting, lock = iter(range(len(jobs))), threading.Lock()  # shared by all threads
 
     def serve() -> None:
         with _Compiler() as compiler:
@@ -84,13 +83,13 @@ def run_all(
             for thread in threads:
                 thread.result()
         finally:
-            for _ in waiting:  # after an error or an interruption nothing more is begun
+            for _ in waiting:  # after an error or an interrupt: start no further job
                 pass
     return results
 
 
 def complaint(log: str) -> str:
-    """The first line of a compiler's output that says what is wrong."""
+    """The first line with an error in a compiler's output."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r'\berror\b', line)]
     return (errors or lines or ['no output'])[0]
@@ -109,11 +108,11 @@ def main() -> None:
 
 
 class _Compiler:
-    """A process that compiles one job after the other; it ends with this context."""
+    """A process that compiles one job after another; it exits at the end of this context."""
 
     def __enter__(self) -> '_Compiler':
         try:
-            # From the folder of the package, which is then found however this program was started.
+            # In the folder of the package, so that it can be imported however this program was started.
             self._process = subprocess.Popen(
                 COMMAND, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         except OSError:
@@ -121,14 +120,14 @@ class _Compiler:
         return self
 
     def run(self, job: Job) -> bytes | CompileError:
-        """What the process makes of a job."""
+        """Compile a job in the process."""
         try:
             self._process.stdin.write(json.dumps(asdict(job)).encode() + b'\n')
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline())
             code = self._process.stdout.read(answer['size'])
         except (OSError, ValueError, AttributeError):
-            return CompileError('the process that compiles has ended')
+            return CompileError('the compiler process has exited')
         return code if answer['error'] is None else CompileError(answer['error'])
 
     def __exit__(
@@ -156,7 +155,7 @@ def _checked(result: tuple[Any, ...]) -> Any:
 
 
 def _buffer(size_of: Callable[..., Any], read: Callable[..., Any], program: Any) -> bytes:
-    """What NVRTC holds for a program, by the pair of functions that give its size and copy it."""
+    """Data of a program, by the pair of functions that return its size and copy it."""
     data = bytes(_checked(size_of(program)))
     # The bindings write into the object itself.
     read(program, data)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NumPy numbers and arrays inside network pickles, of plain numeric types only."""
+"""NumPy scalars and arrays inside network pickles, of plain numeric dtypes only."""
 import math
 from typing import Any
 
@@ -12,12 +12,12 @@ NUMBER_CODES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8'
 
 
 class NumberType(Buildable):
-    """What stands for numpy.dtype: one of a few kinds of numbers, never an object or a structure."""
+    """Stands in for numpy.dtype: one of NUMBER_CODES, never an object or a structure."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True):
-        # Among those left out: O, objects, which are pickles in pickles.
+        # 'O' is refused, among others: arrays of objects contain pickles.
         if code not in NUMBER_CODES:
-            # No other kind is printed: lists inside lists can take for ever.
+            # Only text is printed: formatting nested lists can take exponential time.
             raise Damaged(f'numpy values of type {code!r}' if type(code) is str else 'a nameless numpy type')
         self.code, self.order = code, '<'
 
@@ -29,23 +29,23 @@ class NumberType(Buildable):
 
     @property
     def dtype(self) -> np.dtype:
-        """The type as NumPy knows it."""
+        """The NumPy dtype."""
         return np.dtype(self.order + self.code)
 
 
 class StoredArray(Buildable):
-    """An array that has not been made yet: made empty, then given its content, as NumPy pickles it."""
+    """A description of an array: created empty, then given its content, as NumPy pickles it."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = (0,)
         self._content: tuple[bytes, np.dtype, str] = (b'', np.dtype('f4'), 'C')
 
     def build(self, state: Any) -> None:
-        """Take (version, shape, number type, column-major?, bytes). Raises Damaged unless sizes agree."""
+        """Take (version, shape, number type, column-major?, bytes). Raises Damaged if the sizes disagree."""
         if type(state) is not tuple or len(state) != 5:
             raise Damaged('an array of an unknown kind')
         _, shape, kind, is_column_major, data = state
-        # Files of Python 2 hold text where Python 3 has bytes.
+        # Pickles of Python 2 have text where Python 3 has bytes.
         data = data.encode('latin1') if type(data) is str else data
         if not isinstance(kind, NumberType) or type(data) is not bytes or type(shape) is not tuple:
             raise Damaged('an array of other things than numbers')
@@ -56,13 +56,13 @@ class StoredArray(Buildable):
         self.shape, self._content = shape, (data, kind.dtype, 'F' if is_column_major is True else 'C')
 
     def array(self) -> np.ndarray:
-        """The array; a view of the bytes of the file, which cannot be written to."""
+        """The array, a read-only view of the bytes of the file."""
         data, dtype, order = self._content
         return np.frombuffer(data, dtype).reshape(self.shape, order=order)
 
 
 def numpy_scalar(kind: Any, data: Any) -> Any:
-    """What stands for numpy's scalar(): the Python number of these bytes."""
+    """Stands in for numpy's scalar(): the Python number of these bytes."""
     data = data.encode('latin1') if type(data) is str else data
     if not isinstance(kind, NumberType) or type(data) is not bytes or len(data) != kind.dtype.itemsize:
         raise Damaged('a numpy number of the wrong kind or size')
@@ -70,17 +70,17 @@ def numpy_scalar(kind: Any, data: Any) -> Any:
 
 
 def new_array(cls: Any, shape: Any, code: Any) -> StoredArray:
-    """What stands for numpy's _reconstruct(ndarray, (0,), b'b'): an empty array, to be given its content."""
+    """Stands in for numpy's _reconstruct(ndarray, (0,), b'b'): an empty array, to be given its content."""
     if cls is not NDARRAY or shape != (0,):
         raise Damaged('an array that is not one')
     return StoredArray()
 
 
-NDARRAY = Global()  # what stands for the class numpy.ndarray, which files name but never call
+NDARRAY = Global()  # stands in for the class numpy.ndarray, which files name but never call
 
 
 def encode(text: Any, encoding: Any) -> bytes:
-    """What stands for _codecs.encode, by which protocols below 3 write bytes."""
+    """Stands in for _codecs.encode, which pickle protocols below 3 use for bytes."""
     if type(text) is not str or encoding != 'latin1':
         raise Damaged('encoded text')
     return text.encode('latin1')
@@ -88,7 +88,7 @@ def encode(text: Any, encoding: Any) -> bytes:
 
 _SCALAR, _ARRAY = Global(call=numpy_scalar), Global(call=new_array)
 
-# What pickles with numbers and arrays ask for; NumPy 2 renamed a module.
+# Globals of pickles with scalars and arrays; NumPy 2 renamed a module.
 TABLE = {
     ('numpy.core.multiarray', 'scalar'): _SCALAR,
     ('numpy._core.multiarray', 'scalar'): _SCALAR,

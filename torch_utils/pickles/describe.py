@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads network pickles without executing anything in them: the result is a description, not a network.
 
-Official, StyleGAN3's (its stylegan2 networks), TensorFlow's and own files; anything else that they ask for
-is refused.
+Supports official files, StyleGAN3's StyleGAN2 networks, TensorFlow networks and our own; any other global is
+refused.
 """
 import contextlib
 import io
@@ -27,9 +27,9 @@ RECONSTRUCT = ('torch_utils.persistence', '_reconstruct_persistent_obj')
 
 @dataclass(frozen=True)
 class ModuleDescription:
-    """A pickled network module: what its class is called, how it was constructed, and what it holds.
+    """A pickled network module: name of its class, constructor arguments, and contents.
 
-    attributes: its plain values (numbers, text, lists of such).  tensors: own parameters and buffers.
+    attributes: its plain values (numbers, text, lists of these).  tensors: its own parameters and buffers.
     children: submodules, in order; None for a disabled one.
     """
 
@@ -41,9 +41,9 @@ class ModuleDescription:
     children: dict[str, 'ModuleDescription | None'] = field(default_factory=dict)
 
     def modules(self) -> Iterator[tuple[str, 'ModuleDescription']]:
-        """(dotted name, description) of this module and all below it, parents first.
+        """(dotted name, description) of this module and all submodules, parents first.
 
-        Raises UserError if they are too many: one description can be its own relative many times over.
+        Raises UserError if there are too many: a hostile file can share one submodule exponentially often.
         """
         pending: list[tuple[str, ModuleDescription, int]] = [('', self, 0)]
         for _ in range(MAX_MODULES):
@@ -56,35 +56,35 @@ class ModuleDescription:
                 return
             if depth > MAX_DEPTH:
                 break
-        raise UserError(f'{self.class_name}: no network has so many submodules')
+        raise UserError(f'{self.class_name}: too many submodules for a network')
 
     def state(self) -> dict[str, StoredTensor]:
-        """All tensors by the names of a state dict."""
+        """All tensors, by state-dict name."""
         return {f'{prefix}.{name}'.lstrip('.'): tensor
                 for prefix, module in self.modules() for name, tensor in module.tensors.items()}
 
 
 class TensorFlowNetwork(Buildable):
-    """A pickled TensorFlow network. state: its attributes, as they lie in the file."""
+    """A pickled TensorFlow network.  state: its attributes, as stored."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
 
     def build(self, state: Any) -> None:
-        """Take the attributes. Raises Damaged if they are no dict."""
+        """Take the attributes. Raises Damaged unless they are a dict."""
         if type(state) is not dict:
             raise Damaged('a TensorFlow network without attributes')
         self.state = state
 
 
 def load(file: BinaryIO, name: str = 'network pickle') -> Any:
-    """What the pickle in a binary file holds, with a ModuleDescription in the place of every network module.
+    """Contents of the pickle in a binary file, with a ModuleDescription in place of every network module.
 
-    name: what error messages call the file. TensorFlow networks become TensorFlowNetwork, arrays StoredArray,
-    numpy scalars numbers, every kind of dict a dict. Raises UserError, one line, if the file is no such
-    pickle, is damaged, or asks for anything unknown.
+    name: of the file in error messages. TensorFlow networks become TensorFlowNetwork, arrays StoredArray,
+    numpy scalars numbers, and every kind of dict a dict. Raises UserError, one line, if the file is not a
+    network pickle, is damaged, or refers to an unknown global.
     """
-    data = file.read()  # at once, so that no declared size can ask for more than there is
+    data = file.read()  # all at once, so that a declared size cannot exceed what is there
     if data[:4] == b'PK\x03\x04':
         raise UserError(f'{name}: a zip archive, not a network pickle; give a network-snapshot-*.pkl')
     with explained(name):
@@ -93,10 +93,10 @@ def load(file: BinaryIO, name: str = 'network pickle') -> Any:
 
 
 def plain(value: Any, name: str) -> Any:
-    """A copy of a part of what load() gave: numbers, text, None and containers of such.
+    """A copy of a part of load()'s result: numbers, text, None and containers of these.
 
-    A small pickle can hold one list in itself, or so often that nobody could print or compare it. Raises
-    UserError about the file called `name` for that, and for anything else than such values.
+    A small pickle can nest one list in itself, or exponentially often, so that it cannot be printed or
+    compared. Raises UserError about the file called `name` for that, and for values of other types.
     """
     with explained(name):
         return _Describer().copy(value)
@@ -104,7 +104,7 @@ def plain(value: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn what the machine raises into a UserError of one line about the file called `name`."""
+    """Turn errors of the machine into a one-line UserError about the file called `name`."""
     try:
         yield
     except Refused as error:
@@ -112,30 +112,32 @@ def explained(name: str) -> Iterator[None]:
         if wanted.startswith(('dnnlib.tflib.', 'tfutil.')):
             raise UserError(f'{name}: a TensorFlow network pickle that asks for {wanted}; only those of '
                             'StyleGAN2 and StyleGAN2-ADA can be read') from error
-        raise UserError(f'{name}: asks for {wanted}; refused, and nothing in it was run: no network file '
-                        f'needs that. {TRUST}') from error
+        raise UserError(f'{name}: asks for {wanted}, which no network file needs; refused, and nothing in it '
+                        f'was run. {TRUST}') from error
     except Damaged as error:
         raise UserError(f'{name}: not a network file, or damaged ({_printable(str(error))}); '
                         'download or copy it again') from error
 
 
 def _printable(text: str) -> str:
-    """The text on one line, without what a terminal would obey."""
+    """The text on one line, without control characters."""
     return ''.join(c if c.isascii() and c.isprintable() else '?' for c in text)
 
 
 class _Describer:
-    """Turns pickled objects into descriptions, and counts their values: small pickles can repeat them."""
+    """Turns pickled objects into descriptions, and limits the number of values: a small pickle can repeat
+    them exponentially often.
+    """
 
     def __init__(self):
         self.count = 0
 
     def describe(self, meta: Any) -> ModuleDescription:
-        """What stands for persistence._reconstruct_persistent_obj; module_src is not even looked at."""
+        """Stands in for persistence._reconstruct_persistent_obj; module_src is ignored."""
         if type(meta) is not dict or (meta.get('type'), meta.get('version')) != ('class', VERSION):
             raise Damaged(f'an object that is not a class of format {VERSION}')
         class_name, state = _member(meta, 'class_name', str, None), _member(meta, 'state', dict, None)
-        # Copies: the pickle may go on changing the dicts that it has handed over.
+        # Copies: the pickle can still modify these dicts afterwards.
         held = {**_member(state, '_parameters', dict, {}), **_member(state, '_buffers', dict, {})}
         modules = _member(state, '_modules', dict, {})
         self.charge(len(state) + len(held) + len(modules))
@@ -149,16 +151,16 @@ class _Describer:
             self.copy(_member(state, '_init_kwargs', dict, {})), self.copy(own), tensors, children)
 
     def charge(self, count: int) -> None:
-        """Count values. Raises Damaged if they become too many."""
+        """Count values. Raises Damaged above MAX_VALUES."""
         self.count += count
         if self.count > MAX_VALUES:
-            raise Damaged('values without end')
+            raise Damaged('too many values')
 
     def copy(self, value: Any, depth: int = 0) -> Any:
-        """Numbers, text, None and containers of such. Raises Damaged for anything else."""
+        """A copy of numbers, text, None and containers of these. Raises Damaged for anything else."""
         self.charge(1)
         if depth > MAX_DEPTH:
-            raise Damaged('values nested without end')
+            raise Damaged('values nested too deep')
         if _is_scalar(value):
             return value
         if type(value) in (list, tuple):
@@ -190,7 +192,7 @@ def _expect(value: Any, kind: type, name: Any) -> Any:
 
 
 def _make_dict(items: Any = ()) -> dict:
-    """What stands for OrderedDict: built empty or from [[key, value], ...]."""
+    """Stands in for OrderedDict: created empty or from [[key, value], ...]."""
     pairs = [item for item in items if type(item) in (list, tuple) and len(item) == 2]
     if len(pairs) != len(items) or not all(type(key) is str for key, _ in pairs):
         raise Damaged('an ordered dict that is not made of pairs')
@@ -215,7 +217,7 @@ def _called(function: Callable[..., Any]) -> Global:
 
 _SET, _NEW_DICT = _called(_make_set), Global(new=lambda: {})
 
-# What a network pickle may ask for, matched exactly, besides _reconstruct_persistent_obj.
+# The globals that a network pickle may use, matched exactly, besides _reconstruct_persistent_obj.
 ALLOWED = {
     ('dnnlib.util', 'EasyDict'): _NEW_DICT,
     ('collections', 'OrderedDict'): Global(call=_make_dict, new=_make_dict),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pickle interpreter that can only build data: numbers, text, containers, and what its tables construct.
+"""A pickle interpreter that only builds data: numbers, text, containers, and objects from its table.
 
-It looks up no module, calls nothing but the functions handed to it, and needs memory and time in proportion
-to its input.
+It imports nothing, calls only the functions passed to it, and needs memory and time proportional to its
+input.
 """
 import io
 import pickletools
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_OPCODES = 1_000_000  # a network has some 20,000
-MAX_WORK = 10_000_000  # elements handed to functions, not counting once the size of the file
+MAX_WORK = 10_000_000  # elements passed to functions, in addition to the size of the file
 MAX_BITS = 256  # of an integer
 
 
 class Refused(Exception):
-    """The pickle asks for a global that is not in the table; the text is its dotted name."""
+    """The pickle refers to a global that is not in the table; the message is its dotted name."""
 
 
 class Damaged(Exception):
-    """The pickle is truncated, malformed, or uses something that no network file contains."""
+    """The pickle is truncated, malformed, or uses a feature that no network file needs."""
 
 
 @dataclass(frozen=True)
 class Global:
-    """An allowed global: what the machine does where the pickle calls it.
+    """An allowed global, and what calling it does.
 
-    call(*args) -> value for the opcode REDUCE, new(*args) -> object for NEWOBJ; None: not allowed.
+    call(*args) -> value: for opcode REDUCE.  new(*args) -> object: for NEWOBJ.  None: not allowed.
     """
 
     call: Callable[..., Any] | None = None
@@ -35,18 +35,18 @@ class Global:
 
 
 class Buildable:
-    """An object that takes a state by the opcode BUILD. No other object does."""
+    """Base of objects that accept a state by opcode BUILD; no other object does."""
 
     def build(self, state: Any) -> None:
-        """Take the state; raise Damaged if it is not one that this object has."""
+        """Take the state; raise Damaged if it is invalid."""
         raise NotImplementedError
 
 
 class Machine:
-    """Executes one pickle after the other from a binary file.
+    """Executes one pickle after another from a binary file.
 
-    allowed: (module, name) -> Global or value.  persistent_load(pid) -> object; None: there are no such ids.
-    max_opcodes: of one pickle.  drops_dict_state: forget the attributes of dicts instead of refusing them.
+    allowed: (module, name) -> Global or value.  persistent_load(pid) -> object; None: refuse persistent ids.
+    max_opcodes: per pickle.  drops_dict_state: ignore attributes of dicts instead of refusing them.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Machine:
 
     def load(self) -> Any:
         """The value of the next pickle in the file. Raises Refused or Damaged, and nothing else."""
-        # A pickle cannot see what the one before left behind.
+        # A pickle must not see the stack or memo of the previous one.
         self.stack, self.marks, self.memo = [], [], {}
         position = 0
         try:
@@ -91,15 +91,15 @@ class Machine:
         return values
 
     def charge(self, arguments: tuple) -> None:
-        """Count what a function is about to copy: a small pickle can hand over one list again and again."""
+        """Count elements that a function will copy: a small pickle can pass one list again and again."""
         self.work_left -= sum(len(a) for a in arguments if type(a) in (str, list, tuple, dict, set))
         if self.work_left < 0:
-            raise Damaged('the same data over and over')
+            raise Damaged('the same data repeated too often')
 
     def top(self, kind: type) -> Any:
-        """The top of the stack, which must be of this very type."""
+        """The top of the stack, which must be of exactly this type."""
         value = self.stack[-1]
-        # The very type: a subclass may have methods of its own.
+        # Exactly: a subclass may override methods.
         if type(value) is not kind:
             raise Damaged(f'expected a {kind.__name__}, found a {type(value).__name__}')
         return value
@@ -108,7 +108,7 @@ class Machine:
         """The allowed global of this exact module and name."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise Damaged('the name of a global is not text')
-        # A table, not getattr: dotted names lead nowhere.
+        # A table, not getattr: attributes of globals are out of reach.
         if (module, name) not in self.allowed:
             raise Refused(f'{module}.{name}'[:120])
         return self.allowed[module, name]
@@ -152,7 +152,7 @@ def _arguments(value: Any) -> tuple:
 
 def _op_reduce(machine: Machine, _: Any) -> None:
     arguments, function = _arguments(machine.stack.pop()), machine.stack.pop()
-    # Of all that a pickle can put on the stack, only entries of the table are callable here.
+    # Only entries of the table can be called, whatever else is on the stack.
     if not isinstance(function, Global) or function.call is None:
         raise Damaged('a call of something that is not a function')
     machine.charge(arguments)
@@ -168,10 +168,10 @@ def _op_newobj(machine: Machine, _: Any) -> None:
 
 def _op_build(machine: Machine, _: Any) -> None:
     state = machine.stack.pop()
-    # State dicts of torch have version numbers as such.
+    # torch's state dicts have version numbers as attributes.
     if machine.drops_dict_state and type(machine.stack[-1]) is dict:
         return
-    # The standard unpickler would set any attribute of any object, those of functions and classes included.
+    # The standard unpickler would set any attribute of any object, even of functions and classes.
     if not isinstance(machine.stack[-1], Buildable):
         raise Damaged(f'a state for a {type(machine.stack[-1]).__name__}')
     machine.stack[-1].build(state)
@@ -238,7 +238,7 @@ _OTHER_LITERALS = (
     'FLOAT', 'BINFLOAT', 'STRING', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8',
     'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8')
 
-# Not among them: INST, OBJ, NEWOBJ_EX, EXT*, PERSID, out-of-band buffers. No network file uses those.
+# Not supported: INST, OBJ, NEWOBJ_EX, EXT*, PERSID, out-of-band buffers. No network file uses them.
 _HANDLERS: dict[str, Callable[[Machine, Any], Any]] = {
     'PROTO': lambda machine, version: None,
     'FRAME': lambda machine, size: None,

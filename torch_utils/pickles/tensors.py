@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors inside network pickles, read without torch.load: the bytes of a storage are themselves pickles."""
+"""Tensors inside network pickles, read without torch.load: a storage is itself stored as pickles."""
 import io
 import math
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from torch_utils.pickles.machine import Damaged, Machine
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's non-zip format
 PROTOCOL = 1001  # second pickle
 MAX_DIMS = 8
-MAX_COPIES = 4  # of a number among the tensors of a network
-MAX_HEADER_OPCODES = 200  # of one of the pickles of a storage, which have about 30
+MAX_COPIES = 4  # of stored bytes, over all tensors of a network
+MAX_HEADER_OPCODES = 200  # per pickle of a storage; about 30 are usual
 
 _DTYPES = {
     'FloatStorage': torch.float32, 'DoubleStorage': torch.float64, 'HalfStorage': torch.float16,
@@ -27,7 +27,7 @@ STORAGE_TYPES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers in memory: the little-endian bytes of numel elements."""
+    """Little-endian bytes of numel elements."""
 
     data: memoryview
     dtype: torch.dtype
@@ -36,7 +36,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that has not been made yet: a view of a storage that lies wholly inside it."""
+    """A description of a tensor: a view that lies within its storage."""
 
     storage: Storage
     offset: int
@@ -54,20 +54,20 @@ class StoredTensor:
         return math.prod(self.shape)
 
     def tensor(self) -> torch.Tensor:
-        """The tensor on the CPU, in its own memory; with the recorded strides if these leave no gaps."""
+        """The tensor on the CPU, in its own memory; with the stored strides if they leave no gaps."""
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         # Only its own part: many tensors may share one storage.
         length = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         part = self.storage.data[self.offset * self.dtype.itemsize:][:length * self.dtype.itemsize]
-        # A bytearray, because torch wants memory that may be written to.
+        # A bytearray, because torch requires writable memory.
         view = torch.frombuffer(bytearray(part), dtype=self.dtype).as_strided(self.shape, self.stride)
         return view if self.numel == length else view.clone()
 
 
 def make_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
-    """The tensors, on the CPU. Raises Damaged if a small file would fill the memory with copies of itself."""
-    # By the bytes in memory: one storage can be declared many times.
+    """The tensors, on the CPU. Raises Damaged if a small file would fill the memory with copies."""
+    # Counted by memory: one storage can be declared many times.
     views = [tensor.storage.data for tensor in stored.values()]
     available = sum({id(view.obj): view.nbytes for view in views}.values())
     size = sum(tensor.numel * tensor.dtype.itemsize for tensor in stored.values())
@@ -77,9 +77,9 @@ def make_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
 
 
 def read_header(file: io.BytesIO, what: str) -> Machine:
-    """Read the three small pickles that everything saved without zip begins with; the machine for the next.
+    """Read the three small pickles at the start of torch's non-zip format; the machine for the next one.
 
-    Raises Damaged, naming `what` it is, if the format is not known.
+    Raises Damaged, naming `what` is read, for an unknown format.
     """
     # The machine reads exactly to the end of each pickle, so the next one starts where it stopped.
     plain = Machine(file, {}, max_opcodes=MAX_HEADER_OPCODES)
@@ -91,10 +91,10 @@ def read_header(file: io.BytesIO, what: str) -> Machine:
 
 
 def load_storage(data: Any) -> Storage:
-    """What stands for torch.storage._load_from_bytes, which would run a second, unrestricted pickle.
+    """Stands in for torch.storage._load_from_bytes, which would run a second, unrestricted pickle.
 
-    data: the bytes of one storage as torch.save writes it without zip: five pickles, a count, the elements.
-    Raises Damaged or Refused.
+    data: one storage as torch.save writes it without zip: five pickles, a count, the elements. Raises Damaged
+    or Refused.
     """
     if type(data) is not bytes:
         raise Damaged('a storage that is not bytes')
@@ -109,7 +109,7 @@ def load_storage(data: Any) -> Storage:
     size = numel * declared.dtype.itemsize
     if numel != declared.numel or len(data) - start != size:
         raise Damaged(f'a storage of {declared.numel} elements with {len(data) - start} bytes')
-    # A view: one storage may be named many times, and most are never made into tensors.
+    # A view: one storage may be referenced many times, and most never become tensors.
     return Storage(memoryview(data)[start:], declared.dtype, numel)
 
 
@@ -125,9 +125,9 @@ class Declared:
 
 
 def rebuild_tensor(*arguments: Any) -> StoredTensor:
-    """What stands for torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks).
+    """Stands in for torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks).
 
-    Raises Damaged if the view leaves its storage (torch would silently enlarge it) or repeats elements.
+    Raises Damaged if the view exceeds its storage (torch would silently enlarge it) or repeats elements.
     """
     if len(arguments) not in (6, 7) or any(arguments[5:]):
         raise Damaged('a tensor with hooks or metadata')

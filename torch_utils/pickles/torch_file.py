@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of torch.save, of both formats, read by the interpreter that executes nothing, not by torch.load."""
+"""Files of torch.save, in both formats, read by our own interpreter instead of torch.load: nothing runs."""
 import io
 import zipfile
 from collections.abc import Callable
@@ -15,7 +15,7 @@ BAD_ZIP = (zipfile.BadZipFile, LookupError, NotImplementedError, RuntimeError, O
 
 
 class _Bag(Buildable):
-    """What stands for argparse.Namespace, the options of a program: forgotten."""
+    """Stands in for argparse.Namespace, the options of a program, which are ignored."""
 
     def build(self, state: Any) -> None:
         """Take any state."""
@@ -25,15 +25,15 @@ TABLE = {**describe.ALLOWED, **STORAGE_TYPES, ('argparse', 'Namespace'): Global(
 
 
 def is_torch_file(data: bytes) -> bool:
-    """Whether torch.save wrote this, as far as its first bytes tell."""
+    """Whether torch.save wrote this, judging by its first bytes."""
     return data[:4] == ZIP_HEAD or data[2:2 + len(OLD_HEAD)] == OLD_HEAD
 
 
 def load(data: bytes, name: str) -> Any:
-    """What the file holds: plain values, and a StoredTensor in the place of every tensor.
+    """Contents of the file: plain values, with a StoredTensor in place of every tensor.
 
-    name: what error messages call it. Raises UserError, one line, if the file is damaged or asks for anything
-    else than tensors.
+    name: of the file in error messages. Raises UserError, one line, if the file is damaged or refers to
+    anything but tensors.
     """
     with describe.explained(name):
         return _from_zip(data) if data[:4] == ZIP_HEAD else _from_stream(data)
@@ -64,7 +64,7 @@ def _from_zip(data: bytes) -> Any:
 def _reader(archive: zipfile.ZipFile, size: int) -> Callable[[str], bytes]:
     def read(name: str) -> bytes:
         item = archive.getinfo(name)
-        # torch.save never compresses; what is not compressed cannot be larger than the file.
+        # torch.save never compresses; an uncompressed entry cannot be larger than the file.
         if item.compress_type != zipfile.ZIP_STORED or item.file_size > size:
             raise Damaged(f'{name[:40]} is compressed')
         return archive.read(item)
@@ -72,7 +72,7 @@ def _reader(archive: zipfile.ZipFile, size: int) -> Callable[[str], bytes]:
 
 
 def _from_stream(data: bytes) -> Any:
-    """Three small pickles, the main one, the list of keys, then of each storage its size and bytes."""
+    """Three small pickles, the main one, the list of keys, then size and bytes of each storage."""
     file = io.BytesIO(data)
     read_header(file, 'a file')
     start, declared = file.tell(), {}
@@ -80,10 +80,10 @@ def _from_stream(data: bytes) -> Any:
     def note(wanted: Declared) -> Storage:
         declared[wanted.key] = wanted
         return Storage(memoryview(b''), wanted.dtype, wanted.numel)
-    # Twice, because what the storages hold comes after the pickle that names them.
+    # Run twice, because the data of the storages follows the pickle that names them.
     _run(file, note)
     keys = Machine(file, {}).load()
-    # Their very type first: to print lists inside lists can take for ever.
+    # Exact types first: comparing nested lists can take exponential time.
     is_list = type(keys) is list and all(type(key) is str for key in keys)
     if not is_list or sorted(keys) != sorted(declared):
         raise Damaged('other storages than the tensors need')

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes: how they meet, watch each other and compare their states."""
+"""Several processes: rendezvous, detection of hung processes, comparison of their states."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether all processes of a run have the same state: a sum of its bits for each tensor, compared."""
+"""Checks that all processes of a run have the same state, by one checksum per tensor."""
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from dnnlib.util import UserError
 from torch_utils import distributed
 
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per element
 
 
 def named_tensors(tree: Any, name: str = '') -> Iterator[tuple[str, torch.Tensor]]:
@@ -25,9 +25,9 @@ def named_tensors(tree: Any, name: str = '') -> Iterator[tuple[str, torch.Tensor
 
 @torch.no_grad()
 def checksums(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """int64 [number of tensors] on the CPU: the sum of the bits of each, read as integers.
+    """int64 [number of tensors] on the CPU: the sum of each tensor's bits, read as integers.
 
-    One pass, without a copy. It differs for any single change, and for nearly all others.
+    One pass, without a copy. Detects every change of a single element, and nearly all others.
     """
     sums: dict[torch.device, list[torch.Tensor]] = {}
     order = []
@@ -35,13 +35,13 @@ def checksums(tensors: list[torch.Tensor]) -> torch.Tensor:
         row = sums.setdefault(tensor.device, [])
         order.append((tensor.device, len(row)))
         row.append(tensor.view(BITS[tensor.element_size()]).sum(dtype=torch.int64))
-    # One wait for each device.
+    # One synchronization per device.
     found = {device: torch.stack(row).cpu() for device, row in sums.items()}
     return torch.stack([found[device][i] for device, i in order])
 
 
 def check_agreement(state: Mapping[str, Any]) -> None:
-    """Raise UserError, on all processes, if a tensor of the state is not the same on all of them, to the bit.
+    """Raise UserError on all processes unless each tensor of the state is bitwise equal on all of them.
 
     All processes must call, with the same names.
     """
@@ -49,11 +49,11 @@ def check_agreement(state: Mapping[str, Any]) -> None:
         return
     names, tensors = zip(*named_tensors(state), strict=True)
     table = torch.stack(distributed.gather_values(checksums(list(tensors))))  # [process, tensor]
-    # Most are right; of two, the first is taken to be.
+    # The majority counts as correct; of two processes, rank 0.
     usual = table.mode(dim=0).values if len(table) > 2 else table[0]
     wrong = (table != usual).nonzero()
     if len(wrong):
         rank, index = min(wrong.tolist(), key=lambda pair: pair[1])
         raise UserError(
-            f'process {rank} has another {names[index]} than the others, as after a fault of a GPU or a '
-            'link; nothing was saved, and --resume=latest goes on from the snapshot before')
+            f'{names[index]} differs on process {rank}, as after a fault of a GPU or a link; nothing was '
+            'saved; --resume=latest resumes from the previous snapshot')

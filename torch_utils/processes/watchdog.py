@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches over the processes of a run: who is dead or hangs is named, and ends the run for all.
+"""Watchdog of the processes of a run: names a dead or hung rank and aborts all ranks.
 
-Every process tells the others, through the store of the launcher, that it lives, in which phase it is, and
-how many collective operations it has entered. A process hangs if another one has entered an operation and it
-has not followed for the time-out; until then nobody can tell it from one that works hard. What runs on a GPU
-meanwhile is not seen: there NCCL, with the same time-out, ends the process.
+Every process publishes heartbeats in the launcher's store: its phase and the number of collectives entered. A
+process counts as hung if it has not entered a collective within the time-out after another one has; before
+that it cannot be told from a busy one. Hangs on a GPU are not seen here: NCCL aborts them, after the same
+time-out.
 """
 import os
 import threading
@@ -18,15 +18,15 @@ from torch_utils.processes.rendezvous import Rendezvous
 
 STDERR = 2  # the file descriptor
 FAILED = 1  # exit status
-GRACE_SEC = 5.0  # in which the launcher may find the process that is the cause of it all
+GRACE_SEC = 5.0  # for the launcher to report the process that failed first
 LONGEST_INTERVAL_SEC = 5.0
 
 
 @dataclass
 class Position:
-    """Where a process is: in which phase, and after how many collective operations entered.
+    """Progress of a process: its phase, and the number of collectives entered.
 
-    finish: what it should complete before it is ended, such as a file that is being written.
+    finish: called before the process is aborted, e.g. to complete a file being written.
     """
 
     phase: str = 'start'
@@ -39,7 +39,7 @@ HERE = Position()  # of this process
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a process tells of itself.  beat: another number each time."""
+    """Published by a process at each interval.  beat: a counter."""
 
     beat: int
     entered: int
@@ -57,7 +57,7 @@ class Heartbeat:
 
 
 class StallDetector:
-    """Finds the process that the others wait for in vain."""
+    """Finds a process that is gone or stalls the others."""
 
     def __init__(self, timeout_sec: float) -> None:
         self._timeout_sec = timeout_sec
@@ -66,41 +66,41 @@ class StallDetector:
         self._behind_sec: dict[int, float] = {}
 
     def verdict(self, reports: dict[int, Heartbeat], now_sec: float) -> str | None:
-        """A sentence on the first process, by rank, that hangs or is gone, None if there is none.
+        """Error message about the lowest rank that is hung or gone; None if there is none.
 
-        reports: by rank, of some or all processes.  now_sec: of a clock that never goes back.
+        reports: by rank, of some or all processes.  now_sec: of a monotonic clock.
         """
         furthest = max(report.entered for report in reports.values())
         for rank, report in reports.items():
             last = self._last.get(rank)
             if last is None or last.beat != report.beat:
                 self._alive_sec[rank] = now_sec
-            # Since when someone has waited for it, at this operation.
+            # Since when another process has waited for it at this collective.
             if last is None or report.entered == furthest or report.entered != last.entered:
                 self._behind_sec[rank] = now_sec
         self._last = dict(reports)
         for rank, report in reports.items():
             if now_sec - self._alive_sec[rank] > self._timeout_sec:
-                return (f'process {rank} has not answered for {self._timeout_sec:g} seconds; its last phase '
+                return (f'process {rank} has not responded for {self._timeout_sec:g} seconds; its last phase '
                         f'was {report.phase}')
             if now_sec - self._behind_sec[rank] > self._timeout_sec:
-                return (f'process {rank} has been in the phase {report.phase} for {self._timeout_sec:g} '
-                        'seconds while others wait for it')
+                return (f'process {rank} has stalled the others for {self._timeout_sec:g} seconds in the '
+                        f'phase {report.phase}')
         return None
 
 
 class Watchdog:
-    """The watching thread of a process.
+    """The watchdog thread of a process.
 
-    advice: how the line ends that says why the run does.  timeout_sec: for the slowest thing that a process
-    may do alone.
+    advice: appended to the error message.  timeout_sec: must exceed the longest task that one process does
+    while the others wait.
     """
 
     def __init__(self, rendezvous: Rendezvous, timeout_sec: float, advice: str) -> None:
         self._rank, self._advice = rendezvous.rank, advice
-        # A connection of its own: a wait of the main thread would block it.
+        # A separate connection: a blocking wait of the main thread would block this thread, too.
         self._store = rendezvous.reconnect(timeout_sec)
-        # Rank 0 looks after all, and its neighbour after rank 0: few questions, however many processes.
+        # Rank 0 watches all ranks, and rank 1 watches rank 0: few requests for any number of processes.
         self._watched = range(rendezvous.world_size) if self._rank == 0 else range(int(self._rank == 1))
         self._judge = StallDetector(timeout_sec)
         self._interval_sec = min(timeout_sec / 20, LONGEST_INTERVAL_SEC)
@@ -110,12 +110,12 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Watchdog no longer."""
+        """Stop the thread."""
         self._is_over.set()
         self._thread.join()
 
     def say_failed(self) -> None:
-        """Tell the others that this process ends with an error, of which it speaks itself."""
+        """Tell the other ranks that this process exits with an error that it reports itself."""
         self._store.compare_set('verdict', '', 'failed')
 
     def _run(self) -> None:
@@ -135,7 +135,7 @@ class Watchdog:
         self._store.set(f'at/{self._rank}', own.encode())
         if self._store.check(['verdict']):
             if self._store.get('verdict') == b'failed':
-                # The launcher shall see the failure before it sees us leave.
+                # The launcher must see that failure before it sees this process exit.
                 self._is_over.wait(GRACE_SEC)
             self._end('')
         keys = [f'at/{rank}' for rank in self._watched]
@@ -148,7 +148,7 @@ class Watchdog:
             self._end(verdict if judge.decode() == str(self._rank) else '')
 
     def _end(self, reason: str) -> None:
-        """End this process, whatever its main thread waits for."""
+        """Abort this process, whatever its main thread is waiting for."""
         if self._is_over.is_set():
             return
         if reason:

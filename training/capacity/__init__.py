@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a training fit, and how long will it take."""
+"""Whether a training fits into memory, and how long it takes."""

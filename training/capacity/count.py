@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of tensor operations: what they compute and move, and how much memory is alive at once.
+"""Counts the work of tensor operations: FLOPs, bytes moved, and peak memory.
 
-It suffices to run them on the meta device, whose tensors have shapes and no content.
+Works on the meta device, where tensors have shapes but no data.
 """
 import weakref
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-Kind = tuple[torch.dtype, int]  # of arithmetic: datatype, feature maps; 0 for products of matrices
+Kind = tuple[torch.dtype, int]  # of arithmetic: dtype, feature maps; 0 for matrix products
 
 
 @dataclass
 class Work:
-    """Sums over operations. flop: arithmetic by kind.  bytes: read and written by the others.  calls: number
-    of operations.  peak: bytes alive at once.
+    """Sums over operations. flop: FLOPs by kind.  bytes: read and written by element-wise operations.  calls:
+    number of operations.  peak: maximum of bytes allocated at once.
     """
 
     flop: dict[Kind, float] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Work:
     peak: float = 0
 
     def add(self, other: 'Work', factor: float = 1) -> None:
-        """Add `factor` times the other work; the peak becomes the higher of the two."""
+        """Add `factor` times the other work; the peak becomes the maximum of both."""
         for kind, flop in other.flop.items():
             self.flop[kind] = self.flop.get(kind, 0) + factor * flop
         self.bytes += factor * other.bytes
@@ -35,12 +35,12 @@ class Work:
 
     @property
     def total_flop(self) -> float:
-        """Arithmetic of all kinds."""
+        """FLOPs of all kinds."""
         return sum(self.flop.values())
 
 
 class Counter(TorchDispatchMode):
-    """Within this context every operation on tensors adds to `work`."""
+    """Within this context, every tensor operation adds to `work`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Counter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         outputs = [t for t in (result if isinstance(result, (tuple, list)) else [result])
                    if isinstance(t, torch.Tensor)]
-        # A view moves nothing.
+        # Views move no data.
         if outputs and not func.is_view:
             self._count(func._overloadpacket, args, kwargs or {}, result, outputs)
         for tensor in outputs:
@@ -87,5 +87,5 @@ class Counter(TorchDispatchMode):
 
 
 def _width_of(tensor: torch.Tensor) -> int:
-    """Feature maps of a convolution, rounded up to a power of two so that there are few kinds."""
+    """Feature maps of a convolution, rounded up to a power of two to limit the number of kinds."""
     return 1 << max(tensor.shape[1] - 1, 0).bit_length() if tensor.ndim == 4 else 0

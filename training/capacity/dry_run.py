@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to know of a training before it starts: its data, its options, and what it will need."""
+"""Summary of a run before it starts: dataset, options, memory and time."""
 import contextlib
 import json
 import textwrap
@@ -12,18 +12,18 @@ from training.capacity.estimate import describe, slow_precision
 from training.config import DatasetInfo, TrainConfig
 from training.dataset import Dataset, ImageFolderDataset, find_dataset
 from training.datasets.labels import LabelError
-from training.systems.table import make_networks
+from training.systems.table import SYSTEMS
 
 
 def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None]:
-    """What a run must know of a dataset (first picture, names, labels), and words on its labels.
+    """Properties of a dataset, and a text about its labels or None.
 
-    cond: whether the labels will be used. Raises UserError if the dataset cannot be.
+    cond: whether the labels will be used. Raises UserError if the dataset is not usable.
     """
     path, labels = find_dataset(name_or_path), (False, 0)
     try:
         dataset = ImageFolderDataset(path=path, use_labels=True)
-        # Labels that nobody asks for need not be right.
+        # Errors in unused labels are ignored.
         with contextlib.nullcontext() if cond else contextlib.suppress(LabelError):
             labels = dataset.has_labels, dataset.label_dim
     except (UserError, OSError) as error:
@@ -34,7 +34,7 @@ def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None
 
 
 def summarise_options(config: TrainConfig) -> str:
-    """The options as JSON, then a summary that one can take in."""
+    """The options as JSON, followed by a short summary."""
     height, width = config.data.size
     summary = {
         'Output directory': config.run_dir,
@@ -51,35 +51,35 @@ def summarise_options(config: TrainConfig) -> str:
 
 
 def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
-    """How many numbers each network learns, and the memory and time that training will take on this machine.
+    """Parameters of each network, and an estimate of memory and time on this machine.
 
-    Takes some seconds; nothing large is allocated.
+    Takes a few seconds and little memory.
     """
     label_dim = dataset.label_dim if config.data.use_labels else 0
-    # Tensors on the meta device have shapes and no memory.
+    # Tensors on the meta device allocate no memory.
     with torch.device('meta'):
-        networks = make_networks(config, label_dim, dataset.channels)
+        networks = SYSTEMS[config.system].networks(config, label_dim, dataset.channels)
     counts = [f'{name + ":":<20}{sum(p.numel() for p in network.parameters()):,} parameters'
               for name, network in zip(('Generator', 'Discriminator'), networks, strict=True)]
     return '\n'.join([*counts, *describe(config, label_dim, dataset.channels)])
 
 
 def notes(config: TrainConfig) -> list[str]:
-    """Sentences on what this machine does not do well."""
+    """Notes on options that are slow on this machine."""
     note = slow_precision(config)
     return [] if note is None else [note]
 
 
 MAX_CLASSES_SHOWN = 12
-MAX_IMBALANCE = 10.0  # times as many pictures in the largest class as in the smallest, without a word
+MAX_IMBALANCE = 10.0  # ratio of the sizes of the largest and the smallest class, without a warning
 NOTICE_WIDTH = 78
 
 
 def describe_labels(dataset: Dataset) -> list[str]:
-    """Lines on the layout of the labels of a dataset that was opened with use_labels=True.
+    """Description of the labels of a dataset that was opened with use_labels=True, as lines.
 
-    Kind (class numbers, one-hot, multi-hot or floats), length, pictures of each class, a hint where they
-    differ much. Labels that cannot be used, as where pictures have none, are one line that says why.
+    Kind (class numbers, one-hot, multi-hot or floats), length, images per class, and a warning if classes are
+    imbalanced. For unusable labels, one line with the reason.
     """
     try:
         labels = raw_labels(dataset)
@@ -90,8 +90,8 @@ def describe_labels(dataset: Dataset) -> list[str]:
     kind = label_kind(labels)
     if kind == 'floats':
         low, high = labels.min(), labels.max()
-        return [f'Labels: vectors of {labels.shape[1]} numbers, {low:.4g} to {high:.4g}, used as they are']
-    # The dataset knows classes that this subset of the pictures lacks.
+        return [f'Labels: vectors of {labels.shape[1]} numbers, {low:.4g} to {high:.4g}, used as is']
+    # The dataset may have classes that are missing in this subset.
     num_classes = dataset.label_dim
     if kind == 'class numbers':
         counts = np.bincount(labels, minlength=num_classes)
@@ -102,7 +102,7 @@ def describe_labels(dataset: Dataset) -> list[str]:
 
 
 def raw_labels(dataset: Dataset) -> np.ndarray:
-    """Labels as they are in the file, mirror images not counted: int64 [N], or float32 [N, length]."""
+    """Labels as in dataset.json, without mirror images: int64 [N], or float32 [N, length]."""
     details = [dataset.get_details(i) for i in range(len(dataset))]
     return np.stack([item.raw_label for item in details if not item.xflip])
 
@@ -117,7 +117,7 @@ def label_kind(labels: np.ndarray) -> str:
 
 
 def ignored_labels_notice(dataset: Dataset) -> str | None:
-    """A frame of several lines for runs without --cond; None where there are no labels to use.
+    """A framed notice for runs without --cond; None if the dataset has no labels.
 
     The dataset must have been opened with use_labels=True.
     """
@@ -125,8 +125,7 @@ def ignored_labels_notice(dataset: Dataset) -> str | None:
     if lines == ['Labels: none']:
         return None
     text = ['THE LABELS OF THIS DATASET ARE NOT USED', '', *lines, '',
-            'This run learns all pictures as one kind. For a generator that can be asked for a class, stop '
-            'it and add --cond=1.']
+            'This run trains an unconditional model. For a conditional one, stop it and add --cond=1.']
     rows = [row for line in text for row in textwrap.wrap(line, NOTICE_WIDTH) or ['']]
     rule = '*' * (NOTICE_WIDTH + 4)
     return '\n'.join([rule, *(f'* {row.ljust(NOTICE_WIDTH)} *' for row in rows), rule])
@@ -136,15 +135,15 @@ def _count_lines(counts: np.ndarray) -> list[str]:
     shown = [f'{i}: {count}' for i, count in enumerate(counts[:MAX_CLASSES_SHOWN])]
     if len(counts) > MAX_CLASSES_SHOWN:
         shown.append(f'and {len(counts) - MAX_CLASSES_SHOWN} more')
-    lines = [f'Pictures of each class: {", ".join(shown)}']
+    lines = [f'Images per class: {", ".join(shown)}']
     missing = np.flatnonzero(counts == 0)
     if len(missing):
-        lines.append(f'{len(missing)} classes have no picture, the first is {missing[0]}; the network learns '
-                     'nothing of them')
+        lines.append(f'{len(missing)} classes have no images, the first is {missing[0]}; the model cannot '
+                     'learn them')
     present = counts[counts > 0]
     if len(present) > 1 and present.max() > MAX_IMBALANCE * present.min():
-        lines.append(f'The largest class has {present.max() / present.min():.0f} times as many pictures as '
-                     'the smallest: rare classes will look alike; repeat or add pictures of them')
+        lines.append(f'The largest class has {present.max() / present.min():.0f} times as many images as '
+                     'the smallest: rare classes will lack diversity; repeat or add images of them')
     return lines
 
 
@@ -152,4 +151,4 @@ def _empty_line(labels: np.ndarray, kind: str) -> list[str]:
     if kind != 'multi-hot':
         return []
     empty = int((labels.sum(axis=1) == 0).sum())
-    return [f'{empty} pictures belong to no class (all zeros), which is allowed'] if empty else []
+    return [f'{empty} images belong to no class (all zeros), which is allowed'] if empty else []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory and time a training will take, before it starts.
+"""Estimates memory and time of a training before it starts.
 
-The phases of an iteration run once on networks without content while their operations are counted; a short
-measurement of the device turns the count into time.
+The phases of an iteration run once on the meta device while their operations are counted; a short benchmark
+of the device converts the counts to time.
 """
 import dataclasses
 import os
@@ -20,24 +20,22 @@ from training.capacity.memory import smaller_batches
 from training.capacity.speed import measure_speed, relative_speed
 from training.config import TrainConfig
 from training.loss import MicroBatch
-from training.phases import Phase, PhaseSource
-from training.systems.table import make_loss, make_networks, make_phases
+from training.phases import Phase
+from training.systems.table import SYSTEMS
 
 GB, TERA, FLOAT_BYTES = 1e9, 1e12, 4
-# Of a process that has torch loaded: measured on a CPU; on a GPU the context and workspaces of cuDNN, not.
+# Of a process that has imported torch. Measured on CPU; not on GPU (context and cuDNN workspaces).
 PROCESS_BYTES = {'cpu': 0.4 * GB, 'cuda': 1.0 * GB}
-SLACK = 1.1  # allocators round up and keep holes
-ADAM_ACCESSES, EMA_ACCESSES = 7, 3  # of each parameter: itself, gradient and moments; itself and its average
-AUGMENT_SIDE = 128  # pixels of the picture that the augmentation is counted on, at most
+SLACK = 1.1  # rounding and fragmentation of allocators
+ADAM_ACCESSES, EMA_ACCESSES = 7, 3  # reads and writes per parameter, its gradient, moments and average
+AUGMENT_SIDE = 128  # maximum side of the image that augmentation is counted on, in pixels
 HALF_DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # by --precision
-SLOW_HALF = 0.9  # of the speed of float32: 16 bits that are slower than this are worth a word
+SLOW_HALF = 0.9  # of the speed of float32: slower 16-bit precision causes a note
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a training: memory_bytes, at most at once, on each device; flop_per_kimg over all devices;
-    sec_per_kimg, None if the device was not measured.
-    """
+    """memory_bytes: peak per device.  flop_per_kimg: over all devices.  sec_per_kimg: None: not measured."""
 
     memory_bytes: float
     flop_per_kimg: float
@@ -45,9 +43,9 @@ class Estimate:
 
 
 def describe(config: TrainConfig, label_dim: int, channels: int) -> list[str]:
-    """Lines for --dry-run: memory, speed, and, if memory is short, the --batch-gpu that fits.
+    """Lines for --dry-run: memory, speed, and the --batch-gpu that fits if memory is insufficient.
 
-    label_dim, channels: of the dataset, label_dim as used. Takes some seconds, mostly for the count.
+    label_dim: 0 for an unconditional model.  channels: of the dataset. Takes a few seconds.
     """
     device = local_device(config)
     if device is not None:
@@ -63,9 +61,9 @@ def describe(config: TrainConfig, label_dim: int, channels: int) -> list[str]:
 def estimate(
     config: TrainConfig, label_dim: int, channels: int, device: torch.device | None = None,
 ) -> Estimate:
-    """Estimate a training, its precision decided for its device; arguments as describe().
+    """Estimate a training whose precision is resolved for its device; arguments as describe().
 
-    device: measured for a second or so; None leaves out the time.
+    device: benchmarked for about a second; None: no estimate of the time.
     """
     rehearsal = Rehearsal(config, label_dim, channels)
     work, sec = rehearsal.per_kimg(), None
@@ -78,7 +76,7 @@ def estimate(
 
 
 def local_device(config: TrainConfig) -> torch.device | None:
-    """The device that the training would use, None if this machine lacks it."""
+    """The device that training would use; None if it is not available."""
     has_gpu = torch.cuda.is_available()
     if config.device == 'cuda' and not has_gpu:
         return None
@@ -86,9 +84,9 @@ def local_device(config: TrainConfig) -> torch.device | None:
 
 
 def slow_precision(config: TrainConfig) -> str | None:
-    """A sentence, if the 16 bits of --precision are slower than float32 on the CPU that will train.
+    """A note if the 16-bit precision of --precision is slower than float32 on the CPU used for training.
 
-    That a processor has instructions for them does not say that these are fast, so it is measured.
+    Measured, because a CPU may support 16-bit instructions that are slow.
     """
     device = local_device(config)
     if device is None or device.type != 'cpu' or config.precision not in HALF_DTYPES:
@@ -111,14 +109,14 @@ def _memory_line(config: TrainConfig, result: Estimate, available: float | None)
 def _speed_line(config: TrainConfig, result: Estimate) -> str:
     arithmetic = f'{result.flop_per_kimg / TERA:,.3g} TFLOP/kimg'
     if result.sec_per_kimg is None:
-        return f'{"Estimated work:":<20}{arithmetic}; no such device here whose speed could be measured'
+        return f'{"Estimated work:":<20}{arithmetic}; speed unknown, because the device is not available here'
     total = format_time(result.sec_per_kimg * config.total_kimg)
     return (f'{"Estimated speed:":<20}about {result.sec_per_kimg:,.3g} s/kimg ({arithmetic}), {total} for '
             f'{config.total_kimg:g} kimg')
 
 
 def device_memory(device: torch.device) -> float | None:
-    """Bytes of a device, None if the system does not tell."""
+    """Memory of a device in bytes; None if unknown."""
     if device.type == 'cuda':
         return torch.cuda.get_device_properties(device).total_memory
     try:
@@ -132,33 +130,32 @@ def _shortage(
 ) -> str:
     for smaller in smaller_batches(config):
         if Rehearsal(smaller, label_dim, channels).memory_bytes(device_type) <= available:
-            return f'Warning: memory will probably run out; --batch-gpu={smaller.batch_gpu} should fit.'
-    return ('Warning: memory will probably run out, even with --batch-gpu=1; use --cbase, --cmax or smaller '
-            'pictures.')
+            return f'Warning: out of memory is likely; --batch-gpu={smaller.batch_gpu} should fit.'
+    return ('Warning: out of memory is likely, even with --batch-gpu=1; reduce --cbase, --cmax or the '
+            'image size.')
 
 
 class Rehearsal:
-    """The phases of a configuration, counted on networks without content.
+    """The phases of a configuration, counted on the meta device.
 
-    label_dim, channels: of the dataset.  rounds: work of each phase on config.batch_gpu pictures, by name.
+    label_dim, channels: of the dataset.  rounds: {phase name: work of one pass over config.batch_gpu images}.
     """
 
     def __init__(self, config: TrainConfig, label_dim: int, channels: int):
-        self.config, self.channels = config, channels
+        self.config, self.channels, system = config, channels, SYSTEMS[config.system]
         with torch.device('meta'):
             self.G, self.D = [network.train().requires_grad_(requires_grad=False)
-                              for network in make_networks(config, label_dim, channels)]
+                              for network in system.networks(config, label_dim, channels)]
         self._pipe = _CountedAugmentation(config, channels) if _augments(config) else None
-        loss = make_loss(config, self.G, self.D, self._pipe, lambda name, values: values)
-        self._phases = make_phases(
-            config, loss, PhaseSource(self.G, _no_optimizer(self.G), config.G_reg_interval),
-            PhaseSource(self.D, _no_optimizer(self.D), config.D_reg_interval))
+        loss = system.loss(
+            self.G, self.D, self._pipe, **config.loss_kwargs(), report=lambda name, values: values)
+        self._phases = system.phases(config, loss, _no_optimizer(self.G), _no_optimizer(self.D))
         # Style mixing draws on the CPU, whatever the device.
         with torch.random.fork_rng([]):
             self.rounds = {phase.name: self._count(phase) for phase in self._phases}
 
     def per_kimg(self) -> Work:
-        """Work of one device for a thousand pictures over all."""
+        """Work per device for a thousand images over all devices."""
         config, total = self.config, Work()
         iterations = 1000 / config.batch_size
         rounds = config.batch_size // (config.batch_gpu * config.num_gpus)
@@ -171,15 +168,15 @@ class Rehearsal:
         return total
 
     def memory_bytes(self, device_type: str) -> float:
-        """The most that is alive at once: what stays, and the phase that needs most besides."""
+        """Peak memory per device: persistent tensors and those of the largest phase."""
         g, d = _num_parameters(self.G), _num_parameters(self.D)
-        # Parameters, gradients, two moments of Adam; and the averaged generator.
-        lasting = FLOAT_BYTES * (4 * (g + d) + g)
+        # Parameters, gradients and two moments of Adam, and the averaged generator.
+        persistent = FLOAT_BYTES * (4 * (g + d) + g)
         height, width = self.config.data.size
         share = self.config.batch_size // self.config.num_gpus
         batch = FLOAT_BYTES * share * self.channels * height * width
         peak = max(work.peak for work in self.rounds.values())
-        return PROCESS_BYTES[device_type] + SLACK * (lasting + batch + peak)
+        return PROCESS_BYTES[device_type] + SLACK * (persistent + batch + peak)
 
     def _count(self, phase: Phase) -> Work:
         n, (height, width), G = self.config.batch_gpu, self.config.data.size, self.G
@@ -203,14 +200,14 @@ def _num_parameters(module: torch.nn.Module) -> int:
 
 
 def _no_optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
-    """One that does next to nothing: Adam's share is added by hand."""
+    """An optimizer of negligible cost: that of Adam is added analytically."""
     return torch.optim.SGD(list(module.parameters()), lr=0.0)
 
 
 class _CountedAugmentation:
-    """Stands for an AugmentPipe in a count, because that one computes on the host what it does.
+    """Replaces AugmentPipe while counting, because it computes transforms on the host.
 
-    The real one is tried on one small picture with all its transforms; work and memory grow with the pixels.
+    AugmentPipe is counted on one small image with all transforms, and scaled by the number of pixels.
     """
 
     def __init__(self, config: TrainConfig, channels: int):
@@ -223,22 +220,22 @@ class _CountedAugmentation:
             self._forward = _work_of(lambda: pipe(img))
             img.requires_grad_()
             self._both = _work_of(lambda: torch.autograd.grad(pipe(img).sum(), img))
-        self._pictures: list[tuple[int, bool]] = []
+        self._calls: list[tuple[int, bool]] = []
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        """Pictures of the same shape; remembers how many, and whether there will be a backward pass."""
-        self._pictures.append((len(img), img.requires_grad))
+        """Images of the same shape; records their number and whether a backward pass follows."""
+        self._calls.append((len(img), img.requires_grad))
         return img.clone()
 
     def add_to(self, work: Work) -> None:
-        """Add what the calls since the last time would have needed."""
-        for count, has_grad in self._pictures:
+        """Add the work of the recorded calls, and clear them."""
+        for count, has_grad in self._calls:
             own = self._both if has_grad else self._forward
-            # Operations are per batch, the rest per picture.
+            # The number of operations is per batch, everything else per image.
             work.add(dataclasses.replace(own, calls=0), count * self._scale)
             work.calls += own.calls
-        work.peak += max((count for count, _ in self._pictures), default=0) * self._scale * self._both.peak
-        self._pictures.clear()
+        work.peak += max((count for count, _ in self._calls), default=0) * self._scale * self._both.peak
+        self._calls.clear()
 
 
 def _work_of(function: Callable[[], object]) -> Work:

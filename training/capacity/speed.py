@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a device is at the operations that a training consists of, by a measurement of about a second."""
+"""Benchmarks a device at the operations of a training, for about a second."""
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ import torch.nn.functional as F
 
 from training.capacity.count import Kind, Work
 
-PROBE_SEC, MIN_CALLS = 0.03, 3  # of each measurement
-ENOUGH_SEC = 1.0  # then fewer calls will do: some datatypes are very slow on some processors
+PROBE_SEC, MIN_CALLS = 0.03, 3  # per measurement
+ENOUGH_SEC = 1.0  # fewer than MIN_CALLS after this time: some dtypes are very slow on some CPUs
 PROBE_FLOP = {'cpu': 4e8, 'cuda': 1e11}
-PROBE_NUMEL = {'cpu': 2 ** 20, 'cuda': 2 ** 26}  # about an activation of a small and of a large network
-PROBE_SIDES = (64, 32, 16)  # pixels, the first that is affordable; more are no faster
-PROBED_SHARE = 0.95  # of the arithmetic; the rest is taken to be as fast as the slowest
-PASSES = 3  # a convolution, and the gradients of its two arguments
-# Small layers, filters and Python cost more than what is probed: 1.6 and 1.0 times as much in two networks of
-# 16 and 64 feature maps on a CPU.
+PROBE_NUMEL = {'cpu': 2 ** 20, 'cuda': 2 ** 26}  # like activations of a small and of a large network
+PROBE_SIDES = (64, 32, 16)  # pixels: the first one within PROBE_FLOP; larger ones are not more efficient
+PROBED_SHARE = 0.95  # of the FLOPs; the rest is assumed to be as fast as the slowest kind
+PASSES = 3  # forward, and gradients with respect to input and weight
+# Small layers, filters and Python take more time than the probes predict: 1.6 and 1.0 times in two networks
+# of 16 and 64 feature maps on a CPU.
 OVERHEAD = 1.3
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a device was measured to do. flop_per_sec: of convolutions, by kind.  bytes_per_sec: of
-    element-wise operations.  call_sec: the least time of an operation.
+    """Measured speed of a device. flop_per_sec: of convolutions, by kind.  bytes_per_sec: of element-wise
+    operations.  call_sec: minimum time per operation.
     """
 
     flop_per_sec: dict[Kind, float]
@@ -32,7 +32,7 @@ class Speed:
     call_sec: float
 
     def seconds(self, work: Work) -> float:
-        """About how long the work takes, one operation after the other; measured within a factor of two."""
+        """Approximate time of the work without overlap; observed to be within a factor of two."""
         slowest = min(self.flop_per_sec.values())
         computing = sum(flop / self.flop_per_sec.get(kind, slowest) for kind, flop in work.flop.items())
         moving = work.bytes / self.bytes_per_sec
@@ -42,9 +42,9 @@ class Speed:
 def measure_speed(
     work: Work, device: torch.device, batch: int, *, cudnn_benchmark: bool = True, allow_tf32: bool = False,
 ) -> Speed:
-    """Measure the device at the kinds of arithmetic that make up most of the work.
+    """Measure the device at the kinds of arithmetic that account for most of the work.
 
-    batch: pictures at a time.  cudnn_benchmark, allow_tf32: as in the training.
+    batch: images per pass.  cudnn_benchmark, allow_tf32: as in the training.
     Raises RuntimeError if the device lacks an operation.
     """
     kinds, covered = [], 0.0
@@ -59,9 +59,9 @@ def measure_speed(
 
 
 def relative_speed(dtype: torch.dtype, width: int, device: torch.device, batch: int) -> float:
-    """How many times as fast as in float32 the device convolves `width` feature maps in another datatype.
+    """Speed of convolutions of `width` feature maps in a dtype, relative to float32.
 
-    batch: pictures at a time.  Takes some tenths of a second.
+    batch: images per pass.  Takes a few tenths of a second.
     """
     with torch.random.fork_rng([]):
         return _arithmetic((dtype, width), device, batch) / _arithmetic((torch.float32, width), device, batch)
@@ -77,7 +77,7 @@ def _arithmetic(kind: Kind, device: torch.device, batch: int) -> float:
     per_pixel = PASSES * 2 * 9 * width ** 2
     side = next((s for s in PROBE_SIDES if s * s * per_pixel <= budget), PROBE_SIDES[-1])
     n = max(min(int(budget / (side * side * per_pixel)), batch), 1)
-    # As the networks have it: see training.networks._compute_format.
+    # Same as in training.networks._compute_format.
     is_nhwc = device.type == 'cpu' or dtype != torch.float32
     layout = torch.channels_last if is_nhwc else torch.contiguous_format
     x = torch.randn([n, width, side, side], device=device, dtype=dtype).to(memory_format=layout)
@@ -92,13 +92,13 @@ def _arithmetic(kind: Kind, device: torch.device, batch: int) -> float:
 
 
 def _movement(device: torch.device) -> float:
-    """Bytes per second of an addition: two tensors read, one written."""
+    """Bytes per second of an addition, which reads two tensors and writes one."""
     a, b = torch.ones([2, PROBE_NUMEL[device.type]], device=device)
     return 3 * a.numel() * a.element_size() / _seconds(lambda: a + b, device)
 
 
 def _call(device: torch.device) -> float:
-    """Seconds of an operation on next to nothing, with its share of autograd."""
+    """Seconds per operation on a tiny tensor, including autograd."""
     x = torch.ones([8], device=device, requires_grad=True)
 
     def step() -> None:
@@ -108,7 +108,7 @@ def _call(device: torch.device) -> float:
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Time of a call, after one to warm up: the shortest, since all disturbances make it longer."""
+    """Minimum time of a call, after a warm-up; the minimum is least affected by other processes."""
     step()
     times: list[float] = []
     while sum(times) < PROBE_SEC or (len(times) < MIN_CALLS and sum(times) < ENOUGH_SEC):

@@ -18,13 +18,14 @@ from training.capacity.count import Work
 from training.capacity.speed import measure_speed
 from training.config import DatasetInfo, TrainConfig, resolve
 from training.dataset import Dataset
-from training.iteration import PhaseClock, phases_of, run_iteration
+from training.iteration import PhaseClock, run_iteration
 from training.loss import StyleGAN2Loss
 from training.phases import lazy_adam
 from training.profiling import labels
 from training.profiling.trace import Naming, ProfiledKernel, Trace, naming_of
-from training.state import TrainingState, build_state, seed_iteration
+from training.state import TrainingState, build_state
 from training.systems.micro import RESOLUTION, MicroGenerator
+from training.systems.table import SYSTEMS
 
 MICRO = 'micro'  # a preset of this tool only
 MICRO_BATCH = 16
@@ -81,8 +82,9 @@ class ProfiledRun:
             self.state = micro_state(self.config, self.channels, device)
         else:
             self.state = build_state(
-                self.config, 0 if dataset is None else dataset.label_dim, self.channels, device, _no_report)
-        self.phases = phases_of(self.state, self.config)
+                self.config, 0 if dataset is None else dataset.label_dim, self.channels, device)
+        state = self.state
+        self.phases = SYSTEMS[self.config.system].phases(self.config, state.loss, state.G_opt, state.D_opt)
         self._random = np.random.default_rng(0)
 
     def pixels(self) -> Pixels:
@@ -104,10 +106,9 @@ class ProfiledRun:
         if all_phases:
             self.state.batch_idx = 0
         img, labels = real
-        rng = seed_iteration(0, 0, self.state.cur_nimg)
         run_iteration(
             self.state, self.phases, (img.to(torch.float32) / 127.5 - 1, labels),
-            lambda n: self._labels(n, rng), self.config, clock)
+            self._labels, self.config, clock)
 
     def whole_step(self, clock: PhaseClock) -> float:
         """Copy a batch to the device and run every phase; returns seconds."""

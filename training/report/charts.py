@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves as inline SVG: small whatever the length of the run, with the values under the pointer."""
+"""Curves as inline SVG: bounded in size for runs of any length, with values on hover."""
 import html
 import json
 import math
@@ -10,13 +10,13 @@ from training.report.curves import COLORS, Curve, Panel, Points
 
 WIDTH_PX, HEIGHT_PX = 440, 230
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 48, 14, 10, 38
-MAX_POINTS = 200  # a curve
-SPIKE = 3.0  # times the 98th percentile: higher values leave the picture
+MAX_POINTS = 200  # per curve
+SPIKE = 3.0  # times the 98th percentile: higher values are cut off
 Band = list[tuple[float, float, float]]  # (kimg, lowest, highest)
 
 
 def chart(panel: Panel) -> str:
-    """The panel as HTML: a figure of title, legend with the latest values, and picture."""
+    """The panel as HTML: a figure with title, legend with the latest values, and SVG."""
     curves = [(curve, *thin(curve.points)) for curve in panel.curves]
     drawn = [(curve, line, band) for curve, line, band in curves if line]
     if not drawn:
@@ -34,9 +34,7 @@ def chart(panel: Panel) -> str:
 
 
 def thin(points: Points, max_points: int = MAX_POINTS) -> tuple[Points, Band]:
-    """At most max_points: the means of runs of neighbours, and their ranges where there was something to
-    thin.
-    """
+    """At most max_points points, as means of neighbours, and the ranges that the means hide."""
     if len(points) <= max_points:
         return points, []
     line, band = [], []
@@ -54,17 +52,17 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    # Counted in whole steps: adding them up would drift.
+    # Multiples of the step: adding it up would accumulate rounding errors.
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def short_number(value: float) -> str:
-    """Four digits, or all that a large number has before the point."""
+    """Four significant digits; large numbers are rounded to integers."""
     return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
 
 
 class _Frame:
-    """From values to pixels."""
+    """Maps values to pixels."""
 
     def __init__(self, panel: Panel, lines: list[Points]) -> None:
         self.panel = panel
@@ -79,12 +77,12 @@ class _Frame:
         return round((self.high - value) / (self.high - self.low) * self.height, 1)
 
     def grid(self) -> str:
-        """Lines and numbers of the axes."""
+        """Grid lines, axes and tick labels."""
         parts = []
         right, bottom = WIDTH_PX - RIGHT_PX, HEIGHT_PX - BOTTOM_PX
         for value in nice_ticks(self.low, self.high, 5):
             y = TOP_PX + self.y(value)
-            # Above and below zero are the two sides of a decision.
+            # The sign of D is its decision, so zero is emphasised.
             css = 'axis' if value == 0 and self.low < 0 else 'grid'
             parts.append(f'<line class="{css}" x1="{LEFT_PX}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
                          + _label(LEFT_PX - 7, y + 4, 'end', value))
@@ -102,7 +100,7 @@ def _label(x: float, y: float, anchor: str, value: float) -> str:
 
 
 def _limits(values: list[float]) -> tuple[float, float]:
-    """From zero, or the lowest if negative, to the highest but for lone spikes, with some air above."""
+    """From zero, or the minimum if negative, to the maximum without isolated spikes, with a margin."""
     low, high, usual = min(0.0, *values), max(0.0, *values), float(np.percentile(values, 98))
     if len(values) > 20 and usual > 0 and high > SPIKE * usual:
         high = usual * 1.3
@@ -119,23 +117,23 @@ def _curve_marks(frame: _Frame, curve: Curve, line: Points, band: Band) -> str:
         marks += f'<polygon class="band {css}" points="{" ".join(edge)}"/>'
     path = ' '.join(f'{frame.x(x)},{frame.y(y)}' for x, y in line)
     marks += f'<polyline class="line {css}" points="{path}"/>'
-    # Few points would be invisible as a line alone.
+    # Few points are hard to see as a line alone.
     if len(line) <= 40:
         marks += ''.join(f'<circle class="dot {css}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.6"/>'
                          for x, y in line)
     return marks
 
 
-def _figure(panel: Panel, picture: str, data: str) -> str:
+def _figure(panel: Panel, body: str, data: str) -> str:
     legend = ''.join(
         f'<span class="key {_color(curve)}"><i></i>{html.escape(curve.label)} '
         f'<b>{short_number(curve.points[-1][1])}</b></span>' for curve in panel.curves if curve.points)
     return (f'<figure class="chart" data-chart="{data}"><figcaption><h3>{html.escape(panel.title)}</h3>'
-            f'<div class="legend">{legend}</div></figcaption>{picture}</figure>')
+            f'<div class="legend">{legend}</div></figcaption>{body}</figure>')
 
 
 def _color(curve: Curve) -> str:
-    """The class that has the colour, which depends on light and dark."""
+    """The CSS class of the colour, which depends on light and dark mode."""
     return f'c{COLORS.index(curve.color) if curve.color in COLORS else 0}'
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training curves as a picture: losses, what the discriminator says, augmentation, image quality."""
+"""Training curves as training_curves.png: losses, outputs of D, augmentation, image quality."""
 import json
 import math
 import os
@@ -13,14 +13,14 @@ import numpy as np
 from dnnlib.util import UserError, replace_file
 from training.report.ticks import nimg_of_name
 
-# Distinguishable with every kind of colour vision (Okabe and Ito 2008).
+# Distinguishable with any colour vision deficiency (Okabe and Ito 2008).
 COLORS = BLUE, ORANGE, GREEN = '#0072b2', '#d55e00', '#009e73'
 Points = list[tuple[float, float]]  # (kimg, value), ascending
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line in a panel: its legend, its points and its colour."""
+    """A line in a panel."""
 
     label: str
     points: Points
@@ -29,7 +29,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture: title, label of the y axis, curves, and the y limits if they are fixed."""
+    """One set of axes. limits: of the y axis, None: from the curves."""
 
     title: str
     y_label: str
@@ -38,35 +38,35 @@ class Panel:
 
 
 def plot_training_curves(stats_jsonl: str | os.PathLike, png_path: str | os.PathLike) -> None:
-    """Draw the curves of stats.jsonl, and of metric-*.jsonl beside it, over the number of images shown.
+    """Plot stats.jsonl, and metric-*.jsonl in the same directory, over kimg.
 
-    Where a run was continued from an earlier point, what it wrote afterwards counts. Raises UserError if
-    the file is missing or holds no tick.
+    Ticks that a resumed run repeated are ignored. Raises UserError if the file is missing or contains no
+    tick.
     """
     rows = read_ticks(stats_jsonl)
     _draw(training_panels(rows, Path(stats_jsonl).parent), png_path)
 
 
 def read_ticks(stats_jsonl: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of stats.jsonl, ascending in images shown, without those that a continued run wrote anew.
+    """The lines of stats.jsonl, ascending in kimg, without those that a resumed run repeated.
 
-    Raises UserError if the file is missing or holds no tick.
+    Raises UserError if the file is missing or contains no tick.
     """
     rows = _without_abandoned(read_jsonl(stats_jsonl))
     if not rows:
-        raise UserError(f'{stats_jsonl}: holds no tick yet; train until the first status line appears')
+        raise UserError(f'{stats_jsonl}: contains no tick yet; train until the first status line appears')
     return rows
 
 
 def training_panels(rows: list[dict[str, Any]], run_dir: str | os.PathLike) -> list[Panel]:
-    """What there is to draw: the statistics in the rows of read_ticks, and metric-*.jsonl in run_dir."""
-    # Path length is not measured in every configuration, nor R1.
+    """Panels of the statistics in rows from read_ticks, and of metric-*.jsonl in run_dir."""
+    # Not every configuration has R1 or path length regularisation.
     optional = [panel for panel in _side_panels(rows) if any(curve.points for curve in panel.curves)]
     return [*_loss_panels(rows), *_metric_panels(Path(run_dir), rows), *optional]
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line; others, as a crash leaves them, are skipped."""
+    """The objects in a JSON Lines file; invalid lines, for example after a crash, are skipped."""
     try:
         lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
     except OSError as error:
@@ -83,8 +83,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def curve_points(rows: list[dict[str, Any]], x: Callable[[dict], Any], y: Callable[[dict], Any]) -> Points:
-    """(x, y) of the rows where both are finite numbers, ascending in x; of equal x the last counts."""
-    # A dictionary keeps the last value of each x.
+    """(x, y) of the rows where both are finite, ascending in x; the last row of each x counts."""
     pairs = ((x(row), y(row)) for row in rows)
     return sorted({a: b for a, b in pairs if _is_number(a) and _is_number(b)}.items())
 
@@ -94,7 +93,7 @@ def _is_number(value: Any) -> bool:
 
 
 def mean_of(row: dict[str, Any], name: str) -> float | None:
-    """The mean of a statistic in a line of stats.jsonl, None where it has no value."""
+    """The mean of a statistic in a line of stats.jsonl; None if it has no value."""
     moments = row.get(name)
     return moments.get('mean') if isinstance(moments, dict) else None
 
@@ -104,9 +103,9 @@ def _kimg(row: dict[str, Any]) -> float | None:
 
 
 def _without_abandoned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The ticks that no later line overtakes: a continued run writes again from where it was saved."""
+    """The ticks without those that were repeated after resuming from an earlier training state."""
     kept, earliest = [], math.inf
-    # From the end: a line counts if all later ones are further on.
+    # From the end: a line counts if all later ones have a larger kimg.
     for row in reversed(rows):
         kimg = _kimg(row)
         if _is_number(kimg) and kimg < earliest:
@@ -133,7 +132,7 @@ def _loss_panels(rows: list[dict[str, Any]]) -> list[Panel]:
 
 
 def _side_panels(rows: list[dict[str, Any]]) -> list[Panel]:
-    """What one looks at when something is wrong."""
+    """For debugging."""
     return [
         Panel('Discriminator: mean output', 'score', [
             _curve(rows, 'real images', 'Loss/scores/real', BLUE),
@@ -147,7 +146,7 @@ def _side_panels(rows: list[dict[str, Any]]) -> list[Panel]:
 
 
 def _metric_panels(run_dir: Path, stats: list[dict[str, Any]]) -> list[Panel]:
-    """A panel a metric file, a curve a result in it."""
+    """One panel per metric file, one curve per result in it."""
     panels = []
     for path in sorted(run_dir.glob('metric-*.jsonl')):
         rows = [row for row in read_jsonl(path) if isinstance(row.get('results'), dict)]
@@ -157,7 +156,7 @@ def _metric_panels(run_dir: Path, stats: list[dict[str, Any]]) -> list[Panel]:
 
 
 def _curves(rows: list[dict[str, Any]], stats: list[dict[str, Any]]) -> list[Curve]:
-    # A function of its own binds the name at once, as a lambda in a loop would not.
+    # A function binds the name immediately; a lambda in a loop would not.
     def points(name: str) -> Points:
         return curve_points(rows, lambda row: _metric_kimg(row, stats), lambda row: row['results'].get(name))
     names = dict.fromkeys(name for row in rows for name in row['results'])
@@ -165,11 +164,11 @@ def _curves(rows: list[dict[str, Any]], stats: list[dict[str, Any]]) -> list[Cur
 
 
 def _metric_kimg(row: dict[str, Any], stats: list[dict[str, Any]]) -> float | None:
-    """How far the run was at a metric: by the name of the snapshot, else by the time."""
+    """kimg of a metric: from the name of the snapshot, else from the timestamp."""
     nimg = nimg_of_name(str(row.get('snapshot_pkl')), 'network-snapshot-')
     if nimg is not None:
         return nimg / 1000
-    # Metrics taken between snapshots carry a time only.
+    # Metrics that were evaluated without a snapshot have a timestamp only.
     times = curve_points(stats, lambda tick: tick.get('timestamp'), _kimg)
     if not times or not _is_number(row.get('timestamp')):
         return None
@@ -177,7 +176,7 @@ def _metric_kimg(row: dict[str, Any], stats: list[dict[str, Any]]) -> float | No
 
 
 def _draw(panels: list[Panel], png_path: str | os.PathLike) -> None:
-    # Drawn without pyplot: no window system, no state shared with the caller's figures.
+    # Without pyplot: it needs no display and shares no state with figures of the caller.
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -188,14 +187,14 @@ def _draw(panels: list[Panel], png_path: str | os.PathLike) -> None:
     width, height = 6.0 * columns, 3.4 * rows  # inches, as all below
     figure = Figure(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
-    # Margins by hand: finding them automatically takes as long as the drawing.
+    # Fixed margins: tight_layout takes as long as plotting.
     figure.subplots_adjust(
         left=0.75 / width, right=1 - 0.2 / width, bottom=0.55 / height, top=1 - 0.4 / height,
         wspace=0.8 / 5.1, hspace=1.0 / 2.45)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         _draw_panel(ax, panel)
-    # An odd number of panels leaves one place empty.
+    # With an odd number of panels, the last axes are unused.
     for ax in axes[len(panels):]:
         ax.set_visible(False)
     with replace_file(png_path) as temporary:
@@ -206,7 +205,7 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
     curves = [curve for curve in panel.curves if curve.points]
     for curve in curves:
         x, y = zip(*curve.points, strict=True)
-        # Few points would be invisible as a line alone.
+        # Few points are hard to see as a line alone.
         marker = 'o' if len(x) < 30 else None
         ax.plot(x, y, color=curve.color, label=curve.label, linewidth=1.6, marker=marker, markersize=3.5)
     if not curves:
@@ -216,7 +215,7 @@ def _draw_panel(ax: Any, panel: Panel) -> None:
     ax.set_ylabel(panel.y_label)
     ax.set_xlim(left=0)
     ax.grid(alpha=0.3)
-    # Losses are compared by eye: start at zero unless they are negative.
+    # Start at zero unless values are negative, to keep the curves comparable.
     if panel.limits is None:
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     else:

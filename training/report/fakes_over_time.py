@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fakes_over_time.png: what the same latents became as training went on, a row for each moment."""
+"""fakes_over_time.png: samples of the same latents over training, one row per sheet."""
 import functools
 import os
 from pathlib import Path
@@ -14,17 +14,16 @@ from training.report.thumbnails import READ_ERRORS, evenly, fake_sheets, flat
 
 SHEET_NAME = 'fakes_over_time.png'
 MAX_ROWS, COLUMNS = 12, 10
-MIN_TILE_PX, MAX_TILE_PX = 48, 128  # smaller pictures are enlarged by whole factors, larger ones reduced
+MIN_TILE_PX, MAX_TILE_PX = 48, 128  # smaller images are enlarged by integer factors, larger ones reduced
 LABEL_PX, MARGIN_PX, LINE_PX = 100, 8, 14
-PAPER, INK = (255, 255, 255), (0, 0, 0)
+BACKGROUND, TEXT = (255, 255, 255), (0, 0, 0)
 
 
 def write_fakes_over_time(run_dir: str | os.PathLike) -> Path | None:
-    """Write the sheet into the folder of a run from the sheets that lie there; returns its path.
+    """Write fakes_over_time.png into a run directory, from the sample sheets in it; returns its path.
 
-    At most MAX_ROWS moments, evenly over the pictures shown, each with its time of training. None, and no
-    file, where there is no sheet or the size of the pictures is not known. Raises UserError if it cannot be
-    written.
+    At most MAX_ROWS rows, evenly spaced in kimg, each labelled with kimg and training time. Returns None and
+    writes nothing without a sheet or a known image size. Raises UserError if the file cannot be written.
     """
     folder = Path(run_dir)
     tile = tile_size(read_options(folder))
@@ -38,9 +37,9 @@ def write_fakes_over_time(run_dir: str | os.PathLike) -> Path | None:
 
 
 def _rows(folder: Path, tile: tuple[int, int]) -> list[tuple[list[str], PIL.Image.Image]]:
-    """(lines of the label, pictures side by side) of each moment."""
+    """(lines of the label, images side by side) per row."""
     times = _times(folder)
-    # The sheet of the first step looks like that of the start: one of a kind is enough.
+    # The sheet at 0 kimg looks like fakes_init.png, so one of them is enough.
     moments = {kimg: (kimg, path) for kimg, path in reversed(fake_sheets(folder))}
     rows = []
     for kimg, path in evenly(sorted(moments.values()), MAX_ROWS):
@@ -51,7 +50,7 @@ def _rows(folder: Path, tile: tuple[int, int]) -> list[tuple[list[str], PIL.Imag
 
 
 def _times(folder: Path) -> list[tuple[float, float]]:
-    """(kimg, seconds since the start) of the ticks; none before the first."""
+    """(kimg, training time in seconds) of the ticks; [] before the first one."""
     try:
         ticks = read_ticks(folder / 'stats.jsonl')
     except UserError:
@@ -62,13 +61,13 @@ def _times(folder: Path) -> list[tuple[float, float]]:
 def _time_at(kimg: float, times: list[tuple[float, float]]) -> list[str]:
     if kimg == 0:
         return ['start']
-    # Names of sheets are cut to whole kimg: the tick is the nearest.
+    # File names of sheets are rounded down to kimg, so look up the nearest tick.
     return [format_time(min(times, key=lambda tick: abs(tick[0] - kimg))[1])] if times else []
 
 
 @functools.lru_cache(maxsize=8 * MAX_ROWS)
 def _strip(path: Path, tile: tuple[int, int], modified_ns: int) -> PIL.Image.Image | None:
-    """The first pictures of a sheet; None if it cannot be read. Remembered: large sheets take a second."""
+    """The first images of a sheet; None if it cannot be read. Cached: large sheets take a second."""
     height, width = tile
     try:
         with PIL.Image.open(path) as sheet:
@@ -85,15 +84,15 @@ def _strip(path: Path, tile: tuple[int, int], modified_ns: int) -> PIL.Image.Ima
 
 
 def _assemble(rows: list[tuple[list[str], PIL.Image.Image]]) -> PIL.Image.Image:
-    """One picture of all rows, each with its label on the left."""
+    """All rows, each with its label on the left."""
     pitch = max(max(strip.height for _, strip in rows), 2 * LINE_PX) + 2
     width = LABEL_PX + max(strip.width for _, strip in rows) + MARGIN_PX
-    picture = PIL.Image.new('RGB', (width, pitch * len(rows) + 2 * MARGIN_PX), PAPER)
-    draw = PIL.ImageDraw.Draw(picture)
+    image = PIL.Image.new('RGB', (width, pitch * len(rows) + 2 * MARGIN_PX), BACKGROUND)
+    draw = PIL.ImageDraw.Draw(image)
     for i, (lines, strip) in enumerate(rows):
         top = MARGIN_PX + i * pitch
-        picture.paste(strip, (LABEL_PX, top))
+        image.paste(strip, (LABEL_PX, top))
         first_line = top + (pitch - LINE_PX * len(lines)) // 2
         for j, line in enumerate(lines):
-            draw.text((MARGIN_PX, first_line + j * LINE_PX), line, fill=INK)
-    return picture
+            draw.text((MARGIN_PX, first_line + j * LINE_PX), line, fill=TEXT)
+    return image

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contact sheet of a run: its size, which training images it shows, and how it is written."""
+"""The sample sheets of a run: grid size, choice of training images, and output."""
 import os
 from collections.abc import Sequence
 
@@ -45,12 +45,12 @@ class SampleSheet:
 def grid_size(height: int, width: int, max_images: int | None = None) -> tuple[int, int]:
     """(columns, rows) of the sheet: about 7680x4320 pixels, but 7..32 columns and 4..32 rows.
 
-    max_images: shrink both sides alike until at most so many pictures are left; None for the published size.
+    max_images: limits columns * rows, keeping their ratio; None for the published size.
     """
     columns = min(max(TARGET_WIDTH_PX // width, 7), 32)
     rows = min(max(TARGET_HEIGHT_PX // height, 4), 32)
     if max_images is not None and columns * rows > max_images:
-        # The root spreads the reduction over both sides.
+        # The square root because both columns and rows shrink.
         shrink = (max_images / (columns * rows)) ** 0.5
         columns = max(int(columns * shrink), 1)
         rows = max(min(int(rows * shrink), max_images // columns), 1)
@@ -60,12 +60,12 @@ def grid_size(height: int, width: int, max_images: int | None = None) -> tuple[i
 def grid_indices(
     num_images: int, grid: tuple[int, int], labels: Sequence | np.ndarray | None = None,
 ) -> list[int]:
-    """Which images a sheet of grid = (columns, rows) shows, row by row; the same for every run.
+    """Indices of the images in a sheet of grid = (columns, rows), row by row; the same for all runs.
 
-    labels: classes [N] or vectors [N, ...]; rows then go through the labels in turn, each showing the next
-    members.
+    labels: classes [N] or vectors [N, ...]; each row then shows images of one label, cycling through the
+    labels.
     """
-    # The generator and seed of the published system, whatever the seed of the run.
+    # Generator and seed as published, independent of the random seed of the run.
     random = np.random.RandomState(0)
     columns, rows = grid
     if labels is None:
@@ -77,14 +77,14 @@ def grid_indices(
         random.shuffle(members)
     chosen = []
     for y in range(rows):
-        # The k-th row of a label starts where its row before ended.
+        # The k-th row of a label continues its previous row.
         members, start = groups[y % len(groups)], y // len(groups) * columns
         chosen += [members[(start + x) % len(members)] for x in range(columns)]
     return chosen
 
 
 def _groups(num_images: int, labels: Sequence | np.ndarray) -> list[list[int]]:
-    """The images of each label, the labels sorted by their last element first, as published."""
+    """Indices grouped by label; labels are sorted by their last element first, as published."""
     groups: dict[tuple, list[int]] = {}
     for i in range(num_images):
         key = tuple(np.asarray(labels[i]).flat[::-1])
@@ -96,15 +96,14 @@ def save_image_grid(
     path: str | os.PathLike, images: np.ndarray | torch.Tensor, drange: tuple[float, float],
     grid: tuple[int, int],
 ) -> None:
-    """Write images [columns * rows, C, H, W] as one picture; drange: the values that become 0 and 255.
+    """Write images [columns * rows, C, H, W] as one image file; drange: the values that map to 0 and 255.
 
-    C = 1, 2, 3, 4 becomes gray, gray with alpha, RGB, RGBA; of more channels the first three are shown as
-    RGB. Written whole or not at all. Raises ValueError for a wrong number of images, UserError if it cannot
-    be written.
+    C = 1, 2, 3, 4: gray, gray with alpha, RGB, RGBA; with more channels, the first three as RGB. Written
+    atomically. Raises ValueError for a wrong number of images, UserError if the file cannot be written.
     """
-    picture = PIL.Image.fromarray(tile_images(images, drange, grid))
+    sheet = PIL.Image.fromarray(tile_images(images, drange, grid))
     with replace_file(path) as temporary:
-        picture.save(temporary)
+        sheet.save(temporary)
 
 
 def tile_images(
@@ -116,11 +115,11 @@ def tile_images(
     if array.ndim != 4 or len(array) != columns * rows:
         raise ValueError(f'a grid of {columns}x{rows} needs images [{columns * rows}, C, H, W], '
                          f'got {list(array.shape)}')
-    # A PNG of more channels is unknown to viewers.
+    # PNG supports up to four channels.
     low, high = drange
     array = (array[:, :3] if array.shape[1] not in MODES else array).astype(np.float32)
     array = np.nan_to_num((array - low) * (255 / (high - low)), nan=0.0)
-    # Rounded half to even, as published; a plain cast would cut off.
+    # Rounded half to even, as published; a plain cast would truncate.
     pixels = np.rint(array).clip(0, 255).astype(np.uint8)
     _, channels, height, width = pixels.shape
     pixels = pixels.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)

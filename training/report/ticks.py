@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ticks: when one ends, what is saved then, and where its time went."""
+"""Ticks: when they end, when snapshots are due, and where the time goes."""
 import contextlib
 import os
 import re
@@ -16,15 +16,15 @@ GIB = 2 ** 30
 
 
 def is_done(cur_nimg: int, total_kimg: float) -> bool:
-    """Whether a run of `total_kimg` thousand images is over after `cur_nimg` images."""
+    """Whether a run of `total_kimg` is complete after `cur_nimg` images."""
     return cur_nimg >= total_kimg * 1000
 
 
 def tick_ends(
     cur_nimg: int, tick: int, tick_start_nimg: int, total_kimg: float, kimg_per_tick: float,
 ) -> bool:
-    """Whether the iteration that led to `cur_nimg` images ends its tick. Tick 0 is one iteration long."""
-    # Counted from where the tick began, so a batch that overshoots shifts all later ticks.
+    """Whether the iteration that reached `cur_nimg` ends its tick. Tick 0 is one iteration long."""
+    # Relative to the start of the tick, so a batch that overshoots shifts all later ticks.
     is_full = cur_nimg >= tick_start_nimg + kimg_per_tick * 1000
     return tick == 0 or is_full or is_done(cur_nimg, total_kimg)
 
@@ -32,39 +32,39 @@ def tick_ends(
 def snapshot_due(
     tick: int, done: bool, every_ticks: int | None, every_minutes: float | None = None, minutes: float = 0.0,
 ) -> bool:
-    """Whether the end of a tick takes a snapshot; the last tick does, if snapshots are on at all.
+    """Whether a snapshot is due at the end of a tick; always at the last one, unless snapshots are off.
 
-    every_ticks: interval, None for off. every_minutes: if given, rules instead of it; `minutes` have passed
-    since the last snapshot. Tick 0 takes one either way.
+    every_ticks: interval, None for off. every_minutes: if given, replaces it; minutes: since the last
+    snapshot. Tick 0 is always due.
     """
-    # Minutes bound what a crash can cost, whatever the speed of the machine.
+    # An interval in minutes bounds the loss of a crash at any training speed.
     if every_minutes is not None:
         return done or tick == 0 or minutes >= every_minutes
     return every_ticks is not None and (done or tick % every_ticks == 0)
 
 
 def kimg_number(cur_nimg: int, is_taken: bool = False) -> str:
-    """The number in names of files: thousands of images shown, six digits.
+    """The number in file names: kimg, six digits.
 
-    is_taken: an earlier file of this thousand has that name, so the images beyond it follow, as in
-    000012-480. The published system overwrites the earlier one.
+    is_taken: a file with this number exists, so the remaining images are appended, as in 000012-480. The
+    published system overwrites the file.
     """
     return f'{cur_nimg // 1000:06d}' + (f'-{cur_nimg % 1000:03d}' if is_taken else '')
 
 
 def nimg_of_name(name: str, kind: str) -> int | None:
-    """Images shown at a file <kind><kimg_number>.<suffix>, as far as its name tells; None for other names."""
+    """nimg of a file <kind><kimg_number>.<suffix>, rounded down to kimg if need be; None for other names."""
     match = re.search(rf'{kind}(\d{{6,}})(?:-(\d{{3}}))?\.\w+$', name)
     return int(match[1]) * 1000 + int(match[2] or 0) if match else None
 
 
 @dataclass(frozen=True)
 class TickReport:
-    """A finished tick in numbers.
+    """Measurements of a finished tick.
 
-    total_sec: since the start. sec_per_tick: its training time; data_sec: the part of it spent waiting for
-    data. maintenance_sec: between the training of the previous tick and of this one (snapshots, metrics;
-    first: set-up). cpu_mem_gb, peak_gpu_mem_gb: GiB. augment: probability p.
+    total_sec: since the start. sec_per_tick: training time; data_sec: the part of it spent waiting for data.
+    maintenance_sec: between the training of the previous tick and this one (snapshots, metrics; for the
+    first tick, set-up). cpu_mem_gb, peak_gpu_mem_gb: GiB. augment: probability p.
     """
 
     tick: int
@@ -96,17 +96,17 @@ class TickReport:
         """Fractions of the time since the previous tick: waiting for data, computing, maintenance."""
         seconds = {'data': self.data_sec, 'compute': self.sec_per_tick - self.data_sec,
                    'maintenance': self.maintenance_sec}
-        # Waiting for data is part of the training time; maintenance is not.
+        # sec_per_tick includes data_sec, but not maintenance_sec.
         wall_sec = self.sec_per_tick + self.maintenance_sec
         return {name: sec / wall_sec if wall_sec > 0 else 0.0 for name, sec in seconds.items()}
 
     def line(self) -> str:
-        """The published line, and where the time went."""
+        """The published line, followed by the shares of data, compute and maintenance."""
         shares = [f'{name} {share:.0%}' for name, share in self.shares().items()]
         return ' '.join([self.published_line(), *shares])
 
     def statistics(self) -> dict[str, float]:
-        """Statistic name -> value, in the published order; the time spent waiting for data is ours."""
+        """{statistic: value} in the published order; Timing/data_sec is our addition."""
         return {
             'Progress/tick': self.tick,
             'Progress/kimg': self.cur_nimg / 1000,
@@ -124,9 +124,9 @@ class TickReport:
 
 
 class TickClock:
-    """Measures ticks: made when a run starts, told when each tick starts and ends.
+    """Measures ticks; created when a run starts.
 
-    elapsed_sec: what earlier parts of a continued run took; it counts towards total_sec.
+    elapsed_sec: training time before resuming; counts towards total_sec.
     """
 
     def __init__(self, cur_nimg: int = 0, elapsed_sec: float = 0.0) -> None:
@@ -135,16 +135,16 @@ class TickClock:
         self.start_tick(cur_nimg)
 
     def start_tick(self, cur_nimg: int) -> None:
-        """Training begins or goes on, at `cur_nimg` images: what went before was maintenance."""
+        """Training starts or continues at `cur_nimg`; the time since the last tick was maintenance."""
         self._tick_start_sec = time.monotonic()
-        # The first one contains the set-up.
+        # For the first tick, it includes set-up.
         self._maintenance_sec = self._tick_start_sec - self._idle_since_sec
         self._tick_start_nimg = cur_nimg
         self._data_sec = 0.0
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Everything within this context counts as waiting for data."""
+        """Time within this context counts as waiting for data."""
         start_sec = time.monotonic()
         try:
             yield
@@ -154,8 +154,8 @@ class TickClock:
     def end_tick(
         self, tick: int, cur_nimg: int, augment: float = 0.0, device: torch.device | None = None,
     ) -> TickReport:
-        """The numbers of the tick that ends now. On a GPU, waits for it and resets the peak of its memory."""
-        # Launched work counts for this tick only once the GPU has finished it.
+        """Measurements of the tick that ends now. On a GPU, synchronises and resets its peak memory."""
+        # Kernels that are still queued belong to this tick.
         peak_bytes = 0
         if device is not None and torch.device(device).type == 'cuda':
             torch.cuda.synchronize(device)
@@ -172,7 +172,7 @@ class TickClock:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds; 0 where neither /proc nor the optional psutil tells."""
+    """Resident memory of this process; 0 without both /proc and the optional psutil."""
     # The second number is the resident size, in pages.
     try:
         pages = int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Going on with a run: which training state, whether the options fit it, and what the records forget.
+"""Resuming a run: which training state, whether the options fit it, and what is removed from the records.
 
-A killed run has written lines, and perhaps files, after its last snapshot. They are taken back, so that the
-records of a run that was interrupted are those of one that was not.
+A killed run has written lines, and perhaps files, after its last snapshot. They are removed, so that the
+records of an interrupted run equal those of an uninterrupted one.
 """
 import dataclasses
 import json
@@ -19,7 +19,6 @@ from training.config.changes import check_changes
 from training.report.ticks import nimg_of_name
 from training.run.folder import LOCK_FILE, RunLock
 from training.run.manifest import (
-    STATE,
     forget_files,
     latest_state,
     read_manifest,
@@ -32,11 +31,11 @@ RUN_NUMBER = re.compile(r'\d+')
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """A wish to go on from a training state.
+class ResumeRequest:
+    """A request to resume from a training state.
 
-    allow_changes: even with options that make another training of it.  given: names of the flags that the
-    user gave anew.
+    allow_changes: resume even if options that affect training have changed.  given: names of the flags of
+    this command line.
     """
 
     state_path: str
@@ -45,7 +44,7 @@ class Continuation:
 
 
 def find_state(resume: str, outdir: str | os.PathLike | None) -> tuple[Path | None, list[str]]:
-    """(the training state that --resume means, what the user should know of the choice).
+    """(the training state that --resume means, notes on the choice for the user).
 
     resume: 'latest' for the run of the highest number in `outdir` that has a complete snapshot; the folder
     of a run; or a training-state-*.pt.  None if 'latest' finds no run. Raises UserError if there is no such
@@ -63,24 +62,28 @@ def find_state(resume: str, outdir: str | os.PathLike | None) -> tuple[Path | No
                         'training-state-*.pt, or a network .pkl to start a new run from')
     found, notes = latest_state(path)
     if found is None:
-        raise UserError(f'--resume={resume}: {_reason(notes)}; start a new run, perhaps with --resume from '
-                        'one of its network-snapshot-*.pkl')
+        raise UserError(_no_state(resume, notes))
     return found, notes
 
 
-def _reason(notes: list[str]) -> str:
-    if not notes:
-        return 'has no complete snapshot'
-    return f'every training state is damaged ({notes[0].partition(";")[0]})'
+def _no_state(resume: str, notes: list[str]) -> str:
+    reason = 'has no complete snapshot'
+    if notes:
+        reason = f'every training state is damaged ({notes[0].partition(";")[0]})'
+    return (f'--resume={resume}: {reason}; start a new run, perhaps with --resume from one of its '
+            'network-snapshot-*.pkl')
 
 
 def _latest_of_runs(outdir: Path) -> tuple[Path | None, list[str]]:
     runs = [path for path in (outdir.iterdir() if outdir.is_dir() else ())
             if path.is_dir() and RUN_NUMBER.match(path.name)]
     for run in sorted(runs, key=lambda path: int(RUN_NUMBER.match(path.name)[0]), reverse=True):
-        # A run that was killed before its first snapshot has nothing to go on with.
-        if any(STATE in entry.files for entry in read_manifest(run)):
-            return find_state(str(run), None)
+        found, notes = latest_state(run)
+        if found is not None:
+            return found, notes
+        if notes:
+            raise UserError(_no_state(str(run), notes))
+        # It was killed before its first snapshot, unless it has only just started.
         _check_is_dead(run)
     return None, [f'--resume=latest: no run with a snapshot in {outdir}; this is a new one']
 
@@ -95,22 +98,22 @@ def _check_is_dead(run: Path) -> None:
         raise UserError(f'--resume=latest: {error}; to go on with an older run, name its folder') from error
 
 
-def open_state(wish: Continuation, config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
-    """(the configuration to go on with, the content of the training state).
+def open_state(request: ResumeRequest, config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
+    """(the configuration to train with, the content of the training state).
 
-    config: as it would be for a new run, with the device decided.  Raises UserError if the state cannot be
+    config: that of the command line, resolved for the device.  Raises UserError if the state cannot be
     read or the options do not fit it.
     """
-    payload = read_state(wish.state_path)
+    payload = read_state(request.state_path)
     before = TrainConfig.from_options(payload['config'])
-    config = _adopt_split(config, before, wish.given)
-    if not wish.allow_changes:
+    config = _adopt_split(config, before, request.given)
+    if not request.allow_changes:
         check_changes(before, config)
     return config, payload
 
 
 def _adopt_split(config: TrainConfig, before: TrainConfig, given: Collection[str]) -> TrainConfig:
-    """With the batch split as before, unless asked for: the run may have halved it when memory ran out."""
+    """Keep the saved batch_gpu unless flags say otherwise: the run may have halved it when memory ran out."""
     if given & {'batch', 'batch_gpu', 'gpus'} or (config.batch_size, config.num_gpus) != (
             before.batch_size, before.num_gpus):
         return config
@@ -119,7 +122,7 @@ def _adopt_split(config: TrainConfig, before: TrainConfig, given: Collection[str
 
 
 def rewind_records(run_dir: str | os.PathLike, payload: Mapping[str, Any]) -> None:
-    """Take back what the records of a run say about the time after a training state; remove leftovers.
+    """Remove what the records of a run say about the time after a training state, and temporary files.
 
     Only one process may call it, before the records are opened. Each file is replaced in one step. Raises
     UserError if one cannot be written.
@@ -136,13 +139,13 @@ def rewind_records(run_dir: str | os.PathLike, payload: Mapping[str, Any]) -> No
 
 
 def _nimg_of(line: Mapping[str, Any]) -> int:
-    """Pictures at the snapshot of a line, as far as its name tells."""
-    # A line that belongs to no snapshot of this run, made by hand perhaps, stays.
+    """cur_nimg at the snapshot of a line, as far as its name tells."""
+    # Lines that belong to no snapshot of this run, such as those of calc_metrics.py, stay.
     return nimg_of_name(line.get('snapshot_pkl') or '', 'network-snapshot-') or 0
 
 
 def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep the lines of a file of JSON lines that are wanted; half a line is not."""
+    """Keep the wanted lines of a JSON lines file; drops an incomplete last line."""
     if not path.is_file():
         return
     lines = path.read_bytes().splitlines(keepends=True)

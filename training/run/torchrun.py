@@ -20,9 +20,9 @@ from training.config import TrainConfig, fitting_group
 from training.run.folder import FLAGS_FILE, OPTIONS_FILE, RunLock, read_json, save_options
 from training.run.interrupt import STOPPED
 from training.run.manifest import STATE, read_manifest
-from training.run.resume import Continuation, find_state, rewind_records
+from training.run.resume import ResumeRequest, find_state, rewind_records
 
-Plan = tuple[TrainConfig, Continuation | None]
+Plan = tuple[TrainConfig, ResumeRequest | None]
 SHARED_SEC = 30.0  # network file systems may show a new folder late
 BEFORE_EVERYTHING: dict[str, Any] = {'run': {'cur_nimg': -1}, 'loop': {'tick': 0}}
 
@@ -96,7 +96,7 @@ def _plan_again(memory: dict[str, Any], num_gpus: int) -> Plan:
         save_options(config, {**read_json(folder / FLAGS_FILE), 'gpus': num_gpus})
     if memory['deadline'] is not None:
         config = dataclasses.replace(config, time_limit_sec=memory['deadline'] - time.time())
-    return config, None if state is None else Continuation(str(state), allow_changes=is_changed)
+    return config, None if state is None else ResumeRequest(str(state), allow_changes=is_changed)
 
 
 def fit_layout(config: TrainConfig, num_gpus: int) -> TrainConfig:

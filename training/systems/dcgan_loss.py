@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils import training_stats
+from training.augmentation.ada import AdaController
 from training.loss import MicroBatch
 from training.phases import FlatGradients, Phase, PhaseSource
 
@@ -19,14 +20,16 @@ class DCGANLoss:
     """Losses of G and D.
 
     augment_pipe: applied to every picture that D sees, real and generated; None for none.
-    report(name, values): where statistics go.  pl_mean: stays 0, for there are no path lengths; the state of
-    a run has a place for it.  compiled: faster forms of differentiated_once(), by name.
+    report(name, values): where statistics go.  ada: is given D's signs on real images; None unless p is
+    adaptive.  pl_mean: stays 0, there are no path lengths; training states have a field for it.
+    compiled: faster forms of differentiated_once(), by name.
     """
 
     G: torch.nn.Module
     D: torch.nn.Module
     augment_pipe: Callable[[torch.Tensor], torch.Tensor] | None = None
     report: Callable[[str, torch.Tensor], object] = training_stats.report
+    ada: AdaController | None = None
     compiled: Mapping[str, Callable[..., torch.Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -59,8 +62,11 @@ class DCGANLoss:
     def _discriminate(self, img: torch.Tensor, kind: str) -> torch.Tensor:
         D = self.compiled.get('D', self.D)
         logits = D(img if self.augment_pipe is None else self.augment_pipe(img))
+        signs = logits.sign()
+        if kind == 'real' and self.ada is not None:
+            self.ada.add(signs)
         self.report(f'Loss/scores/{kind}', logits)
-        self.report(f'Loss/signs/{kind}', logits.sign())
+        self.report(f'Loss/signs/{kind}', signs)
         return logits
 
 

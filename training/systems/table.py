@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the names of TrainConfig.system stand for: networks, losses, and the phases of a step."""
+"""What each name of TrainConfig.system stands for: networks, losses, and the phases of an iteration."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +13,34 @@ from training.phases import Phase, PhaseSource, build_phases
 from training.systems import dcgan, stylegan1
 from training.systems.dcgan_loss import DCGANLoss, dcgan_phases
 
-Report = Callable[[str, torch.Tensor], object]
-
 
 @dataclass(frozen=True)
 class System:
-    """build_phases(loss, G's source, D's source): the phases of an iteration, in order."""
+    """A row of the table.
+
+    generator, discriminator: network classes.  loss: class of the loss terms, called with (G, D,
+    augment_pipe, **config.loss_kwargs(), report=...).  phase_list: (loss, source of G, source of D) -> phases
+    in order.
+    """
 
     generator: Callable[..., torch.nn.Module]
     discriminator: Callable[..., torch.nn.Module]
     loss: Callable[..., Any]
-    build_phases: Callable[[Any, PhaseSource, PhaseSource], list[Phase]]
+    phase_list: Callable[[Any, PhaseSource, PhaseSource], list[Phase]]
+
+    def networks(
+        self, config: TrainConfig, label_dim: int, channels: int,
+    ) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """(G, D), freshly initialised on the default device. label_dim, channels: of the dataset."""
+        shape = {'c_dim': label_dim, 'img_resolution': config.data.resolution, 'img_channels': channels}
+        return self.generator(**config.G_kwargs(), **shape), self.discriminator(**config.D_kwargs(), **shape)
+
+    def phases(
+        self, config: TrainConfig, loss: Any, G_opt: torch.optim.Optimizer, D_opt: torch.optim.Optimizer,
+    ) -> list[Phase]:
+        """The phases of an iteration, in order; they share the loss, its networks and the optimizers."""
+        return self.phase_list(loss, PhaseSource(loss.G, G_opt, config.G_reg_interval),
+                               PhaseSource(loss.D, D_opt, config.D_reg_interval))
 
 
 SYSTEMS = {
@@ -33,25 +50,3 @@ SYSTEMS = {
     'dcgan': System(
         dcgan.DCGANGenerator, dcgan.DCGANDiscriminator, DCGANLoss, dcgan_phases),
 }
-
-
-def make_networks(
-    config: TrainConfig, label_dim: int, channels: int,
-) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """(G, D), fresh, on the current default device. label_dim, channels: of the dataset."""
-    system = SYSTEMS[config.system]
-    shape = {'c_dim': label_dim, 'img_resolution': config.data.resolution, 'img_channels': channels}
-    return system.generator(**config.G_kwargs(), **shape), system.discriminator(**config.D_kwargs(), **shape)
-
-
-def make_loss(
-    config: TrainConfig, G: torch.nn.Module, D: torch.nn.Module,
-    augment_pipe: Callable[[torch.Tensor], torch.Tensor] | None, report: Report,
-) -> Any:
-    """The losses of a run: StyleGAN2Loss or DCGANLoss."""
-    return SYSTEMS[config.system].loss(G, D, augment_pipe, **config.loss_kwargs(), report=report)
-
-
-def make_phases(config: TrainConfig, loss: Any, g: PhaseSource, d: PhaseSource) -> list[Phase]:
-    """The phases of an iteration, in order."""
-    return SYSTEMS[config.system].build_phases(loss, g, d)

@@ -79,16 +79,16 @@ def transfer_networks(
     """
     records = []
     for key, target in into.items():
-        giver = _giver(source, key)
-        if giver is None:
+        found = _source_of(source, key)
+        if found is None:
             records += [Record(key, name, None, tuple(tensor.shape), FRESH)
                         for name, tensor in misc.named_params_and_buffers(target)]
         else:
-            records += _transfer_network(key, giver, target)
+            records += _transfer_network(key, found, target)
     return records
 
 
-def _giver(source: Mapping[str, torch.nn.Module | None], key: str) -> torch.nn.Module | None:
+def _source_of(source: Mapping[str, torch.nn.Module | None], key: str) -> torch.nn.Module | None:
     found = source.get(key)
     return source.get(SUBSTITUTES[key]) if found is None and key in SUBSTITUTES else found
 
@@ -132,9 +132,10 @@ def transfer_notes(
         if source.get(key) is None:
             consequence = (
                 'starts from random weights, and pictures will first get worse; snapshots of train.py hold '
-                'all networks' if _giver(source, key) is None else f'takes the weights of {SUBSTITUTES[key]}')
+                'all networks' if _source_of(source, key) is None
+                else f'takes the weights of {SUBSTITUTES[key]}')
             notes.append(f'the file holds no {key}: the one here {consequence}')
-    old, new = _giver(source, 'G_ema'), into.get('G_ema', into.get('G'))
+    old, new = _source_of(source, 'G_ema'), into.get('G_ema', into.get('G'))
     if old is not None and new is not None:
         notes += _latent_notes(old, new)
     return notes

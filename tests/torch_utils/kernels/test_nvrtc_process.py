@@ -60,7 +60,7 @@ def test_each_job_goes_to_one_process_and_results_keep_their_order(started, monk
 def test_a_process_that_ends_costs_its_jobs_and_hangs_nobody(started, monkeypatch):
     monkeypatch.setattr(nvrtc_process, 'COMMAND', (sys.executable, '-c', SERVE))
     assert said(nvrtc_process.run_all(jobs('a', 'die', 'b'), 1)) == [
-        b'ok', *['the process that compiles has ended'] * 2]
+        b'ok', *['the compiler process has exited'] * 2]
 
 
 def test_an_error_in_what_follows_a_result_ends_everything(started, monkeypatch):
@@ -77,7 +77,7 @@ def test_an_error_in_what_follows_a_result_ends_everything(started, monkeypatch)
 
 def test_without_any_process_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(nvrtc_process, 'COMMAND', ('/no/such/program',))
-    assert said(nvrtc_process.run_all(jobs('a'), 2)) == ['the process that compiles has ended']
+    assert said(nvrtc_process.run_all(jobs('a'), 2)) == ['the compiler process has exited']
     assert nvrtc_process.run_all([], 2) == []
 
 

@@ -182,11 +182,11 @@ def test_submodules_that_are_shared_beyond_measure_are_refused():
     described = describe.ModuleDescription('A')
     for _ in range(30):
         described = describe.ModuleDescription('A', children={'a': described, 'b': described})
-    with pytest.raises(UserError, match='so many submodules'):
+    with pytest.raises(UserError, match='too many submodules'):
         described.state()
     for _ in range(3000):
         described = describe.ModuleDescription('A', children={'a': described})
-    with pytest.raises(UserError, match='so many submodules'):
+    with pytest.raises(UserError, match='too many submodules'):
         list(described.modules())
 
 

@@ -48,7 +48,7 @@ def test_processes_that_do_not_come_are_named(store, monkeypatch):
     monkeypatch.setattr(rendezvous, 'WAIT_SEC', 0.1)
     # This one asked in an earlier start and is gone.
     store.set('asks/2', 'word')
-    with pytest.raises(UserError, match=r'^processes 1, 2 of 3 have not come within 0.1 seconds'):
+    with pytest.raises(UserError, match=r'^processes 1, 2 of 3 did not appear within 0.1 seconds'):
         rendezvous._host(store, 3)
 
 

@@ -19,7 +19,7 @@ def judge(*moments, timeout_sec=10.0):
 def test_who_is_waited_for_is_named_with_its_phase_after_the_timeout():
     verdicts = judge((0, (1, 5), (1, 4)), (9, (2, 5), (2, 4)), (11, (3, 5), (3, 4)))
     assert verdicts == [
-        None, None, 'process 1 has been in the phase phase1 for 10 seconds while others wait for it']
+        None, None, 'process 1 has stalled the others for 10 seconds in the phase phase1']
 
 
 def test_the_time_before_anyone_waited_does_not_count():
@@ -35,11 +35,11 @@ def test_who_moves_is_late_but_does_not_hang():
 def test_who_does_not_answer_is_named():
     verdicts = judge((0, (1, 4), (1, 4)), (6, (2, 4), (1, 4)), (11, (3, 4), (1, 4)))
     assert verdicts[:2] == [None] * 2
-    assert verdicts[2] == 'process 1 has not answered for 10 seconds; its last phase was phase1'
+    assert verdicts[2] == 'process 1 has not responded for 10 seconds; its last phase was phase1'
 
 
 def test_the_first_process_may_be_the_one():
-    assert judge((0, (1, 4), (1, 5)), (11, (2, 4), (2, 5)))[1].startswith('process 0 has been in')
+    assert judge((0, (1, 4), (1, 5)), (11, (2, 4), (2, 5)))[1].startswith('process 0 has stalled')
 
 
 def test_reports_pass_through_the_store():

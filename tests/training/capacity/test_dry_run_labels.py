@@ -24,7 +24,7 @@ KINDS = {
 
 
 def write(folder, labels, count=None):
-    """A folder of 8x8 pictures, the first of them with these labels."""
+    """A folder of 8x8 images, the first of them with these labels."""
     folder.mkdir(exist_ok=True)
     for i in range(len(labels) if count is None else count):
         pixels = np.random.default_rng(i).integers(0, 256, [8, 8, 3], dtype=np.uint8)
@@ -63,18 +63,18 @@ def test_each_kind_trains(kind, tmp_path, monkeypatch):
     assert G.c_dim == length and all(p.isfinite().all() for p in G.parameters())
 
 
-def test_pictures_of_each_class_are_counted_without_mirror_images(tmp_path):
+def test_images_per_class_are_counted_without_mirror_images(tmp_path):
     for kind, expected in (('class numbers', '0: 2, 1: 1, 2: 3'), ('multi-hot', '0: 2, 1: 2, 2: 4')):
         lines = describe(tmp_path, KINDS[kind], xflip=True)
-        assert lines[1] == f'Pictures of each class: {expected}'
-    assert lines[-1].startswith('1 pictures belong to no class')
+        assert lines[1] == f'Images per class: {expected}'
+    assert lines[-1].startswith('1 images belong to no class')
 
 
 def test_many_classes_are_cut_short_and_missing_ones_named(tmp_path):
     lines = describe(tmp_path, [0, 1, 19])
     assert lines[0] == 'Labels: 20 classes, given as class numbers'
     assert lines[1].endswith('11: 0, and 8 more')
-    assert lines[2].startswith('17 classes have no picture, the first is 2')
+    assert lines[2].startswith('17 classes have no images, the first is 2')
 
 
 def test_a_class_that_is_much_larger_than_another_is_said(tmp_path):

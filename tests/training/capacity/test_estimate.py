@@ -100,7 +100,7 @@ def test_splitting_a_batch_costs_no_arithmetic_and_saves_memory():
     whole = preset('auto', 32)
     half = dataclasses.replace(whole, batch_gpu=whole.batch_gpu // 2)
     a, b = (estimate(config, 0, 3) for config in (whole, half))
-    # Demodulation and the mapping network of style mixing do not depend on the number of pictures alone.
+    # Demodulation and the mapping network of style mixing do not depend on the number of images alone.
     assert a.flop_per_kimg == pytest.approx(b.flop_per_kimg, rel=0.01)
     assert 0.5 < b.memory_bytes / a.memory_bytes < 0.95
 
@@ -211,7 +211,7 @@ def test_a_training_for_a_missing_gpu_is_counted_only(monkeypatch):
     config = dataclasses.replace(small_config(), device='cuda')
     assert local_device(config) is None and local_device(small_config()) == CPU
     memory, work = describe(config, 0, 3)
-    assert ' of ' not in memory and 'TFLOP/kimg; no such device here' in work
+    assert ' of ' not in memory and 'TFLOP/kimg; speed unknown' in work
 
 
 @pytest.mark.parametrize(('limit_gb', 'remedy'), [(0.455, '--batch-gpu='), (0.1, '--cbase')])
@@ -219,7 +219,7 @@ def test_short_memory_is_warned_of_with_a_batch_that_fits(monkeypatch, limit_gb,
     monkeypatch.setattr(estimate_module, 'device_memory', lambda device: limit_gb * GB)
     config = small_config(side=32, cbase=1024, cmax=32, batch=32)
     (warning,) = describe(config, 0, 3)[2:]
-    assert warning.startswith('Warning: memory') and remedy in warning
+    assert warning.startswith('Warning: out of memory') and remedy in warning
     if remedy == '--batch-gpu=':
         batch_gpu = int(re.search(r'--batch-gpu=(\d+)', warning)[1])
         smaller = dataclasses.replace(config, batch_gpu=batch_gpu)

@@ -16,7 +16,7 @@ MESSAGES = ['CUDA out of memory. Tried to allocate 2.00 GiB', 'enforce fail: Def
 
 
 def limited(most, error=RuntimeError, tried=None):
-    """An attempt for which `most` pictures at a time are all that fits."""
+    """An attempt for which `most` images at a time are all that fits."""
     def attempt(config):
         if tried is not None:
             tried.append(config.batch_gpu)
@@ -58,7 +58,7 @@ def test_the_batch_is_halved_until_it_fits_and_one_line_says_so(error):
     fitted = fit_batch_gpu(small_config(batch=16), limited(4, error, tried), lines.append)
     assert tried == [16, 8, 4] and fitted.batch_gpu == 4 and fitted.batch_size == 16
     (line,) = lines
-    assert '16 pictures at a time' in line and '--batch-gpu=4' in line and '\n' not in line
+    assert '--batch-gpu=16' in line and '--batch-gpu=4' in line and '\n' not in line
 
 
 def test_what_fits_is_left_alone_and_silent():
@@ -75,11 +75,11 @@ def test_groups_of_minibatch_deviation_keep_dividing_the_round():
     lines = []
     fitted = fit_batch_gpu(small_config(batch=12), limited(6), lines.append)
     assert (fitted.batch_gpu, fitted.D.mbstd_group_size) == (6, 3)
-    assert 'groups of 3 pictures instead of 4' in lines[0]
+    assert 'groups of 3 images instead of 4' in lines[0]
     assert fit_batch_gpu(small_config(batch=16), limited(8), print).D.mbstd_group_size == 4
 
 
-def test_when_not_even_one_picture_fits_the_error_says_what_helps():
+def test_when_not_even_one_image_fits_the_error_says_what_helps():
     with pytest.raises(UserError, match=r'--batch-gpu=4.*--cbase=16.*--cmax=2.*--width') as caught:
         fit_batch_gpu(small_config(batch=4), limited(0), pytest.fail)
     assert '\n' not in str(caught.value) and '--precision' in str(caught.value)
@@ -129,7 +129,7 @@ def test_a_training_goes_on_after_a_rehearsal_as_without():
     assert_unchanged(rehearsed, snapshot(plain))
 
 
-def test_a_rehearsal_augments_every_picture():
+def test_a_rehearsal_augments_every_image():
     run, seen = SmallRun(small_config()), []
     original = run.state.augment_pipe.forward
     run.state.augment_pipe.forward = lambda img: seen.append(float(run.state.augment_pipe.p)) or original(img)
@@ -170,7 +170,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
     whole = SmallRun(small_config(batch=8, aug='noaug'))
     parts = SmallRun(dataclasses.replace(whole.config, batch_gpu=4))
     for run in (whole, parts):
-        run.state.D.b4.mbstd.group_size = 1  # groups may not mix pictures of several rounds
+        run.state.D.b4.mbstd.group_size = 1  # groups may not mix images of several rounds
         for module in run.state.G.modules():
             module.use_noise = False
         run.step()
@@ -179,7 +179,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
 
 
 def test_all_processes_take_the_batch_that_fits_the_poorest(monkeypatch):
-    # This process always succeeds; another one, whose flag is added, fails above 4 pictures.
+    # This process always succeeds; another one, whose flag is added, fails above 4 images.
     reduced, tried = [], []
 
     def add_other(flag):

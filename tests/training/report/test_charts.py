@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves as SVG: ticks, thinning, and that every picture is well-formed and small."""
+"""Curves as SVG: ticks, thinning, and that every image is well-formed and small."""
 import json
 import xml.etree.ElementTree as ET
 
@@ -55,7 +55,7 @@ def test_fixed_limits_hold_and_zero_is_marked_between_both_signs():
     assert len(root.findall(".//line[@class='axis'][@x2='426']")) == 2  # zero, and the bottom
 
 
-def test_a_lone_spike_leaves_the_picture_so_that_the_rest_can_be_seen():
+def test_a_lone_spike_leaves_the_image_so_that_the_rest_can_be_seen():
     values = [100.0] + [1.0] * 99
     root, _ = parse(Panel('t', 'y', [Curve('a', [(float(i), y) for i, y in enumerate(values)], BLUE)]))
     line = polyline(root, 'c0')
@@ -75,11 +75,11 @@ def test_empty_curves_are_left_out_and_an_empty_panel_says_so():
 
 
 @pytest.mark.parametrize('points', [[(0, 0)], [(5, -3.0)], [(0, 1e-9), (1, 1e9)], [(0, 0), (3, 0)]])
-def test_odd_values_give_a_picture(points):
+def test_odd_values_give_a_image(points):
     root, _ = parse(Panel('t', 'y', [Curve('a', points, 'red')]))
     assert all(abs(y) < 1e4 for _, y in polyline(root, 'c0'))
 
 
-def test_a_long_run_makes_no_larger_picture():
+def test_a_long_run_makes_no_larger_image():
     points = [(i * 4.0, 1 + (i * 7919 % 1000) / 1000) for i in range(20000)]
     assert len(chart(Panel('t', 'y', [Curve('a', points, BLUE), Curve('b', points, ORANGE)]))) < 30_000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training curves: which points are drawn, and that a picture comes out of whatever a run has left."""
+"""Training curves: which points are drawn, and that a image comes out of whatever a run has left."""
 import json
 
 import numpy as np
@@ -29,8 +29,8 @@ def draw(tmp_path, monkeypatch):
     original = curves._draw
     monkeypatch.setattr(curves, '_draw', lambda p, path: (panels.extend(p), original(p, path)))
     plot_training_curves(tmp_path / 'stats.jsonl', tmp_path / 'curves.png')
-    with PIL.Image.open(tmp_path / 'curves.png') as picture:
-        assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert('L')))) > 20
+    with PIL.Image.open(tmp_path / 'curves.png') as image:
+        assert image.width > 1000 and len(np.unique(np.asarray(image.convert('L')))) > 20
     return {panel.title: {curve.label: curve.points for curve in panel.curves} for panel in panels}
 
 

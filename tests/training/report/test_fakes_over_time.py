@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fakes_over_time.png: a row for each moment, with its pictures and times."""
+"""fakes_over_time.png: a row for each moment, with its images and times."""
 import json
 
 import numpy as np
@@ -34,12 +34,12 @@ def run_folder(folder, tile=(16, 16), kimg=(1, 2, 3)):
 
 
 def rows_of(path, pitch):
-    """The gray value of the first picture of each row."""
+    """The gray value of the first image of each row."""
     pixels = np.asarray(PIL.Image.open(path))
     return [int(v) for v in pixels[MARGIN_PX + 2:-MARGIN_PX:pitch, LABEL_PX + 2, 0]]
 
 
-def test_each_moment_is_a_row_of_the_first_pictures(tmp_path):
+def test_each_moment_is_a_row_of_the_first_images(tmp_path):
     path = write_fakes_over_time(run_folder(tmp_path))
     assert path == tmp_path / 'fakes_over_time.png'
     # Tiles of 16 pixels grow by 3.
@@ -65,18 +65,18 @@ def test_long_runs_are_thinned_and_keep_both_ends(tmp_path):
     assert len(values) == MAX_ROWS and values[0] == 10 and values[-1] == 59 and values == sorted(values)
 
 
-def test_large_and_oblong_pictures_are_reduced(tmp_path):
+def test_large_and_oblong_images_are_reduced(tmp_path):
     path = write_fakes_over_time(run_folder(tmp_path, tile=(128, 256), kimg=(1,)))
     assert PIL.Image.open(path).size == (LABEL_PX + COLUMNS * 128 + MARGIN_PX, 2 * (64 + 2) + 2 * MARGIN_PX)
 
 
 def test_damaged_sheets_are_left_out(tmp_path):
     run_folder(tmp_path)
-    (tmp_path / 'fakes000002.png').write_bytes(b'no picture')
+    (tmp_path / 'fakes000002.png').write_bytes(b'no image')
     assert rows_of(write_fakes_over_time(tmp_path), 50) == [10, 21, 23]
 
 
-def test_without_statistics_there_are_only_numbers_of_pictures(tmp_path):
+def test_without_statistics_there_are_only_numbers_of_images(tmp_path):
     run_folder(tmp_path)
     (tmp_path / 'stats.jsonl').unlink()
     assert rows_of(write_fakes_over_time(tmp_path), 50) == [10, 21, 22, 23]

@@ -133,9 +133,9 @@ def test_broken_and_missing_images_are_skipped(run_dir):
 def test_warnings_of_the_log_are_shown_once_each_and_escaped(run_dir):
     (run_dir / 'log.txt').write_text(
         'tick 0\nWarning: <b>p</b> is high\nTraining goes on\nWarning: <b>p</b> is high\n'
-        'Note: small\nD has won. Remedies: more pictures\n', encoding='utf-8')
+        'Note: small\nD has won. Remedies: more images\n', encoding='utf-8')
     assert log_warnings(run_dir / 'log.txt') == [
-        '<b>p</b> is high', 'Note: small', 'D has won. Remedies: more pictures']
+        '<b>p</b> is high', 'Note: small', 'D has won. Remedies: more images']
     page = progress_page(run_dir)
     assert '<li>&lt;b&gt;p&lt;/b&gt; is high</li>' in page and '<b>p</b>' not in page
 
@@ -209,7 +209,7 @@ def test_without_a_tick_there_is_no_page_and_the_old_one_stays(run_dir):
     write_progress_page(run_dir)
     before = (run_dir / 'progress.html').read_text()
     (run_dir / 'stats.jsonl').write_text('')
-    with pytest.raises(UserError, match=r'stats\.jsonl: holds no tick'):
+    with pytest.raises(UserError, match=r'stats\.jsonl: contains no tick'):
         write_progress_page(run_dir)
     assert (run_dir / 'progress.html').read_text() == before
     assert not list(run_dir.glob('.*'))

@@ -59,18 +59,18 @@ def test_every_image_of_a_small_set_is_shown_again_and_again():
 @pytest.mark.parametrize('case', LOOP.get('grid_pixels', []))
 def test_golden_pixels(case, tmp_path):
     save_image_grid(tmp_path / 'a.png', np.array(case['images']), case['drange'], case['grid'])
-    with PIL.Image.open(tmp_path / 'a.png') as picture:
-        assert picture.mode == case['mode']
-        assert np.asarray(picture).tolist() == case['pixels']
+    with PIL.Image.open(tmp_path / 'a.png') as image:
+        assert image.mode == case['mode']
+        assert np.asarray(image).tolist() == case['pixels']
 
 
 @pytest.mark.parametrize(('channels', 'mode'), [(1, 'L'), (2, 'LA'), (3, 'RGB'), (4, 'RGBA'), (5, 'RGB')])
 def test_any_number_of_channels_can_be_shown(channels, mode, tmp_path):
     images = (torch.arange(2 * channels) * 10.0).reshape(2, channels, 1, 1).expand(-1, -1, 3, 2)
     save_image_grid(tmp_path / 'a.png', images, (0, 255), (1, 2))
-    with PIL.Image.open(tmp_path / 'a.png') as picture:
-        assert (picture.mode, picture.size) == (mode, (2, 6))
-        pixels = np.asarray(picture).reshape(6, 2, -1)
+    with PIL.Image.open(tmp_path / 'a.png') as image:
+        assert (image.mode, image.size) == (mode, (2, 6))
+        pixels = np.asarray(image).reshape(6, 2, -1)
     shown = pixels.shape[2]
     assert pixels[0, 0].tolist() == [10 * c for c in range(shown)]
     assert pixels[5, 1].tolist() == [10 * (channels + c) for c in range(shown)]

@@ -53,16 +53,16 @@ def test_chosen_sheets_are_spread_over_time_with_both_ends():
         0, 200, 400, 600, 800, 1000]
 
 
-def test_whole_pictures_are_cut_from_the_top_left(tmp_path):
+def test_whole_images_are_cut_from_the_top_left(tmp_path):
     sheet = save(tmp_path / 'fakes.png', 32 * 16, 32 * 20)
-    picture = decode(sheet_uri(sheet, (32, 32)))
-    # 8 by 8 pictures, enlarged by a whole factor.
-    assert picture.size == (512, 512) and picture.getpixel((0, 0)) == (0, 0, 0)
-    assert picture.getpixel((511, 511)) == (255, 255, 0)
+    image = decode(sheet_uri(sheet, (32, 32)))
+    # 8 by 8 images, enlarged by a whole factor.
+    assert image.size == (512, 512) and image.getpixel((0, 0)) == (0, 0, 0)
+    assert image.getpixel((511, 511)) == (255, 255, 0)
     assert decode(thumbnail_uri(sheet, (32, 32))).size == (96, 96)
 
 
-def test_wide_pictures_get_more_rows(tmp_path):
+def test_wide_images_get_more_rows(tmp_path):
     sheet = save(tmp_path / 'fakes.png', 16 * 32, 64 * 10)
     width, height = decode(sheet_uri(sheet, (16, 64))).size
     assert width == height  # 8 columns of 64, 32 rows of 16
@@ -76,7 +76,7 @@ def test_small_sheets_and_unknown_sizes_are_shown_whole(tmp_path):
 
 
 @pytest.mark.parametrize('mode', ['L', 'LA', 'RGBA', 'P', '1'])
-def test_every_kind_of_picture_can_be_shown(mode, tmp_path):
+def test_every_kind_of_image_can_be_shown(mode, tmp_path):
     sheet = save(tmp_path / 'fakes.png', 64, 64, mode)
     assert decode(sheet_uri(sheet, (8, 8))).mode == 'RGB'
 
@@ -91,7 +91,7 @@ def test_noise_of_any_size_stays_within_the_limit(tmp_path):
 
 def test_files_that_cannot_be_read_are_none(tmp_path):
     broken = tmp_path / 'fakes.png'
-    broken.write_bytes(b'no picture')
+    broken.write_bytes(b'no image')
     for path in (broken, tmp_path / 'missing.png'):
         assert sheet_uri(path, None) is None and thumbnail_uri(path, None) is None
 

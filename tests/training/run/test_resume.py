@@ -9,7 +9,7 @@ from small_run import small_config
 from dnnlib.util import UserError
 from training.formats.pickled import HostCopies
 from training.run.manifest import read_manifest
-from training.run.resume import Continuation, find_state, missing_metrics, open_state, rewind_records
+from training.run.resume import ResumeRequest, find_state, missing_metrics, open_state, rewind_records
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload, read_state
 
 
@@ -65,21 +65,21 @@ def test_what_cannot_be_continued_is_explained_in_one_line(tmp_path):
 
 def test_options_that_do_not_fit_are_refused_unless_allowed(tmp_path):
     path = str(add_snapshot(tmp_path, 4000))
-    config, payload = open_state(Continuation(path), small_config(kimg=77))
+    config, payload = open_state(ResumeRequest(path), small_config(kimg=77))
     assert config.total_kimg == 77 and payload['run']['cur_nimg'] == 4000
     with pytest.raises(UserError, match='--gamma'):
-        open_state(Continuation(path), small_config(gamma=5.0))
-    assert open_state(Continuation(path, allow_changes=True), small_config(gamma=5.0))[0].loss.r1_gamma == 5
+        open_state(ResumeRequest(path), small_config(gamma=5.0))
+    assert open_state(ResumeRequest(path, allow_changes=True), small_config(gamma=5.0))[0].loss.r1_gamma == 5
 
 
 def test_a_batch_that_was_halved_for_lack_of_memory_stays_so(tmp_path):
     halved = small_config(batch=8, batch_gpu=2)
     path, asked = str(add_snapshot(tmp_path, 4000, halved)), small_config(batch=8)
     assert asked.batch_gpu == 8
-    config, _ = open_state(Continuation(path), asked)
+    config, _ = open_state(ResumeRequest(path), asked)
     assert (config.batch_gpu, config.D.mbstd_group_size) == (2, halved.D.mbstd_group_size)
     with pytest.raises(UserError, match='--batch-gpu'):
-        open_state(Continuation(path, given=frozenset({'batch_gpu'})), asked)
+        open_state(ResumeRequest(path, given=frozenset({'batch_gpu'})), asked)
 
 
 def write_records(folder, *, ticks, snapshots):
@@ -122,6 +122,6 @@ def test_metrics_that_were_cut_off_are_known(tmp_path):
     assert missing_metrics(tmp_path, (), 'network-snapshot-000008.pkl') == []
 
 
-def test_a_wish_can_be_sent_to_other_processes():
-    wish = Continuation('a.pt', allow_changes=True, given=frozenset({'kimg'}))
-    assert dataclasses.replace(wish) == wish and hash(wish)
+def test_a_request_can_be_sent_to_other_processes():
+    request = ResumeRequest('a.pt', allow_changes=True, given=frozenset({'kimg'}))
+    assert dataclasses.replace(request) == request and hash(request)

@@ -59,9 +59,9 @@ def test_a_second_start_goes_on_from_the_last_snapshot(meet, config, capsys):
     assert torchrun.plan_together(lambda size: sizes.append(size) or (config, None)) == (config, None)
     save_snapshot(config)
     meet()
-    again, wish = torchrun.plan_together(never)
-    assert sizes == [2] and again == config and not wish.allow_changes
-    assert wish.state_path.endswith('training-state-000004.pt') and wish.given == frozenset()
+    again, request = torchrun.plan_together(never)
+    assert sizes == [2] and again == config and not request.allow_changes
+    assert request.state_path.endswith('training-state-000004.pt') and request.given == frozenset()
     assert 'Started again by the launcher, with 2 processes' in capsys.readouterr().out
 
 
@@ -78,8 +78,8 @@ def test_another_number_of_processes_is_remembered_and_said(meet, config, tmp_pa
     torchrun.plan_together(lambda _: (config, None))
     save_snapshot(config)
     meet(3)
-    again, wish = torchrun.plan_together(never)
-    assert (again.num_gpus, again.batch_gpu, again.batch_size) == (3, 2, 12) and wish.allow_changes
+    again, request = torchrun.plan_together(never)
+    assert (again.num_gpus, again.batch_gpu, again.batch_size) == (3, 2, 12) and request.allow_changes
     assert read_json(tmp_path / FLAGS_FILE) == {'gpus': 3, 'gamma': 3.0}
     assert 'There were 2 processes before' in capsys.readouterr().out
 

@@ -13,10 +13,10 @@ from resume_cases import (
     finish,
     kill_after_progress,
     output,
+    request_for,
     run_to_status,
     start,
     stats_lines,
-    wish_for,
     write_pictures,
 )
 from small_networks import last_snapshot
@@ -33,7 +33,7 @@ from training.formats import pickled
 from training.formats.convert import write_snapshot
 from training.systems.dcgan import DCGANGenerator
 from training.systems.stylegan1 import StyleGAN1Generator
-from training.systems.table import SYSTEMS, make_loss, make_networks, make_phases
+from training.systems.table import SYSTEMS
 
 FLAGS = {
     'stylegan1': {'cfg': 'stylegan1', 'map_depth': 2},
@@ -56,10 +56,8 @@ def tensors_of(run):
 @systems
 def test_a_system_is_built_of_its_own_classes(system):
     config = system_config(system)
-    G, D = make_networks(config, 0, 3)
+    G, D = SYSTEMS[config.system].networks(config, 0, 3)
     assert isinstance(G, GENERATORS[system]) and G.img_resolution == D.img_resolution == 16
-    loss = make_loss(config, G, D, None, print)
-    assert isinstance(loss, SYSTEMS[system].loss)
     assert system == 'dcgan' or D.b16.architecture == 'orig'
 
 
@@ -82,10 +80,10 @@ def test_phases_follow_the_system():
     assert names == {'stylegan1': ['Gmain', 'Greg', 'Dmain', 'Dreg'], 'dcgan': ['Dmain', 'Gmain']}
 
 
-def test_make_phases_shares_what_it_is_given():
+def test_phases_share_networks_optimizers_and_loss_with_the_state():
     run = SmallRun(system_config('dcgan'))
+    assert isinstance(run.state.loss, SYSTEMS['dcgan'].loss)
     assert run.phases[0].module is run.state.D and run.phases[1].opt is run.state.G_opt
-    assert make_phases.__module__ == 'training.systems.table'
 
 
 def test_the_averaged_generator_of_dcgan_is_the_generator():
@@ -127,7 +125,7 @@ def test_dcgan_survives_a_halved_batch(monkeypatch):
 def test_the_buffers_that_follow_batches_are_averaged_over_processes(monkeypatch):
     run, seen = SmallRun(system_config('dcgan')), []
     monkeypatch.setattr('torch_utils.distributed.average', seen.extend)
-    run.state.advance(run.config)
+    run.step(1)
     found = {id(t) for t in seen}
     buffers = [b for net in (run.state.G, run.state.D) for b in net.buffers() if b.is_floating_point()]
     assert buffers and all(id(b) in found for b in buffers)
@@ -189,8 +187,8 @@ def finished(pictures, tmp_path_factory):
 def test_a_killed_run_goes_on_to_the_bit(system, pictures, finished, tmp_path):
     config = run_config(system, pictures, tmp_path / 'run')
     kill_after_progress(config, 0.05)
-    assert finish(start(config, wish_for(config.run_dir))) == 0, output(config)
-    assert 'Going on from' in output(config)
+    assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
+    assert 'Resuming from' in output(config)
     found, expected = final_state(config.run_dir), final_state(finished[system])
     assert equal(found['run'], expected['run'])
     assert stats_lines(config.run_dir) == stats_lines(finished[system])
