@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does memory grow while training? Real training that decodes pictures at each use, watched from outside.
+"""Does memory grow while training? Real training that decodes images at each use, watched from outside.
 
 python benchmarks/leak.py --json=leak.json          # 2,000 steps, a few minutes on two CPU cores
 Exit status 1 if the resident size of the training process or of its readers grows.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of generated pictures, in numbers."""
+"""Quality of generated images, in numbers."""

@@ -44,11 +44,11 @@ def to_rgb(images: torch.Tensor) -> torch.Tensor:
     """Three channels for a feature network, of the dtype of `images` [N, C, H, W], values in [0, 255].
 
     Gray is repeated; alpha is laid over white, as a viewer shows it. Shape is left alone: the networks resize
-    every picture to a square themselves, real and generated ones alike. Raises UserError for other channels.
+    every image to a square themselves, real and generated ones alike. Raises UserError for other channels.
     """
     channels = images.shape[1]
     if channels not in (1, 2, 3, 4):
-        raise UserError(f'metrics see pictures of 1 to 4 channels, not {channels}; use --metrics=none')
+        raise UserError(f'metrics see images of 1 to 4 channels, not {channels}; use --metrics=none')
     if channels in (2, 4):
         colour, alpha = images[:, :-1].float(), images[:, -1:].float() / WHITE
         mixed = WHITE + (colour - WHITE) * alpha

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of real and of generated pictures: sums in double precision, or the features where a metric needs
-them, shared among processes; those of real pictures are kept in the cache folder.
+"""Features of real and of generated images: sums in double precision, or the features where a metric needs
+them, shared among processes; those of real images are kept in the cache folder.
 """
 import hashlib
 import json
@@ -25,7 +25,7 @@ CACHE_FORMAT = 1
 
 @dataclass(frozen=True)
 class Features:
-    """Which features of how many pictures.
+    """Which features of how many images.
 
     detector: file name.  options: of the call.  keep: the features themselves [N, F] as `dtype`, otherwise
     only mean and covariance, in memory that does not grow with N.
@@ -38,7 +38,7 @@ class Features:
 
 
 class FeatureStats:
-    """Collects the features of num_items pictures, block by block in any order."""
+    """Collects the features of num_items images, block by block in any order."""
 
     def __init__(self, num_items: int, *, keep: bool, dtype: torch.dtype = torch.float32):
         self.num_items, self.keep, self.dtype = num_items, keep, dtype
@@ -48,7 +48,7 @@ class FeatureStats:
         """Make room, which a process without a share of its own must have for the exchange, too.
 
         Sums stay on `device` until they are combined: moving them after every block would take longer than
-        making the pictures. Features, which may be many, are kept on the CPU.
+        making the images. Features, which may be many, are kept on the CPU.
         """
         if self._arrays:
             return
@@ -60,7 +60,7 @@ class FeatureStats:
                             'outer': torch.zeros([num_features] * 2, **double)}
 
     def add(self, block: range, features: torch.Tensor) -> None:
-        """Take the features [len(block), F] of the pictures with these indices."""
+        """Take the features [len(block), F] of the images with these indices."""
         self.prepare(features.shape[1], features.device)
         if self.keep:
             self._arrays['features'][block.start:block.stop] = features.to('cpu', self.dtype)
@@ -75,7 +75,7 @@ class FeatureStats:
             self._arrays[name] = options.share.sum_(array, options.device).cpu()
 
     def features(self) -> torch.Tensor:
-        """[N, F] in the order of the pictures."""
+        """[N, F] in the order of the images."""
         return self._arrays['features']
 
     def mean_cov(self) -> tuple[np.ndarray, np.ndarray]:
@@ -109,9 +109,9 @@ class FeatureStats:
 def real_statistics(
     options: MetricOptions, dataset: Dataset, kind: Features, max_items: int | None = None,
 ) -> FeatureStats | None:
-    """Of the pictures of `dataset`, or of max_items drawn from them at random; None but in the first process.
+    """Of the images of `dataset`, or of max_items drawn from them at random; None but in the first process.
 
-    Read from the cache folder if it holds those of the same pictures, feature network and options.
+    Read from the cache folder if it holds those of the same images, feature network and options.
     """
     detector = open_detector(options, kind)
     rows = np.arange(len(dataset))
@@ -128,7 +128,7 @@ def real_statistics(
 
     def read(block: range) -> torch.Tensor:
         return torch.from_numpy(np.stack([dataset[int(i)][0] for i in rows[block.start:block.stop]]))
-    result = _collect(options, detector, kind, stats, read, 'Real pictures')
+    result = _collect(options, detector, kind, stats, read, 'Real images')
     if result is not None:
         try:
             result.save(path)
@@ -138,10 +138,10 @@ def real_statistics(
 
 
 def generated_statistics(options: MetricOptions, kind: Features, num_items: int) -> FeatureStats | None:
-    """Of generated pictures; None but in the first process."""
+    """Of generated images; None but in the first process."""
     stats = FeatureStats(num_items, keep=kind.keep, dtype=kind.dtype)
     return _collect(options, open_detector(options, kind), kind, stats,
-                    lambda block: generated_block(options, block), 'Generated pictures')
+                    lambda block: generated_block(options, block), 'Generated images')
 
 
 def _collect(

@@ -50,7 +50,7 @@ def kernel_distance(
     """
     size = min(len(real), len(fake), max_subset_size)
     if size < 2:
-        raise UserError(f'a kernel distance needs at least 2 samples of each set, not {size}; add pictures')
+        raise UserError(f'a kernel distance needs at least 2 samples of each set, not {size}; add images')
     total = 0.0
     for _ in range(num_subsets):
         x = fake[rng.choice(len(fake), size, replace=False)].astype(np.float64)
@@ -89,7 +89,7 @@ def _radii(features: torch.Tensor, num_neighbours: int) -> torch.Tensor:
     """Distance of each row to its `num_neighbours`-th nearest other row, [N]."""
     if len(features) <= num_neighbours:
         raise UserError(f'{num_neighbours} neighbours need more than {num_neighbours} samples, not '
-                        f'{len(features)}; add pictures')
+                        f'{len(features)}; add images')
     radii = []
     for probes in features.split(BLOCK_ROWS):
         nearest = None
@@ -172,10 +172,10 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
-def perceptual_picture(img: torch.Tensor, *, crop: bool) -> torch.Tensor:
+def perceptual_image(img: torch.Tensor, *, crop: bool) -> torch.Tensor:
     """What the perceptual network sees of img [N, C, H, W] in [-1, 1]: float32 [N, C, h, w] in [0, 255].
 
-    crop: the middle of the picture, where faces are. Then box downsampling by the whole part of (shorter side
+    crop: the middle of the image, where faces are. Then box downsampling by the whole part of (shorter side
     before the crop) / 256.
     """
     height, width = img.shape[2:]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What metrics share: options, shares of several processes, and generated pictures that depend on the seed
+"""What metrics share: options, shares of several processes, and generated images that depend on the seed
 alone.
 """
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from training.batches import draw_labels
 from training.dataset import Dataset
 from training.sampling.graphs import by_graphs
 
-BATCH = 64  # pictures whose randomness has one seed; also the most that are made at once
+BATCH = 64  # images whose randomness has one seed; also the most that are made at once
 CHUNK_ROWS = 4096  # of features that processes exchange at once
 
 
@@ -70,7 +70,7 @@ class FittingBatch:
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         if self.size == 1:
-            raise UserError('not even one picture fits into the memory of the GPU; end other programs on it, '
+            raise UserError('not even one image fits into the memory of the GPU; end other programs on it, '
                             'or use --device=cpu') from error
         self.size //= 2
         torch.cuda.empty_cache()
@@ -80,7 +80,7 @@ class FittingBatch:
 class MetricOptions:
     """What a metric works on.
 
-    G: a generator in eval mode on `device`.  dataset: the training pictures.  seed: of latents, labels and
+    G: a generator in eval mode on `device`.  dataset: the training images.  seed: of latents, labels and
     choices. cache: kept by the caller between calls with the same dataset; metrics put there what they know
     of it.  detector_dir: where feature networks are looked for first.  share: of this process; all of them
     call.  provenance: filled by metrics with what their numbers depend on.  cuda_graphs: 'auto' or 'off'.
@@ -124,7 +124,7 @@ def generated_block(options: MetricOptions, block: range) -> torch.Tensor:
     """uint8 [len(block), C, H, W] on the device: no truncation, random noise. Changes no global generator.
 
     On a CPU in float32: half precision takes many times as long there. Where memory is short and a block is
-    made in parts, pictures get other noise than in one go.
+    made in parts, images get other noise than in one go.
     """
     device = options.device
     precision = {'force_fp32': True} if device.type == 'cpu' else {}

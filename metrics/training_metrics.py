@@ -15,7 +15,7 @@ EARLY_METRICS = ('swd',)  # cheap enough to be computed even of an untrained net
 class TrainingMetrics:
     """Computes the metrics of a run and appends them to metric-*.jsonl in its folder.
 
-    names: as on the command line. What a metric computes of the training pictures is kept from one call to
+    names: as on the command line. What a metric computes of the training images is kept from one call to
     the next, as is the batch size that fits.  share: of this process; by default the one that calls works
     alone, otherwise all processes of the run must call.
     """

@@ -12,7 +12,7 @@ from training.run.interrupt import STOPPED
 ROOT = Path(__file__).resolve().parent.parent
 OUTDIR = ROOT / 'demo-run'
 NUM_CLASSES = 9
-NUM_PICTURES = NUM_CLASSES ** 2  # so that a column of the sheet has one class
+NUM_IMAGES = NUM_CLASSES ** 2  # so that a column of the sheet has one class
 TIME_LIMIT = '270s'  # of training; a slow machine shows what it has learned by then
 
 
@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
             f'--time-limit={TIME_LIMIT}')
         folder = latest('*-emoji32-cond-demo', OUTDIR)
         network = latest('network-snapshot-*.pkl', folder)
-        run('generate.py', f'--network={network}', f'--seeds=0-{NUM_PICTURES - 1}', '--grid',
+        run('generate.py', f'--network={network}', f'--seeds=0-{NUM_IMAGES - 1}', '--grid',
             f'--classes=0-{NUM_CLASSES - 1}',
             f'--outdir={folder / "generated"}')
     except subprocess.CalledProcessError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copy a few small cases of each golden group: python -m scripts.make_golden_subset SOURCE [tests/golden]
 
-The result has the format of the source (index files, arrays, pickles, pictures), so the same tests read it.
+The result has the format of the source (index files, arrays, pickles, images), so the same tests read it.
 """
 import json
 import shutil

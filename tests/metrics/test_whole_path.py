@@ -162,5 +162,5 @@ def test_a_batch_is_halved_until_it_fits():
         return 2 * x
     fitting = FittingBatch(8)
     assert torch.equal(fitting(double, torch.arange(10)), 2 * torch.arange(10)) and fitting.size == 2
-    with pytest.raises(UserError, match='not even one picture'):
+    with pytest.raises(UserError, match='not even one image'):
         FittingBatch(1)(lambda x: double(torch.zeros(4)), torch.zeros(1))
