@@ -73,7 +73,7 @@ class MetricsJob:
 @click.option('--trust-pickle', is_flag=True,
               help='Execute the code inside the network file. Only for files from a trusted source.')
 @click.option('--offline-bundle', metavar='DIR',
-              help='Only download the feature networks with checksums into DIR, for --detector-dir elsewhere.')
+              help='Only download the feature networks with checksums to DIR, for use as --detector-dir.')
 def calc_metrics(
     metrics: str, network: str | None, gpus: int | None, offline_bundle: str | None, **rest: Any,
 ) -> None:

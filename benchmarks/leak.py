@@ -48,7 +48,7 @@ def children_mib(pid):
 
 
 def watch(steps, workers, folder):
-    """(share of the run, MiB of the process, MiB of its children) while it trains so many steps."""
+    """(fraction of the run, MiB of the process, MiB of its children) during `steps` training steps."""
     kimg = max(round(steps * BATCH / 1000), 1)
     command = [
         sys.executable, common.ROOT / 'train.py', f'--outdir={folder}', '--data=emoji32', '--cfg=demo',

@@ -115,8 +115,10 @@ CASES = {
     'filter 12': Case(OPS['upfirdn2d'], lambda m: _resampling(
         m.features(channels=IMAGE_CHANNELS), m.image_filter(), 1, 1, [6, 5, 6, 5])),
     'bias_act': Case(OPS['bias_act'], lambda m: (m.features(), m.bias(), 1, *ACT, CLAMP)),
-    'bias_act_grad': Case(OPS['bias_act_grad'], lambda m: (m.features(), m.features(), *ACT, CLAMP)),
-    'bias_act_grad_both': Case(OPS['bias_act_grad_both'], lambda m: (m.features(), m.features(), *ACT, CLAMP)),
+    'bias_act_grad': Case(OPS['bias_act_grad'], lambda m: (
+        m.features(), m.features(), *ACT, CLAMP)),
+    'bias_act_grad_both': Case(OPS['bias_act_grad_both'], lambda m: (
+        m.features(), m.features(), *ACT, CLAMP)),
     'scale_channels': Case(OPS['scale_channels'], lambda m: (m.features(), m.styles())),
     'scale_channels_grad': Case(OPS['scale_channels_grad'], lambda m: (
         m.features(), m.features(), m.styles())),
@@ -130,7 +132,8 @@ CASES = {
     'pixel_layer from image': Case(OPS['pixel_layer'], lambda m: (
         m.features(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2), m.bias(), m.is_nhwc(), *ACT, CLAMP)),
     'pixel_layer_grad': Case(OPS['pixel_layer_grad'], lambda m: (
-        m.features(), m.features(), m.features(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2), [True] * 3,
+        m.features(), m.features(), m.features(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2),
+        [True] * 3,
         *ACT, CLAMP)),
     'pixel_layer to image': Case(OPS['pixel_layer'], lambda m: (
         m.features(), m.matrix(), m.plain(IMAGE_CHANNELS), False, 'linear', 0.0, 1.0, CLAMP),

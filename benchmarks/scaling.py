@@ -209,7 +209,7 @@ def write_whole(path, text):
 
 @dataclass(frozen=True)
 class Variant:
-    """So many processes, which train together, or each for itself on its share."""
+    """Processes that train together, or each independently on its share."""
 
     name: str
     processes: int
@@ -238,7 +238,7 @@ class Crew:
         return json.loads(path.read_text())
 
     def end(self):
-        """Send them home."""
+        """Let them exit."""
         self._say(END)
         self._process.join(END_SEC)
         self._process.terminate()
@@ -274,7 +274,7 @@ def variants_of(gpus, unconnected, cfg, resolution, batch, **flags):
 
 
 def strong_scaling(variants, turns):
-    """A row for each variant. They take turns, a cycle each, so that the machine's moods strike all alike."""
+    """A row for each variant. They take turns, one cycle each, so that noise affects all alike."""
     with crews_of(variants) as crews:
         rounds = [[crew.run() for crew in crews] for _ in range(turns + 1)]
     return rows_of(variants, rounds[1:])  # the first one warms up
@@ -302,7 +302,7 @@ def rows_of(variants, rounds):
 
 @click.group(context_settings={'show_default': True})
 def main():
-    """What several GPUs or processes gain."""
+    """Scaling over several GPUs or processes."""
 
 
 @main.command()
@@ -326,7 +326,7 @@ def model(cfg, resolution, step_ms, measured, inside):
 @click.option('--gpus', default='1,2', show_default=True, metavar='N,...', help='Processes; the first is 1.')
 @click.option('--cfg', default='demo', show_default=True, help='Preset of train.py.')
 @click.option('--resolution', default=32, show_default=True, help='Side of the images.')
-@click.option('--batch', default=64, show_default=True, help='Images a step, over all processes.')
+@click.option('--batch', default=64, show_default=True, help='Total batch size over all processes.')
 @click.option('--cbase', default=2048, show_default=True, help='Channel base, as in train.py.')
 @click.option('--cmax', default=64, show_default=True, help='Channel maximum, as in train.py.')
 @click.option('--turns', default=4, show_default=True,

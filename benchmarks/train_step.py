@@ -273,7 +273,7 @@ def named(variants):
 @click.option('--precision', default='auto', help='auto, fp32, fp16, bf16, or several, separated by commas.')
 @click.option('--cbase', type=int, help='Channel base, as in train.py.')
 @click.option('--cmax', type=int, help='Channel maximum, as in train.py.')
-@click.option('--batch', type=int, help='Images a step.')
+@click.option('--batch', type=int, help='Batch size.')
 @click.option('--aug', default='noaug', type=click.Choice(['noaug', 'ada', 'fixed']))
 @click.option('--ops', default='auto', type=click.Choice(custom_ops.MODES), help='Operators, as in train.py.')
 @click.option('--cycles', default=4, help=f'Measured cycles of {CYCLE} iterations, after one to warm up.')

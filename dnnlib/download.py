@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downloads over http(s): resumed or retried, complete or not at all, past the warning page of Google Drive.
-"""
+"""Downloads over http(s): resumed or retried, complete or not at all, past Google Drive's warning page."""
 import hashlib
 import html
 import os
@@ -104,7 +103,7 @@ def is_intact(path: str | os.PathLike, url: str) -> bool:
 def _check_content(data: bytes, digest: str) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != digest.lower():
-        raise _PermanentError(f'the content has SHA-256 {found}, expected {digest}')
+        raise _PermanentError(f'the content has the SHA-256 {found}, not {digest}')
 
 
 def _fetch_past_warnings(url: str, verbose: bool, received: _Received) -> tuple[bytes, str | None]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of real and of generated images: sums in double precision, or the features where a metric needs
-them, shared among processes; those of real images are kept in the cache folder.
+"""Features of real and of generated images: sums in float64, or the features themselves where a metric needs
+them, computed by all processes; real-data statistics are cached on disk.
 """
 import hashlib
 import json
@@ -45,10 +45,10 @@ class FeatureStats:
         self._arrays: dict[str, torch.Tensor] = {}
 
     def prepare(self, num_features: int, device: torch.device) -> None:
-        """Make room, which a process without a share of its own must have for the exchange, too.
+        """Allocate, on idle ranks, too: the all-reduce needs the buffers.
 
-        Sums stay on `device` until they are combined: moving them after every block would take longer than
-        making the images. Features, which may be many, are kept on the CPU.
+        Sums stay on `device` until they are combined: copying them after every block would take longer than
+        generating the images. Features, which may be large, are kept on the CPU.
         """
         if self._arrays:
             return
@@ -70,7 +70,7 @@ class FeatureStats:
         self._arrays['outer'].addmm_(x.T, x)
 
     def combine(self, options: MetricOptions) -> None:
-        """Add up what the processes have; all must call."""
+        """All-reduce the sums or features; all processes must call."""
         for name, array in self._arrays.items():
             self._arrays[name] = options.share.sum_(array, options.device).cpu()
 
@@ -84,7 +84,7 @@ class FeatureStats:
         return mean.numpy(), (self._arrays['outer'] / self.num_items - torch.outer(mean, mean)).numpy()
 
     def save(self, path: Path) -> None:
-        """Write an .npz, whole or not at all. Raises UserError if it cannot be written."""
+        """Write an .npz atomically. Raises UserError if it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -94,7 +94,7 @@ class FeatureStats:
             np.savez(temporary, num_items=self.num_items, **{k: v.numpy() for k, v in self._arrays.items()})
 
     def load(self, path: Path) -> bool:
-        """Take the content of a file of `save`; False if there is none that is whole and fits."""
+        """Load a file of `save`; False if it is missing, corrupt or does not match."""
         names = {'features'} if self.keep else {'sum', 'outer'}
         try:
             with np.load(path, allow_pickle=False) as data:
@@ -133,7 +133,7 @@ def real_statistics(
         try:
             result.save(path)
         except UserError as error:
-            write(f'Features are not kept for the next time: {error}')
+            write(f'Features are not cached: {error}')
     return result
 
 

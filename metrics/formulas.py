@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas of the metrics: arrays of features or distances in, numbers out. No networks, no files."""
+"""The formulas of the metrics, from arrays of features or distances to numbers. No networks, no files."""
 import numpy as np
 import scipy.linalg
 import torch
 
 from dnnlib.util import UserError
 
-RANK_TOLERANCE = 1e-14  # variances below this share of the largest are rounding errors of zero
+RANK_TOLERANCE = 1e-14  # relative to the largest variance; smaller ones are rounding errors of zero
 BLOCK_ROWS, BLOCK_COLUMNS = 2048, 8192  # bound the memory of a block of pairwise distances
 
 
@@ -168,12 +168,12 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    # Equal directions leave a zero vector, which shall stay one.
+    # Equal directions give a zero vector, which must stay zero.
     return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def perceptual_image(img: torch.Tensor, *, crop: bool) -> torch.Tensor:
-    """What the perceptual network sees of img [N, C, H, W] in [-1, 1]: float32 [N, C, h, w] in [0, 255].
+    """Input of the perceptual network for img [N, C, H, W] in [-1, 1]: float32 [N, C, h, w] in [0, 255].
 
     crop: the middle of the image, where faces are. Then box downsampling by the whole part of (shorter side
     before the crop) / 256.

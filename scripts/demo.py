@@ -48,7 +48,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit('Stopped.')
     relative = os.path.relpath(folder)
     print(f'\nDone in {time.monotonic() - start:.0f} s. Look at:\n'
-          f'  {relative}/generated/grid.png     new emoji, made from random numbers\n'
+          f'  {relative}/generated/grid.png     new emoji, generated from random latents\n'
           f'  {relative}/reals.png              emoji that the network learned from\n'
           f'  {relative}/training_curves.png    losses, sign of D, augmentation and distance to the data\n'
           f'More: {os.path.relpath(sys.executable)} generate.py --network={os.path.relpath(network)} '

@@ -166,7 +166,7 @@ def _find(case: dict[str, Any], key: str) -> Any:
 def make_subset(source: Path, dest: Path) -> int:
     """Replace the folder `dest` by a small copy of `source`; returns its size in bytes.
 
-    Groups that `source` does not have are left out. Nothing changes if reading fails.
+    Groups that `source` does not have are skipped. Nothing changes if reading fails.
     """
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix='.golden-') as temporary:
         subset = Subset(source, Path(temporary, 'new'))

@@ -129,7 +129,7 @@ def test_a_damaged_or_unwritable_cache_costs_time_only(options, tmp_path, capsys
     shutil.rmtree(tmp_path / 'cache')
     (tmp_path / 'cache').write_text('in the way')
     assert calc_metric('fid_small', **options).results == first
-    assert 'not kept for the next time' in capsys.readouterr().out
+    assert 'not cached' in capsys.readouterr().out
 
 
 def test_a_folder_and_its_zip_have_one_key(tmp_path):
