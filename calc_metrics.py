@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures a trained network: python calc_metrics.py --metrics=fid50k_full --network=net.pkl --data=x.zip"""
+"""Evaluates a trained network: python calc_metrics.py --metrics=fid50k_full --network=net.pkl --data=x.zip"""
 import json
 import os
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from training.formats.load import load_network
 EXAMPLES = '''\b
 Examples:
   python calc_metrics.py --network=runs/00000-x/network-snapshot-000500.pkl --metrics=fid50k_full,pr50k3_full
-  python calc_metrics.py --network=net.pkl --data=pictures.zip --mirror=1 --metrics=swd --seed=1
+  python calc_metrics.py --network=net.pkl --data=images.zip --mirror=1 --metrics=swd --seed=1
   python calc_metrics.py --offline-bundle=detectors
 '''
 DATA_OPTIONS = ('path', 'resolution', 'use_labels', 'xflip', 'max_size', 'random_seed')
@@ -33,7 +33,7 @@ DATA_OPTIONS = ('path', 'resolution', 'use_labels', 'xflip', 'max_size', 'random
 
 @dataclass(frozen=True)
 class MetricsJob:
-    """What every process of a calculation is told."""
+    """Options of an evaluation, passed to every process."""
 
     metrics: tuple[str, ...]
     network: str
@@ -50,42 +50,42 @@ class MetricsJob:
 
 
 @click.command(epilog=EXAMPLES, context_settings={'terminal_width': 110})
-@click.option('--network', metavar='FILE|URL', help='Network pickle (its G_ema), or another network file.')
+@click.option('--network', metavar='FILE|URL', help='Network file whose G_ema to evaluate.')
 @click.option('--metrics', default='fid50k_full', show_default=True, metavar='NAMES',
-              help='Joined by commas, or none: ' + ', '.join(metric_main.list_valid_metrics()) + '.')
+              help='Comma-separated, or none: ' + ', '.join(metric_main.list_valid_metrics()) + '.')
 @click.option('--data', metavar='DIR|ZIP',
-              help='Training pictures.  [default: as noted in the network file or its run]')
+              help='Training images.  [default: the dataset recorded in the network file or its run]')
 @click.option('--mirror', type=bool, metavar='BOOL',
-              help='Count mirror images as pictures, too.  [default: as noted, unless --data]')
+              help='Include mirrored images in real-data statistics.  [default: as recorded, unless --data]')
 @click.option('--gpus', type=click.IntRange(min=1), metavar='N',
-              help='Processes, one a GPU.  [default: 1, under torchrun as many as it started]')
+              help='Number of processes, one per GPU.  [default: 1; under torchrun its number of processes]')
 @click.option('--verbose', type=bool, default=True, show_default=True, metavar='BOOL',
-              help='Say what is being computed, and a summary of the generator.')
+              help='Print progress and a summary of the generator.')
 @click.option('--seed', type=click.IntRange(min=0), default=0, show_default=True,
-              help='Of latents, labels and choices: the same seed gives the same digits.')
-@click.option('--detector-dir', metavar='DIR', help='Where the feature networks are looked for first.')
+              help='Random seed of latents, labels and subsets: same seed, same result.')
+@click.option('--detector-dir', metavar='DIR', help='Directory to search first for the feature networks.')
 @click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
-              help='auto: the GPU if there is one.')
+              help='auto: GPU if available.')
 @click.option('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,
-              help='Capture the work of making pictures once and repeat it. auto: on a GPU.')
+              help='Replay the generator as CUDA graphs. auto: on a GPU.')
 @click.option('--timeout', type=click.FloatRange(min=0.1), default=distributed.TIMEOUT_SEC, show_default=True,
-              help='Give up if the processes wait for one of them for so many seconds.')
+              help='Abort once one process has stalled the others for this many seconds.')
 @click.option('--trust-pickle', is_flag=True,
-              help='Run the code inside the network file. Only for files whose origin you trust.')
+              help='Execute the code inside the network file. Only for files from a trusted source.')
 @click.option('--offline-bundle', metavar='DIR',
-              help='Only fetch the feature networks, with checksums, into DIR for --detector-dir elsewhere.')
+              help='Only download the feature networks with checksums to DIR, for use as --detector-dir.')
 def calc_metrics(
     metrics: str, network: str | None, gpus: int | None, offline_bundle: str | None, **rest: Any,
 ) -> None:
-    """Measure the quality of a trained network.
+    """Evaluate the quality of a trained network.
 
-    Results are printed as lines of JSON, and appended to metric-NAME.jsonl beside the network of a run.
+    Prints one line of JSON per metric, and appends it to metric-NAME.jsonl in the network's run directory.
     """
     if offline_bundle is not None:
         for path in write_bundle(offline_bundle, rest['detector_dir']):
             click.echo(path)
         return
-    # A mistake is said once, however many processes torchrun has started.
+    # Under torchrun a user error is printed by one process only.
     with distributed.Reporting():
         started = int(os.environ['WORLD_SIZE']) if is_launched() else 1
         gpus = gpus or started
@@ -108,9 +108,9 @@ def check_network(network: str | None) -> str:
 
 
 def check_gpus(gpus: int, started: int, device_type: str) -> None:
-    """Raise UserError unless so many processes can run here, `started` of them by torchrun."""
+    """Raise UserError unless `gpus` processes can run here, `started` of them by torchrun."""
     if started not in (1, gpus):
-        raise UserError(f'--gpus={gpus}, but torchrun started {started} processes; leave --gpus out')
+        raise UserError(f'--gpus={gpus}, but torchrun started {started} processes; omit --gpus')
     if device_type == 'cuda' and started == 1 and gpus > torch.cuda.device_count():
         available = torch.cuda.device_count()
         raise UserError(f'--gpus={gpus}: this machine has {available}; use --gpus={available}')
@@ -124,17 +124,17 @@ def run_job(job: MetricsJob) -> None:
 
 
 def compute_metrics(job: MetricsJob, device: torch.device) -> None:
-    """Compute the metrics together with the other processes; the first one reports them."""
-    # Two numbers shall differ by what is measured, not by how it was rounded or which kernel was fastest.
+    """Compute the metrics together with the other processes; rank 0 reports them."""
+    # Results must not depend on rounding to TF32 or on which kernel was fastest.
     misc.set_gpu_arithmetic(cudnn_benchmark=False, allow_tf32=False)
     found = load_network(job.network, trust_pickle=job.trust_pickle, only=['G_ema'])
     if found.G_ema is None:
-        raise UserError(f'--network={job.network}: holds no G_ema; give a network snapshot')
+        raise UserError(f'--network={job.network}: contains no G_ema; give a network snapshot')
     G = found.G_ema.eval().requires_grad_(requires_grad=False).to(device)
     run_dir, cache = run_dir_of(job.network), {}
     dataset = open_dataset(job, found.training_set_kwargs or data_of_run(run_dir), G)
     if job.verbose and distributed.rank() == 0:
-        click.echo(f'{len(dataset)} pictures of {dataset.name}; {job.num_gpus} x {device.type}', err=True)
+        click.echo(f'{len(dataset)} images of {dataset.name}; {job.num_gpus} x {device.type}', err=True)
         misc.print_module_summary(G, [torch.empty([1, size], device=device) for size in (G.z_dim, G.c_dim)])
     distributed.note_phase('metrics')
     for name in job.metrics:
@@ -148,44 +148,44 @@ def compute_metrics(job: MetricsJob, device: torch.device) -> None:
 
 
 def open_dataset(job: MetricsJob, noted: dict[str, Any] | None, G: torch.nn.Module) -> ImageFolderDataset:
-    """The pictures of --data, else those `noted` in the network file or its run, of the size and labels of G.
+    """The dataset of --data, else the one `noted` in the network file or its run, with G's size and labels.
 
-    Only plain options are taken from there; the class named there is not. Raises UserError.
+    Of the recorded settings only plain options are used, not the class name. Raises UserError.
     """
     if job.data is not None:
         options = {'path': find_dataset(job.data)}
     elif noted and noted.get('path'):
         options = {key: noted[key] for key in DATA_OPTIONS if key in noted}
     else:
-        raise UserError(f'--data is required: neither {job.network} nor its folder notes what it was trained '
-                        'with')
+        raise UserError(f'--data is required: neither {job.network} nor its directory records its training '
+                        'data')
     options.update(resolution=G.img_resolution, use_labels=G.c_dim != 0)
     if job.mirror is not None:
         options['xflip'] = job.mirror
     try:
         dataset = ImageFolderDataset(**options)
-    # Also what comes of options of other types, which a file may note.
+    # TypeError: a file may record options of wrong types.
     except (TypeError, ValueError) as error:
         raise UserError(f'--data: {error}') from error
     if dataset.num_channels != G.img_channels or dataset.label_dim != G.c_dim:
         raise UserError(
-            f'--data: pictures of {options["path"]} have {dataset.num_channels} channels and labels of '
-            f'length {dataset.label_dim}, but the network '
-            f'{G.img_channels} and {G.c_dim}; give its training data')
+            f'--data: images of {options["path"]} have {dataset.num_channels} channels and labels of '
+            f'length {dataset.label_dim}, but the network has {G.img_channels} and {G.c_dim}; give its '
+            'training data')
     return dataset
 
 
 def run_dir_of(network: str) -> str | None:
-    """The folder of a local network file if it is that of a training run."""
+    """The directory of a local network file if it is a run directory."""
     if '://' in network:
         return None
-    # Also of a name without folder, as it is typed inside the run (published: nothing is written then).
+    # Resolved, so that a bare file name inside the run directory works (published: nothing is written then).
     folder = Path(network).resolve().parent
     return str(folder) if (folder / 'training_options.json').is_file() else None
 
 
 def data_of_run(run_dir: str | None) -> dict[str, Any] | None:
-    """The dataset that a run's training_options.json names: converted networks may note none."""
+    """The dataset in a run's training_options.json, since converted networks may record none."""
     if run_dir is None:
         return None
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What adaptive augmentation does for 200 pictures: two runs that differ in --aug only, a table and a figure.
+"""What adaptive augmentation does for 200 images: two runs that differ in --aug only, a table and a figure.
 
 python benchmarks/ada.py --outdir=ada-runs --docs=docs/images       # about twelve minutes on two CPU cores
 """
@@ -39,11 +39,11 @@ def mean_of(tick, name):
 
 
 def plot(runs, path):
-    """Mean sign of D on real pictures, and p, over the length of the training."""
+    """Mean sign of D on real images, and p, over the length of the training."""
     figure = Figure(figsize=(9, 3), layout='constrained')
     panels = figure.subplots(1, 2)
     names = ['Loss/signs/real', 'Progress/augment']
-    for panel, name, title in zip(panels, names, ['mean sign of D on real pictures', 'p'], strict=True):
+    for panel, name, title in zip(panels, names, ['mean sign of D on real images', 'p'], strict=True):
         for mode, folder in runs.items():
             rows = ticks(folder)[1:]  # the first is a single iteration
             panel.plot([mean_of(row, 'Progress/kimg') for row in rows], [mean_of(row, name) for row in rows],
@@ -70,11 +70,11 @@ def join_sheets(runs, side, path):
 @click.option('--docs', type=click.Path(path_type=Path), help='Write the figures here.')
 @click.option('--data', default='emoji32', help='Dataset of train.py.')
 @click.option('--cfg', default='demo', help='Preset of train.py.')
-@click.option('--subset', default=200, help='Number of pictures.')
+@click.option('--subset', default=200, help='Number of images.')
 @click.option('--kimg', default=60, help='Length of each run.')
 @click.option('--tick', default=2.0, help='Kimg from one line of statistics to the next.')
 def main(outdir, docs, **flags):
-    """Train with and without augmentation; print what D thinks of the training pictures at the end."""
+    """Train with and without augmentation; print what D thinks of the training images at the end."""
     options = [f'--{name}={value}' for name, value in flags.items()] + ['--snap=5']
     runs = {mode: train(outdir, mode, options) for mode in MODES}
     rows = []

@@ -32,7 +32,7 @@ def plain_upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, im
 
 
 def plain_bias_act(x, b=None, dim=1, act='linear', alpha=None, gain=None, clamp=None, impl='ref'):
-    """One torch operation a step."""
+    """One torch operation per stage."""
     spec = bias_act_module.activation_funcs[act]
     x = x if b is None else x + bias_act_module.bias_shaped(b, x.ndim, dim)
     x = spec.func(x, spec.def_alpha if alpha is None else alpha) * (spec.def_gain if gain is None else gain)

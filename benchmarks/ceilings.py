@@ -41,7 +41,7 @@ def seconds(run, device):
 
 
 def copy_row(device):
-    """Bytes read and written a second."""
+    """Bytes read and written per second."""
     source = torch.randint(256, [COPY_BYTES[device.type]], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     sec = seconds(lambda: target.copy_(source), device)

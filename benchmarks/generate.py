@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time the generator alone: pictures a second for several batch sizes, fused or not.
+"""Time the generator alone: images per second for several batch sizes, fused or not.
 
 python benchmarks/generate.py --cfg=auto --resolution=256 --device=cuda --batch=1,8
 """
@@ -35,13 +35,13 @@ def images_per_second(G, z, device, fused):
 
 @click.command(context_settings={'show_default': True})
 @click.option('--cfg', default='auto', help='Preset of train.py.')
-@click.option('--resolution', default=256, help='Side of the pictures.')
+@click.option('--resolution', default=256, help='Side of the images.')
 @click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))
 @click.option('--precision', default='auto', help='auto, fp32, fp16 or bf16.')
 @click.option('--batch', default='1,8,32', help='Batch sizes, separated by commas.')
 @click.option('--json', 'json_path', type=click.Path(), help='Write the measurement here.')
 def main(cfg, resolution, device, precision, batch, json_path):
-    """Print pictures a second."""
+    """Print images per second."""
     device = pick_device(device)
     keep_freed_memory(device)  # as generate.py does
     flags = {'outdir': 'unused', 'data': 'random', 'cfg': cfg, 'precision': precision}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does memory grow while training? Real training that decodes pictures at each use, watched from outside.
+"""Does memory grow while training? Real training that decodes images at each use, watched from outside.
 
 python benchmarks/leak.py --json=leak.json          # 2,000 steps, a few minutes on two CPU cores
 Exit status 1 if the resident size of the training process or of its readers grows.
@@ -48,7 +48,7 @@ def children_mib(pid):
 
 
 def watch(steps, workers, folder):
-    """(share of the run, MiB of the process, MiB of its children) while it trains so many steps."""
+    """(fraction of the run, MiB of the process, MiB of its children) during `steps` training steps."""
     kimg = max(round(steps * BATCH / 1000), 1)
     command = [
         sys.executable, common.ROOT / 'train.py', f'--outdir={folder}', '--data=emoji32', '--cfg=demo',

@@ -13,7 +13,7 @@ from torch_utils.ops.upfirdn2d import setup_filter
 DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16, 'fp32': torch.float32}
 LAYOUTS = {'nchw': torch.contiguous_format, 'nhwc': torch.channels_last}
 LAYER_FILTER = [1, 3, 3, 1]
-IMAGE_TAPS, IMAGE_CHANNELS = 12, 3  # of the augmentation, which filters pictures and not feature maps
+IMAGE_TAPS, IMAGE_CHANNELS = 12, 3  # of the augmentation, which filters images, not feature maps
 ACT = ('lrelu', 0.2, math.sqrt(2))  # act, alpha, gain
 CLAMP = 256.0  # of layers in float16
 EPS = 1e-8
@@ -23,14 +23,14 @@ KERNEL_SIZE = 3
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes the tensors of one call; size: [N, C, H, W] of the larger picture."""
+    """Makes the tensors of one call; size: [N, C, H, W] of the larger activation."""
 
     size: tuple[int, int, int, int]
     dtype: torch.dtype
     layout: torch.memory_format
     device: torch.device
 
-    def picture(self, scale=1, extra=0, channels=None):
+    def features(self, scale=1, extra=0, channels=None):
         """Random [N, C, H / scale + extra, W / scale + extra]."""
         n, c, h, w = self.size
         shape = [n, channels or c, h // scale + extra, w // scale + extra]
@@ -96,7 +96,7 @@ def _weights(m):
 
 
 def _epilogue_grad(m):
-    dy, x, y = m.picture(), m.picture(), m.picture()
+    dy, x, y = m.features(), m.features(), m.features()
     n, _, h, w = m.size
     return dy, x, y, m.styles(), [n, 1, h, w], [True] * 4, *ACT, CLAMP
 
@@ -104,40 +104,43 @@ def _epilogue_grad(m):
 # What follows a transposed convolution is one pixel larger than the result, and padded by one on all sides.
 CASES = {
     'up2 4x4': Case(OPS['upfirdn2d'], lambda m: _resampling(
-        m.picture(2), m.layer_filter(), 2, 1, [2, 1, 2, 1])),
-    'down2 4x4': Case(OPS['upfirdn2d'], lambda m: _resampling(m.picture(), m.layer_filter(), 1, 2, [1] * 4)),
+        m.features(2), m.layer_filter(), 2, 1, [2, 1, 2, 1])),
+    'down2 4x4': Case(OPS['upfirdn2d'], lambda m: _resampling(m.features(), m.layer_filter(), 1, 2, [1] * 4)),
     'filter 4x4': Case(OPS['upfirdn2d'], lambda m: _resampling(
-        m.picture(extra=1), m.layer_filter(), 1, 1, [1] * 4)),
+        m.features(extra=1), m.layer_filter(), 1, 1, [1] * 4)),
     'up2 12': Case(OPS['upfirdn2d'], lambda m: _resampling(
-        m.picture(2, channels=IMAGE_CHANNELS), m.image_filter(), 2, 1, [6, 5, 6, 5])),
+        m.features(2, channels=IMAGE_CHANNELS), m.image_filter(), 2, 1, [6, 5, 6, 5])),
     'down2 12': Case(OPS['upfirdn2d'], lambda m: _resampling(
-        m.picture(channels=IMAGE_CHANNELS), m.image_filter(), 1, 2, [5] * 4)),
+        m.features(channels=IMAGE_CHANNELS), m.image_filter(), 1, 2, [5] * 4)),
     'filter 12': Case(OPS['upfirdn2d'], lambda m: _resampling(
-        m.picture(channels=IMAGE_CHANNELS), m.image_filter(), 1, 1, [6, 5, 6, 5])),
-    'bias_act': Case(OPS['bias_act'], lambda m: (m.picture(), m.bias(), 1, *ACT, CLAMP)),
-    'bias_act_grad': Case(OPS['bias_act_grad'], lambda m: (m.picture(), m.picture(), *ACT, CLAMP)),
-    'bias_act_grad_both': Case(OPS['bias_act_grad_both'], lambda m: (m.picture(), m.picture(), *ACT, CLAMP)),
-    'scale_channels': Case(OPS['scale_channels'], lambda m: (m.picture(), m.styles())),
+        m.features(channels=IMAGE_CHANNELS), m.image_filter(), 1, 1, [6, 5, 6, 5])),
+    'bias_act': Case(OPS['bias_act'], lambda m: (m.features(), m.bias(), 1, *ACT, CLAMP)),
+    'bias_act_grad': Case(OPS['bias_act_grad'], lambda m: (
+        m.features(), m.features(), *ACT, CLAMP)),
+    'bias_act_grad_both': Case(OPS['bias_act_grad_both'], lambda m: (
+        m.features(), m.features(), *ACT, CLAMP)),
+    'scale_channels': Case(OPS['scale_channels'], lambda m: (m.features(), m.styles())),
     'scale_channels_grad': Case(OPS['scale_channels_grad'], lambda m: (
-        m.picture(), m.picture(), m.styles())),
+        m.features(), m.features(), m.styles())),
     'epilogue': Case(OPS['modulated_epilogue'], lambda m: (
-        m.picture(), m.styles(), m.noise(), m.bias(), *ACT, CLAMP)),
+        m.features(), m.styles(), m.noise(), m.bias(), *ACT, CLAMP)),
     'epilogue_grad': Case(OPS['modulated_epilogue_grad'], _epilogue_grad),
     'filtered_epilogue': Case(OPS['filtered_epilogue'], lambda m: (
-        m.picture(extra=1), m.layer_filter(), [1] * 4, False, 4.0, m.styles(), m.noise(), m.bias(), *ACT,
+        m.features(extra=1), m.layer_filter(), [1] * 4, False, 4.0, m.styles(), m.noise(), m.bias(), *ACT,
         CLAMP)),
     # fromrgb with its gradient, torgb with the gradients of its input and its weight.
     'pixel_layer from image': Case(OPS['pixel_layer'], lambda m: (
-        m.picture(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2), m.bias(), m.is_nhwc(), *ACT, CLAMP)),
+        m.features(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2), m.bias(), m.is_nhwc(), *ACT, CLAMP)),
     'pixel_layer_grad': Case(OPS['pixel_layer_grad'], lambda m: (
-        m.picture(), m.picture(), m.picture(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2), [True] * 3,
+        m.features(), m.features(), m.features(channels=IMAGE_CHANNELS), m.matrix().transpose(1, 2),
+        [True] * 3,
         *ACT, CLAMP)),
     'pixel_layer to image': Case(OPS['pixel_layer'], lambda m: (
-        m.picture(), m.matrix(), m.plain(IMAGE_CHANNELS), False, 'linear', 0.0, 1.0, CLAMP),
+        m.features(), m.matrix(), m.plain(IMAGE_CHANNELS), False, 'linear', 0.0, 1.0, CLAMP),
         makes_features=False),
     'pixel_product from image': Case(OPS['pixel_product'], lambda m: (
         m.image(), m.matrix().transpose(1, 2), None, m.is_nhwc())),
-    'pixel_outer': Case(OPS['pixel_outer'], lambda m: (m.image(), m.picture()), makes_features=False),
+    'pixel_outer': Case(OPS['pixel_outer'], lambda m: (m.image(), m.features()), makes_features=False),
     'scaled_cast': Case(
         OPS['scaled_cast'], lambda m: (_weights(m)[0], 1 / FEATURES, torch.float16), has_layout=False),
     'demodulation': Case(OPS['demodulation'], lambda m: (*_weights(m), EPS), has_layout=False),

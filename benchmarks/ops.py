@@ -26,7 +26,7 @@ from dnnlib.util import UserError
 from torch_utils import custom_ops
 from torch_utils.misc import pick_device
 
-# Of the highest layers of --cfg=auto: 256x256 with 16 pictures a GPU, 1024x1024 with 4.
+# Of the highest layers of --cfg=auto: 256x256 with 16 images a GPU, 1024x1024 with 4.
 SIZES = {'cuda': '16x64x256x256,4x32x1024x1024', 'cpu': '2x64x128x128'}
 SECONDS = 0.1  # of measurement for each of the times in a row
 MIN_RUNS, MAX_RUNS = 5, 50
@@ -151,7 +151,7 @@ def plan(names, sizes, dtypes, device):
         if CASES[name].has_layout:
             label = f'{name} {"x".join(map(str, size))} {dtype} {layout}'
             yield label, CASES[name], Maker(size, DTYPES[dtype], LAYOUTS[layout], device)
-    # The weights of a layer have neither the layout nor the size of pictures.
+    # The weights of a layer have neither the layout nor the size of images.
     for n, name in itertools.product(sorted({size[0] for size in sizes}), names):
         if not CASES[name].has_layout:
             maker = Maker((n, 1, 1, 1), torch.float32, torch.contiguous_format, device)
@@ -201,7 +201,7 @@ def compare(old, new):
 @click.command(context_settings={'show_default': True})
 @click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))
 @click.option('--dtype', help='fp16, bf16, fp32, or several, with commas  [default: fp32; GPU: fp16,fp32]')
-@click.option('--size', help='NxCxHxW of the larger picture, or several  [default: on a GPU of --cfg=auto]')
+@click.option('--size', help='NxCxHxW of the larger image, or several  [default: on a GPU of --cfg=auto]')
 @click.option('--only', help=f'Cases, separated by commas, of: {", ".join(CASES)}.')
 @click.option('--json', 'json_path', type=click.Path(dir_okay=False), help='Write the measurement here.')
 @click.option('--compare', 'files', nargs=2, type=click.Path(exists=True, dir_okay=False),

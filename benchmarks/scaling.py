@@ -73,7 +73,7 @@ class Message:
 
 
 def messages(config):
-    """The messages of a training, from the sizes of its networks (pictures of three channels, no labels)."""
+    """The messages of a training, from the sizes of its networks (images of three channels, no labels)."""
     shape = {'c_dim': 0, 'img_channels': 3, 'img_resolution': config.data.resolution}
     with torch.device('meta'):
         g = networks.Generator(**shape, **config.G_kwargs())
@@ -112,7 +112,7 @@ def communication_sec(sums, gpus, inside, between):
 
 
 def efficiency(step_sec, sums, gpus, inside, between):
-    """Share of a step that is not waiting, at the same number of pictures for each GPU (weak scaling)."""
+    """Share of a step that is not waiting, at the same number of images for each GPU (weak scaling)."""
     return step_sec / (step_sec + communication_sec(sums, gpus, inside, between))
 
 
@@ -148,7 +148,7 @@ def measured_ms(path):
 
 
 def config_of(cfg, resolution, **flags):
-    """A training of random pictures."""
+    """A training of random images."""
     info = DatasetInfo('random', 10000, resolution, resolution, 3)
     flags = {k: v for k, v in flags.items() if v is not None}
     return resolve({'outdir': 'unused', 'data': 'random', 'cfg': cfg, **flags}, info)
@@ -209,7 +209,7 @@ def write_whole(path, text):
 
 @dataclass(frozen=True)
 class Variant:
-    """So many processes, which train together, or each for itself on its share."""
+    """Processes that train together, or each independently on its share."""
 
     name: str
     processes: int
@@ -238,7 +238,7 @@ class Crew:
         return json.loads(path.read_text())
 
     def end(self):
-        """Send them home."""
+        """Let them exit."""
         self._say(END)
         self._process.join(END_SEC)
         self._process.terminate()
@@ -274,7 +274,7 @@ def variants_of(gpus, unconnected, cfg, resolution, batch, **flags):
 
 
 def strong_scaling(variants, turns):
-    """A row for each variant. They take turns, a cycle each, so that the machine's moods strike all alike."""
+    """A row for each variant. They take turns, one cycle each, so that noise affects all alike."""
     with crews_of(variants) as crews:
         rounds = [[crew.run() for crew in crews] for _ in range(turns + 1)]
     return rows_of(variants, rounds[1:])  # the first one warms up
@@ -287,13 +287,13 @@ def rows_of(variants, rounds):
     """
     rows = []
     for v, results in zip(variants, zip(*rounds, strict=True), strict=True):
-        pictures = CYCLE * v.config.batch_size * v.processes // v.config.num_gpus
+        images = CYCLE * v.config.batch_size * v.processes // v.config.num_gpus
         seconds = [result['seconds'] for result in results]
         speedup = statistics.median(
             first['seconds'] / own for (first, *_), own in zip(rounds, seconds, strict=True))
         rows.append({
-            'processes': v.name, 'batch': pictures // CYCLE,
-            'img_per_sec': pictures / statistics.median(seconds), 'speedup': speedup,
+            'processes': v.name, 'batch': images // CYCLE,
+            'img_per_sec': images / statistics.median(seconds), 'speedup': speedup,
             'efficiency': speedup / v.processes,
             'sums_percent': 100 * sum(r['in_sums'] for r in results) / sum(seconds),
             'sums_per_step': sum(r['sums'] for r in results) / (len(rounds) * CYCLE)})
@@ -302,12 +302,12 @@ def rows_of(variants, rounds):
 
 @click.group(context_settings={'show_default': True})
 def main():
-    """What several GPUs or processes gain."""
+    """Scaling over several GPUs or processes."""
 
 
 @main.command()
 @click.option('--cfg', default='stylegan2', show_default=True, help='Preset of train.py.')
-@click.option('--resolution', default=1024, show_default=True, help='Side of the pictures.')
+@click.option('--resolution', default=1024, show_default=True, help='Side of the images.')
 @click.option('--step-ms', default=STEP_MS, show_default=True, metavar='MS,...',
               help='Assumed milliseconds of a step on one GPU, as if alone.')
 @click.option('--measured', metavar='JSON', type=click.Path(exists=True, dir_okay=False),
@@ -325,8 +325,8 @@ def model(cfg, resolution, step_ms, measured, inside):
 @main.command()
 @click.option('--gpus', default='1,2', show_default=True, metavar='N,...', help='Processes; the first is 1.')
 @click.option('--cfg', default='demo', show_default=True, help='Preset of train.py.')
-@click.option('--resolution', default=32, show_default=True, help='Side of the pictures.')
-@click.option('--batch', default=64, show_default=True, help='Pictures a step, over all processes.')
+@click.option('--resolution', default=32, show_default=True, help='Side of the images.')
+@click.option('--batch', default=64, show_default=True, help='Total batch size over all processes.')
 @click.option('--cbase', default=2048, show_default=True, help='Channel base, as in train.py.')
 @click.option('--cmax', default=64, show_default=True, help='Channel maximum, as in train.py.')
 @click.option('--turns', default=4, show_default=True,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a snapshot costs: how long training stands still, against how long the files take to write.
 
-python benchmarks/snapshot.py --json=snapshot.json      # the default networks for 256x256 pictures
+python benchmarks/snapshot.py --json=snapshot.json      # the default networks for 256x256 images
 The goal is a stall below 10 % of the time of writing; the exit status is 1 if it is missed.
 """
 import statistics
@@ -28,8 +28,8 @@ GOAL = 0.1
 
 def build(resolution, cfg, device):
     """(state, options) of a run after an optimizer step: Adam has its moments, half of what is written."""
-    info = DatasetInfo('pictures', 1000, resolution, resolution, 3, has_labels=False, label_dim=0)
-    config = resolve({'cfg': cfg, 'data': 'pictures', 'outdir': '.'}, info).for_device(device.type)
+    info = DatasetInfo('images', 1000, resolution, resolution, 3, has_labels=False, label_dim=0)
+    config = resolve({'cfg': cfg, 'data': 'images', 'outdir': '.'}, info).for_device(device.type)
     state = build_state(config, 0, 3, device, Store())
     for opt in (state.G_opt, state.D_opt):
         for group in opt.param_groups:
@@ -67,7 +67,7 @@ def measure(writer, copies, state, options, number):
 
 
 @click.command(context_settings={'show_default': True})
-@click.option('--resolution', type=click.IntRange(min=8), default=256, help='Side of the pictures.')
+@click.option('--resolution', type=click.IntRange(min=8), default=256, help='Side of the images.')
 @click.option('--cfg', default='auto', help='Preset of the networks.')
 @click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', help='Where they are.')
 @click.option('--repeats', type=click.IntRange(min=1), default=5, help='Snapshots after the first.')

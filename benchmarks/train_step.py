@@ -70,7 +70,7 @@ class CycleClock(PhaseClock):
 
 
 class Trainer:
-    """A run on random pictures that can be advanced cycle by cycle.
+    """A run on random images that can be advanced cycle by cycle.
 
     plain: the straightforward way, which leaves memory to the C library, too.
     """
@@ -268,12 +268,12 @@ def named(variants):
 
 @click.command(context_settings={'show_default': True})
 @click.option('--cfg', default='demo', help='Preset of train.py.')
-@click.option('--resolution', default=32, help='Side of the pictures.')
+@click.option('--resolution', default=32, help='Side of the images.')
 @click.option('--device', default='auto', type=click.Choice(['auto', 'cuda', 'cpu']))
 @click.option('--precision', default='auto', help='auto, fp32, fp16, bf16, or several, separated by commas.')
 @click.option('--cbase', type=int, help='Channel base, as in train.py.')
 @click.option('--cmax', type=int, help='Channel maximum, as in train.py.')
-@click.option('--batch', type=int, help='Pictures a step.')
+@click.option('--batch', type=int, help='Batch size.')
 @click.option('--aug', default='noaug', type=click.Choice(['noaug', 'ada', 'fixed']))
 @click.option('--ops', default='auto', type=click.Choice(custom_ops.MODES), help='Operators, as in train.py.')
 @click.option('--cycles', default=4, help=f'Measured cycles of {CYCLE} iterations, after one to warm up.')

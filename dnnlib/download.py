@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetching a file over http(s): continued or retried, complete or not at all, past the warning page of Google
-Drive.
-"""
+"""Downloads over http(s): resumed or retried, complete or not at all, past Google Drive's warning page."""
 import hashlib
 import html
 import os
@@ -13,7 +11,7 @@ from typing import Any
 from dnnlib.progress import progress, write
 
 CHUNK_BYTES = 1 << 20
-SHOW_BYTES = 16 << 20  # smaller files come without a progress bar
+SHOW_BYTES = 16 << 20  # smaller files have no progress bar
 TIMEOUT_SEC = 30
 MAX_PAUSE_SEC = 4.0
 DRIVE_PAGE_BYTES = 8192  # warning pages of Google Drive are smaller
@@ -23,51 +21,51 @@ CHECKSUM_MARK = '#sha256='
 
 
 class DownloadError(OSError):
-    """A file could not be fetched; the text says why, without the URL."""
+    """A file could not be downloaded; the message gives the reason, without the URL."""
 
 
 class _PermanentError(DownloadError):
-    """An answer that will not change by asking again."""
+    """A response for which a retry is useless."""
 
 
 class _Received:
-    """What has come of a file so far, so that the next attempt goes on where a connection broke."""
+    """The part of a file received so far, so that the next attempt resumes there."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
-        # version: by which the server knows this very content; '' if it cannot be continued.
+        """Discard everything."""
+        # version: identifies this content to the server; '' if it cannot be resumed.
         self.url, self.version, self.data = '', '', bytearray()
 
     def request(self, url: str) -> dict[str, str]:
-        """Headers that ask for the rest of the file if this is part of it, else none: for all of it."""
+        """Headers of a request for the rest of the file; none to request all of it."""
         if url != self.url or not self.version or not self.data:
             return {}
-        # Should the content have changed, the server sends the new one from its beginning.
+        # If the content has changed, the server sends all of the new content.
         return {'Range': f'bytes={len(self.data)}-', 'If-Range': self.version}
 
     def begin(self, answer: Any, url: str) -> None:
-        """Get ready for the content of an answer. Raises DownloadError if it is not the rest of this."""
+        """Prepare for the content of a response. Raises DownloadError if it is not the missing part."""
         start, status, headers = len(self.data), answer.status_code, answer.headers
         if status == PARTIAL_CONTENT and headers.get('Content-Range', '').startswith(f'bytes {start}-'):
             return
         self.clear()
         if status in (PARTIAL_CONTENT, NO_SUCH_RANGE):
-            raise DownloadError(f'the server does not go on at byte {start}')
+            raise DownloadError(f'the server does not resume at byte {start}')
         if headers.get('Accept-Ranges') == 'bytes' and 'Content-Encoding' not in headers:
             tag = headers.get('ETag', 'W/')
-            # A weak tag does not promise the same bytes.
+            # A weak tag does not guarantee identical bytes.
             self.version = headers.get('Last-Modified', '') if tag.startswith('W/') else tag
         self.url = url
 
 
 def fetch(url: str, num_attempts: int = 10, verbose: bool = True) -> tuple[bytes, str | None]:
-    """The content of a URL and the file name that the server gives it, None if it gives none.
+    """(content of a URL, file name given by the server or None).
 
-    A URL that ends in #sha256=<64 digits> promises that content. Raises DownloadError after `num_attempts`
-    failures, or at once if the server denies the file for good or sends another content.
+    A URL may end in #sha256=<64 digits>, the expected checksum. Raises DownloadError after `num_attempts`
+    failures, or at once for a permanent error or a wrong checksum.
     """
     address, _, digest = url.partition(CHECKSUM_MARK)
     received = _Received()
@@ -82,7 +80,7 @@ def fetch(url: str, num_attempts: int = 10, verbose: bool = True) -> tuple[bytes
         except DownloadError as error:
             if attempt + 1 == num_attempts:
                 raise
-            # Twice the pause each time, up to a limit: a server that is down is not hammered.
+            # Exponential backoff.
             pause_sec = min(0.5 * 2 ** attempt, MAX_PAUSE_SEC)
             if verbose:
                 write(f'Downloading {url} failed ({error}); trying again in {pause_sec:g} s')
@@ -91,7 +89,7 @@ def fetch(url: str, num_attempts: int = 10, verbose: bool = True) -> tuple[bytes
 
 
 def is_intact(path: str | os.PathLike, url: str) -> bool:
-    """Whether a file has the content that the URL promises, by its SHA-256; yes if it promises none."""
+    """Whether a file matches the SHA-256 in the URL; True if the URL has none."""
     digest = url.partition(CHECKSUM_MARK)[2]
     if not digest:
         return True
@@ -109,7 +107,7 @@ def _check_content(data: bytes, digest: str) -> None:
 
 
 def _fetch_past_warnings(url: str, verbose: bool, received: _Received) -> tuple[bytes, str | None]:
-    """One attempt; a Google Drive page that asks for confirmation is answered, not taken for the file."""
+    """One attempt; follows a Google Drive page that asks for confirmation."""
     with _new_session() as session:
         target = url
         for _ in range(DRIVE_HOPS):
@@ -118,15 +116,15 @@ def _fetch_past_warnings(url: str, verbose: bool, received: _Received) -> tuple[
             if 'Google Drive - Quota exceeded' in page:
                 raise _PermanentError('the download quota of this Google Drive file is exceeded')
             link = _confirmation_link(page)
-            # Without a link to follow, this is the file itself.
+            # Without such a link, this is the file itself.
             if link is None:
                 return data, server_name
             target = urllib.parse.urljoin(target, link)
-    raise DownloadError('Google Drive asks for confirmation again and again')
+    raise DownloadError('Google Drive keeps asking for confirmation')
 
 
 def _confirmation_link(page: str) -> str | None:
-    """Where the "download anyway" link or form of a Google Drive page leads; None if it is no such page."""
+    """Target of the "download anyway" link or form of a Google Drive page; None for any other page."""
     # Older pages have a link, newer ones a form with hidden fields.
     link = re.search(r'href="([^"]*export=download[^"]*)"', page)
     if link:
@@ -140,7 +138,7 @@ def _confirmation_link(page: str) -> str | None:
 
 
 def _new_session() -> Any:
-    # Imported on use: it takes a tenth of a second, and most runs fetch nothing.
+    # Imported on use: it takes a tenth of a second, and most runs download nothing.
     try:
         import requests
     except ImportError as error:
@@ -153,10 +151,10 @@ def _fetch_once(
 ) -> tuple[bytes, str | None]:
     # requests derives its errors from OSError; an unusable URL is a ValueError besides.
     try:
-        # Without compression the announced length is that of the content.
+        # Without compression Content-Length is the size of the content.
         headers = {'Accept-Encoding': 'identity', **received.request(url)}
         with session.get(url, stream=True, timeout=TIMEOUT_SEC, headers=headers) as answer:
-            # Asking again changes nothing, except after a timeout and too many requests.
+            # Client errors are permanent, except timeouts and rate limits.
             if 400 <= answer.status_code < 500 and answer.status_code not in (408, NO_SUCH_RANGE, 429):
                 raise _PermanentError(f'the server answers {answer.status_code} {answer.reason}')
             if answer.status_code != NO_SUCH_RANGE:
@@ -173,7 +171,7 @@ def _fetch_once(
 
 
 def _read_all(answer: Any, url: str, verbose: bool, data: bytearray) -> bytes:
-    """The whole content: what `data` holds already, to which the rest is added as it comes."""
+    """The complete content: `data`, to which the rest is appended."""
     announced, before = answer.headers.get('Content-Length', ''), len(data)
     is_told = announced.isdigit() and 'Content-Encoding' not in answer.headers
     total = before + int(announced) if is_told else None
@@ -186,7 +184,7 @@ def _read_all(answer: Any, url: str, verbose: bool, data: bytearray) -> bytes:
         data += chunk
     if not data:
         raise DownloadError('the server sent an empty file')
-    # A connection that breaks looks like the end of the file.
+    # A lost connection looks like the end of the file.
     if total is not None and len(data) != total:
         raise DownloadError(f'got {len(data)} of {total} bytes')
     return bytes(data)

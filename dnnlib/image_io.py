@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From network output to PNG files, one at a time or many on a sheet."""
+"""From network output to PNG files, one image per file or many on a contact sheet."""
 import io
 import os
 from typing import Any
@@ -10,19 +10,19 @@ import PIL.Image
 from dnnlib.util import UserError, replace_file
 
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # channels -> Pillow's name: gray, gray with alpha, ...
-MAX_SHEET_PX = 16384  # sides of a sheet; larger ones are written at a fraction of their size
+MAX_SHEET_PX = 16384  # side of a sheet; larger ones are downscaled
 
 
 def check_channels(channels: int) -> None:
-    """Raise UserError unless pictures of so many channels can be PNG files."""
+    """Raise UserError unless images of this many channels can be PNG files."""
     if channels not in MODES:
-        raise UserError(f'--network: makes pictures of {channels} channels; a PNG file holds 1 (gray), 2 '
+        raise UserError(f'--network: generates images of {channels} channels; a PNG file has 1 (gray), 2 '
                         '(gray and alpha), 3 (RGB) or 4 (RGBA); use the network in Python for raw values')
 
 
 def quantize(img: Any) -> Any:
-    """Tensor in [-1, 1] -> uint8 tensor of the same shape: round((x + 1) * 127.5), limited to 0..255."""
-    # Adding 128 and cutting off the fraction is how the published tools round: pictures come out equal.
+    """Tensor in [-1, 1] -> uint8 tensor of the same shape: round((x + 1) * 127.5), clamped to 0..255."""
+    # Add 128 and truncate, as the published tools do: images are identical.
     return (img * 127.5 + 128).nan_to_num(0).clamp(0, 255).byte()
 
 
@@ -32,26 +32,26 @@ def to_uint8(img: Any) -> np.ndarray:
 
 
 def save_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
-    """Write uint8 [C, H, W] as gray, gray with alpha, RGB or RGBA; whole or not at all.
+    """Write uint8 [C, H, W] as gray, gray with alpha, RGB or RGBA, atomically.
 
     Raises UserError if the file cannot be written or C is not 1, 2, 3 or 4.
     """
-    picture = _to_picture(pixels)
+    image = _to_image(pixels)
     with replace_file(path) as temporary:
-        picture.save(temporary, format='PNG')
+        image.save(temporary, format='PNG')
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
     """What save_png would write, as bytes."""
     with io.BytesIO() as file:
-        _to_picture(pixels).save(file, format='PNG')
+        _to_image(pixels).save(file, format='PNG')
         return file.getvalue()
 
 
 class ContactSheet:
-    """A black (or transparent) sheet of pictures; where it would become huge, they are scaled down.
+    """A black (or transparent) sheet of images, which are downscaled if the sheet would be huge.
 
-    shape: (C, H, W) of each picture.
+    shape: (C, H, W) of each image.
     """
 
     def __init__(self, columns: int, rows: int, shape: tuple[int, int, int]):
@@ -61,22 +61,22 @@ class ContactSheet:
         self._factor = min(-(-longest // MAX_SHEET_PX), height, width)
         self._cell = (-(-width // self._factor), -(-height // self._factor))
         size = (columns * self._cell[0], rows * self._cell[1])
-        self._picture = PIL.Image.new(MODES[channels], size)
+        self._image = PIL.Image.new(MODES[channels], size)
 
     def put(self, column: int, row: int, pixels: np.ndarray) -> None:
         """Put uint8 [C, H, W] at a place counted from the top left."""
-        cell = _to_picture(pixels)
+        cell = _to_image(pixels)
         if self._factor > 1:
             cell = cell.reduce(self._factor)
-        self._picture.paste(cell, (column * self._cell[0], row * self._cell[1]))
+        self._image.paste(cell, (column * self._cell[0], row * self._cell[1]))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a PNG. Raises UserError if the file cannot be written."""
         with replace_file(path) as temporary:
-            self._picture.save(temporary, format='PNG')
+            self._image.save(temporary, format='PNG')
 
 
-def _to_picture(pixels: np.ndarray) -> PIL.Image.Image:
+def _to_image(pixels: np.ndarray) -> PIL.Image.Image:
     check_channels(len(pixels))
     array = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     return PIL.Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)

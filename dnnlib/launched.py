@@ -9,9 +9,9 @@ PLACE = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun, or what stands for it, has started this process and told it its place.
+    """Whether torchrun or a similar launcher has started this process and set its rank.
 
-    Raises UserError if that is said by halves: every process would train a run of its own.
+    Raises UserError if only some of the variables are set: every process would train its own run.
     """
     missing = [name for name in PLACE if name not in environment]
     if not missing:

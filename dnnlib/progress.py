@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of long work on stderr: a bar with an ETA in a terminal, a line now and then elsewhere."""
+"""Progress of long tasks on stderr: a bar with an ETA in a terminal, occasional lines elsewhere."""
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -8,12 +8,12 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 LINE_INTERVAL_SEC = 10.0
-# Bars on the screen, so that printing can clear them all.
+# Visible bars, which printing must clear.
 _active: list['Progress'] = []
 
 
 class _Bar(tqdm):
-    """tqdm without its monitor thread, which does not go well with forked workers."""
+    """tqdm without its monitor thread, which conflicts with forked workers."""
 
     monitor_interval = 0
 
@@ -66,15 +66,15 @@ class Progress:
             self._bar.set_postfix_str(text, refresh=False)
 
     def write(self, text: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line above the bar."""
         write(text)
 
     def close(self) -> None:
-        """Show the final state and stop; more than once does no harm."""
+        """Show the final state and stop; may be called more than once."""
         if self._is_closed:
             return
         self._is_closed = True
-        # The last line tells that the work is finished.
+        # The last line shows that the task is done.
         if self._bar is None:
             self._print_line()
             return
@@ -84,7 +84,7 @@ class Progress:
     def line(self) -> str:
         """The state as text: 'Reading: 300/1000 img (30%), 150.0 img/s, 00:02 elapsed, ETA 00:04'."""
         elapsed = time.monotonic() - self._start_sec
-        # Work done before this process started would make the rate look too good.
+        # Excludes work done before this process started.
         rate = (self.n - self._initial) / elapsed if elapsed > 0 else 0.0
         parts = [f'{self.n} {self.unit}' if not self.total else
                  f'{self.n}/{self.total} {self.unit} ({self.n / self.total:.0%})']
@@ -105,11 +105,11 @@ def progress(
     iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = '', unit: str = 'it',
     initial: int = 0, show: bool = True,
 ) -> Progress:
-    """Show how far long work has come: loop over the result, or enter it (`with`) and call its `update`.
+    """Show the progress of a long task: loop over the result, or enter it (`with`) and call its `update`.
 
-    total: the count at the end, by default len(iterable) where it has one; None if unknown. initial: the
-    count to start from. show: False counts in silence, as all processes of a run but one do. In a terminal
-    this is a bar with an ETA; elsewhere a line every LINE_INTERVAL_SEC and one at the end.
+    total: final count, by default len(iterable) if it has one; None if unknown.  initial: count at the start.
+    show: False to count silently, as all ranks but one do. In a terminal this is a bar with an ETA; elsewhere
+    a line every LINE_INTERVAL_SEC and one at the end.
     """
     # Generators and the like have no length and get no ETA.
     if total is None and hasattr(iterable, '__len__'):
@@ -118,8 +118,8 @@ def progress(
 
 
 def write(text: str) -> None:
-    """Print a line to stdout, above the bars that are on the screen."""
-    # A bar is drawn over itself: text in between would leave half of it behind.
+    """Print a line to stdout, above the visible bars."""
+    # A bar is redrawn in place: text in between would leave parts of it behind.
     for bar in _active:
         bar._bar.clear()
     print(text, flush=True)
@@ -128,7 +128,7 @@ def write(text: str) -> None:
 
 
 def _terminal() -> TextIO | None:
-    """Where bars can be drawn. Logs that copy stderr are looked through: no bar shall end up in a file."""
+    """The terminal to draw bars on, or None. Unwraps loggers that copy stderr: bars must not go to a file."""
     stream = sys.stderr
     while hasattr(stream, 'terminal'):
         stream = stream.terminal

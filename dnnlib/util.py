@@ -164,7 +164,7 @@ class Logger:
             sys.stdout = self.stdout.terminal
         if sys.stderr is self.stderr:
             sys.stderr = self.stderr.terminal
-        # Somebody may have kept a stream; it goes on without the file.
+        # Other code may hold a reference to a stream, which then works without the file.
         self.stdout.file = self.stderr.file = None
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk has been reported when it was written to

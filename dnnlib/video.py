@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Videos, frame by frame: .mp4 and .webm (by ffmpeg), .gif, or a folder of PNG files."""
+"""Writing videos frame by frame: .mp4 and .webm (by ffmpeg), .gif, or a folder of PNG files."""
 import contextlib
 import itertools
 import os
@@ -19,7 +19,7 @@ import PIL.ImageColor
 from dnnlib.image_io import save_png
 from dnnlib.util import UserError, replace_file
 
-# Rec. 709, and saying so: what players assume of unmarked files depends on their size.
+# Rec. 709, tagged as such: for untagged files players guess by the image size.
 BT709 = ['-vf', 'scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int',
          '-colorspace', 'bt709', '-color_primaries', 'bt709', '-color_trc', 'bt709', '-color_range', 'tv']
 CODECS = {
@@ -30,13 +30,13 @@ CODECS = {
 }
 FORMATS = (*CODECS, '.gif')  # and a name without suffix: a folder of PNG files
 DEFAULT_BACKGROUND = 'white'  # as in the metrics
-MAX_FPS = {'.mp4': 1000, '.gif': 50}  # viewers slow GIFs down that are faster
-GIF_TICK_SEC = 0.01  # frames of a GIF last whole hundredths of a second
+MAX_FPS = {'.mp4': 1000, '.gif': 50}  # viewers slow down faster GIFs
+GIF_TICK_SEC = 0.01  # unit of the duration of a GIF's frames
 FRAME_NAME = 'frame{:06d}.png'
 
 
 class Video:
-    """A video that is being written; made by `open_video`."""
+    """A video being written; created by `open_video`."""
 
     def __init__(self, size: tuple[int, int], sink: Any, background: tuple[int, ...] | None):
         self.width, self.height = size
@@ -57,20 +57,20 @@ class Video:
 def open_video(
     path: str | os.PathLike, width: int, height: int, fps: float = 30, background: str | None = None,
 ) -> Iterator[Video]:
-    """Gives a `Video` of width x height pixels to append frames to; the suffix of `path` decides the format.
+    """Context manager: a `Video` of width x height pixels to append frames to, in the format of the suffix.
 
-    It is written under a temporary name and renamed at the end, or removed if anything fails. .mp4 and .webm
-    have even sides: an odd one repeats its last row or column. Alpha is laid over `background` (a CSS name or
-    #RRGGBB, by default white); a folder of PNG files keeps it unless there is one. Without ffmpeg .mp4 and
-    .webm become folders of PNG files, and a line on stderr says so. Raises UserError for another suffix, a
-    rate or background that cannot be, and a path that cannot be written.
+    Written under a temporary name and renamed at the end, or removed after an error. .mp4 and .webm have even
+    sides: an odd one repeats its last row or column. Alpha is composited over `background` (a CSS name or
+    #RRGGBB, by default white); PNG files keep alpha unless a background is given. Without ffmpeg .mp4 and
+    .webm become folders of PNG files, with a note on stderr. Raises UserError for another suffix, an invalid
+    rate or background, and a path that cannot be written.
     """
     path = Path(path)
     check_video(path, fps, background)
     kind, color = path.suffix.lower(), parse_color(background or DEFAULT_BACKGROUND)
     if kind in CODECS and find_ffmpeg() is None:
         path, kind = frame_folder(path), ''
-        print(f'Note: no ffmpeg was found (pip install imageio-ffmpeg); the frames are kept in {path}',
+        print(f'Note: ffmpeg not found (pip install imageio-ffmpeg); writing frames to {path}',
               file=sys.stderr)
         check_folder(path)
     sinks = {'': _png_sink, '.gif': _gif_sink}
@@ -85,10 +85,10 @@ def check_video(path: Path, fps: float, background: str | None = None) -> None:
     """Raise UserError for a name, rate or background that `open_video` would refuse."""
     kind = path.suffix.lower()
     if kind and kind not in FORMATS:
-        raise UserError(f'{path}: a video ends in {", ".join(FORMATS)}, or in nothing (a folder of frames)')
+        raise UserError(f'{path}: a video ends in {", ".join(FORMATS)}, or in no suffix (frames)')
     fastest = MAX_FPS.get(kind, MAX_FPS['.mp4'])
     if not 0 < fps <= fastest:
-        raise UserError(f'{path}: {fps:g} frames a second; must be above 0 and at most {fastest}')
+        raise UserError(f'{path}: {fps:g} frames per second; must be above 0 and at most {fastest}')
     if background is not None:
         parse_color(background)
     if not kind:
@@ -96,18 +96,18 @@ def check_video(path: Path, fps: float, background: str | None = None) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise UserError if frames in the folder would mix with what is there, or a file is in its place."""
+    """Raise UserError if `path` is a file or a folder that is not empty."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f'{path}: is not an empty folder; empty it or choose another name')
 
 
 def frame_folder(path: Path) -> Path:
-    """Where the frames of a video go that cannot be encoded."""
+    """Folder for the frames of a video that cannot be encoded."""
     return path.with_name(f'{path.stem}-frames')
 
 
 def parse_color(text: str) -> tuple[int, ...]:
-    """(R, G, B) of a CSS name, #RRGGBB or the like. Raises UserError if it is none."""
+    """(R, G, B) of a CSS color. Raises UserError if the text is not one."""
     try:
         return PIL.ImageColor.getrgb(text)[:3]
     except ValueError as error:
@@ -115,7 +115,7 @@ def parse_color(text: str) -> tuple[int, ...]:
 
 
 def flatten(frame: np.ndarray, color: tuple[int, ...]) -> np.ndarray:
-    """uint8 [H, W, 1 to 4] -> RGB [H, W, 3], with alpha laid over a color."""
+    """uint8 [H, W, 1 to 4] -> RGB [H, W, 3], with alpha composited over a color."""
     channels = frame.shape[2]
     rgb = frame[:, :, :-1] if channels in (2, 4) else frame
     if rgb.shape[2] == 1:
@@ -127,7 +127,7 @@ def flatten(frame: np.ndarray, color: tuple[int, ...]) -> np.ndarray:
 
 
 def find_ffmpeg() -> str | None:
-    """Path of ffmpeg: that of imageio-ffmpeg (which knows the system's too), else the one on the PATH."""
+    """Path of ffmpeg: from imageio-ffmpeg (its own or the system's), else the one on the PATH."""
     try:
         import imageio_ffmpeg
         return imageio_ffmpeg.get_ffmpeg_exe()
@@ -152,7 +152,7 @@ class _Ffmpeg:
 
     def finish(self) -> None:
         assert self._process.stdin is not None
-        # Closing flushes: ffmpeg may be gone by now.
+        # Closing flushes, and ffmpeg may have exited.
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         if self._process.wait() != 0:
@@ -206,13 +206,13 @@ class _Frames:
 
     def read(self) -> Iterator[PIL.Image.Image]:
         for i in range(self.count):
-            with PIL.Image.open(self.folder / FRAME_NAME.format(i)) as picture:
-                yield picture.convert('RGB')
+            with PIL.Image.open(self.folder / FRAME_NAME.format(i)) as image:
+                yield image.convert('RGB')
 
 
 @contextlib.contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that is gone at the end, unless it was renamed."""
+    """A folder beside `path`, removed at the end unless it was renamed."""
     folder = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
         folder.mkdir()
@@ -234,7 +234,7 @@ def _png_sink(path: Path, width: int, height: int, fps: float) -> Iterator[_Fram
     with _temporary_folder(path) as folder:
         yield _Frames(folder)
         try:
-            # An empty folder may stand there, and not every system renames over one.
+            # An empty folder may exist, and not every system can rename over it.
             if path.is_dir():
                 path.rmdir()
             os.replace(folder, path)
@@ -244,17 +244,17 @@ def _png_sink(path: Path, width: int, height: int, fps: float) -> Iterator[_Fram
 
 @contextlib.contextmanager
 def _gif_sink(path: Path, width: int, height: int, fps: float) -> Iterator[_Frames]:
-    # Pillow wants all frames at the end: till then they wait on the disk, not in memory.
+    # Pillow needs all frames at the end: until then they are on disk, not in memory.
     with _temporary_folder(path) as folder:
         frames = _Frames(folder)
         yield frames
-        pictures = frames.read()
+        images = frames.read()
         with replace_file(path) as temporary:
-            next(pictures).save(temporary, format='GIF', save_all=True, append_images=pictures, loop=0,
+            next(images).save(temporary, format='GIF', save_all=True, append_images=images, loop=0,
                                 duration=gif_durations(frames.count, fps))
 
 
 def gif_durations(count: int, fps: float) -> list[int]:
-    """Milliseconds of each frame, in whole ticks of a GIF, such that no rounding adds up."""
+    """Milliseconds of each frame, in whole GIF units, without accumulated rounding."""
     ends = [round(i / fps / GIF_TICK_SEC) for i in range(count + 1)]
     return [round(1000 * GIF_TICK_SEC) * (end - start) for start, end in itertools.pairwise(ends)]

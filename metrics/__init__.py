@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of generated pictures, in numbers."""
+"""Metrics of the quality of generated images."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pictures a result is about: a key of their content, and the whole of a dataset a subset came from."""
+"""Which images a result is about: a key of their content, and the whole of a dataset a subset came from."""
 import copy
 import hashlib
 import zipfile
@@ -12,7 +12,7 @@ from training.datasets.files import ImageFiles
 
 
 def whole_dataset(dataset: Dataset, *, keep_xflip: bool = False) -> Dataset:
-    """All pictures of the archive, even if `dataset` is a subset of it; mirrored ones only if kept."""
+    """All images of the archive, even if `dataset` is a subset of it; mirrored ones only if kept."""
     whole = copy.copy(dataset)
     count = dataset._raw_shape[0]
     num_copies = 2 if keep_xflip and dataset._xflip.any() else 1
@@ -24,14 +24,14 @@ def whole_dataset(dataset: Dataset, *, keep_xflip: bool = False) -> Dataset:
 
 
 def data_key(dataset: Dataset) -> str:
-    """32 hexadecimal digits that differ if a picture, its name, the subset or the mirroring does.
+    """32 hexadecimal digits that differ if an image, its name, the subset or the mirroring does.
 
     The same for a folder and for a zip of it, wherever they lie. Reads the directory of a zip, all bytes of a
     folder, and the pixels of anything else.
     """
     digest = hashlib.sha256()
     files = getattr(dataset, '_files', None)
-    for entry in _pictures(dataset) if files is None else _files(files):
+    for entry in _images(dataset) if files is None else _files(files):
         digest.update(repr(entry).encode('utf-8'))
     for array in (getattr(dataset, '_raw_idx', None), getattr(dataset, '_xflip', None)):
         if array is not None:
@@ -48,6 +48,6 @@ def _files(files: ImageFiles) -> list[tuple[str, int, int]]:
                 ((name, archive.getinfo(name)) for name in files.names)]
 
 
-def _pictures(dataset: Dataset) -> list[tuple[list[int], int]]:
+def _images(dataset: Dataset) -> list[tuple[list[int], int]]:
     images = (dataset[i][0] for i in range(len(dataset)))
     return [(list(image.shape), zlib.crc32(image.tobytes())) for image in images]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two feature networks of the metrics: where they are looked for, how they are checked and called.
+"""The two feature networks of the metrics: search, verification and calls.
 
-Looked for in the folder of --detector-dir, then the cache, then at the publisher's address.
+Searched in --detector-dir, then the cache, then at the publisher's address.
 """
 import functools
 import os
@@ -24,12 +24,12 @@ WHITE = 255
 
 
 class DetectorMissingError(UserError):
-    """A feature network is needed and cannot be had."""
+    """A feature network is needed but unavailable."""
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A feature network on a device.  sha256: of its file, so that results can be told comparable."""
+    """A feature network on a device.  sha256: of its file, recorded so that comparable results are known."""
 
     name: str
     sha256: str
@@ -43,12 +43,12 @@ class Detector:
 def to_rgb(images: torch.Tensor) -> torch.Tensor:
     """Three channels for a feature network, of the dtype of `images` [N, C, H, W], values in [0, 255].
 
-    Gray is repeated; alpha is laid over white, as a viewer shows it. Shape is left alone: the networks resize
-    every picture to a square themselves, real and generated ones alike. Raises UserError for other channels.
+    Gray is repeated; alpha is composited over white, as by image viewers. The shape is kept: the networks
+    themselves resize real and generated images to a square. Raises UserError for other numbers of channels.
     """
     channels = images.shape[1]
     if channels not in (1, 2, 3, 4):
-        raise UserError(f'metrics see pictures of 1 to 4 channels, not {channels}; use --metrics=none')
+        raise UserError(f'metrics support images of 1 to 4 channels, not {channels}; use --metrics=none')
     if channels in (2, 4):
         colour, alpha = images[:, :-1].float(), images[:, -1:].float() / WHITE
         mixed = WHITE + (colour - WHITE) * alpha
@@ -71,10 +71,10 @@ def detector_path(name: str, folder: str | None = None) -> Path:
         fetched = util.open_url(
             DETECTOR_URL + name, num_attempts=NUM_ATTEMPTS, verbose=True, return_filename=True)
     except UserError as error:
-        places = f'{folder} and {cached.parent}' if folder else str(cached.parent)
+        places = f'{folder} or {cached.parent}' if folder else str(cached.parent)
         raise DetectorMissingError(
-            f'{name} is neither in {places} nor to be downloaded from {DETECTOR_URL}{name}; where there is '
-            'a connection, run calc_metrics.py --offline-bundle=DIR and bring the folder for --detector-dir'
+            f'{name} is not in {places}, and cannot be downloaded from {DETECTOR_URL}{name}; run '
+            'calc_metrics.py --offline-bundle=DIR where there is a connection, and use --detector-dir'
             ) from error
     _load(fetched, file_sha256(fetched), 'cpu')  # an error page or half a file must not get into the cache
     return _keep(Path(fetched), cached)
@@ -98,7 +98,7 @@ def _check(path: Path) -> None:
     beside = path.with_name(path.name + CHECKSUM_SUFFIX)
     if beside.is_file() and beside.read_text(encoding='utf-8').split()[:1] != [file_sha256(path)]:
         raise DetectorMissingError(
-            f'{path}: its content does not fit the checksum in {beside.name}; delete both, then try again')
+            f'{path}: its content does not match the checksum in {beside.name}; delete both and try again')
 
 
 def write_bundle(folder: str | os.PathLike, detector_dir: str | None = None) -> list[Path]:

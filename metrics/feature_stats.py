@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of real and of generated pictures: sums in double precision, or the features where a metric needs
-them, shared among processes; those of real pictures are kept in the cache folder.
+"""Features of real and of generated images: sums in float64, or the features themselves where a metric needs
+them, computed by all processes; real-data statistics are cached on disk.
 """
 import hashlib
 import json
@@ -25,7 +25,7 @@ CACHE_FORMAT = 1
 
 @dataclass(frozen=True)
 class Features:
-    """Which features of how many pictures.
+    """Which features of how many images.
 
     detector: file name.  options: of the call.  keep: the features themselves [N, F] as `dtype`, otherwise
     only mean and covariance, in memory that does not grow with N.
@@ -38,17 +38,17 @@ class Features:
 
 
 class FeatureStats:
-    """Collects the features of num_items pictures, block by block in any order."""
+    """Collects the features of num_items images, block by block in any order."""
 
     def __init__(self, num_items: int, *, keep: bool, dtype: torch.dtype = torch.float32):
         self.num_items, self.keep, self.dtype = num_items, keep, dtype
         self._arrays: dict[str, torch.Tensor] = {}
 
     def prepare(self, num_features: int, device: torch.device) -> None:
-        """Make room, which a process without a share of its own must have for the exchange, too.
+        """Allocate, on idle ranks, too: the all-reduce needs the buffers.
 
-        Sums stay on `device` until they are combined: moving them after every block would take longer than
-        making the pictures. Features, which may be many, are kept on the CPU.
+        Sums stay on `device` until they are combined: copying them after every block would take longer than
+        generating the images. Features, which may be large, are kept on the CPU.
         """
         if self._arrays:
             return
@@ -60,7 +60,7 @@ class FeatureStats:
                             'outer': torch.zeros([num_features] * 2, **double)}
 
     def add(self, block: range, features: torch.Tensor) -> None:
-        """Take the features [len(block), F] of the pictures with these indices."""
+        """Take the features [len(block), F] of the images with these indices."""
         self.prepare(features.shape[1], features.device)
         if self.keep:
             self._arrays['features'][block.start:block.stop] = features.to('cpu', self.dtype)
@@ -70,12 +70,12 @@ class FeatureStats:
         self._arrays['outer'].addmm_(x.T, x)
 
     def combine(self, options: MetricOptions) -> None:
-        """Add up what the processes have; all must call."""
+        """All-reduce the sums or features; all processes must call."""
         for name, array in self._arrays.items():
             self._arrays[name] = options.share.sum_(array, options.device).cpu()
 
     def features(self) -> torch.Tensor:
-        """[N, F] in the order of the pictures."""
+        """[N, F] in the order of the images."""
         return self._arrays['features']
 
     def mean_cov(self) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +84,7 @@ class FeatureStats:
         return mean.numpy(), (self._arrays['outer'] / self.num_items - torch.outer(mean, mean)).numpy()
 
     def save(self, path: Path) -> None:
-        """Write an .npz, whole or not at all. Raises UserError if it cannot be written."""
+        """Write an .npz atomically. Raises UserError if it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -94,7 +94,7 @@ class FeatureStats:
             np.savez(temporary, num_items=self.num_items, **{k: v.numpy() for k, v in self._arrays.items()})
 
     def load(self, path: Path) -> bool:
-        """Take the content of a file of `save`; False if there is none that is whole and fits."""
+        """Load a file of `save`; False if it is missing, corrupt or does not match."""
         names = {'features'} if self.keep else {'sum', 'outer'}
         try:
             with np.load(path, allow_pickle=False) as data:
@@ -109,9 +109,9 @@ class FeatureStats:
 def real_statistics(
     options: MetricOptions, dataset: Dataset, kind: Features, max_items: int | None = None,
 ) -> FeatureStats | None:
-    """Of the pictures of `dataset`, or of max_items drawn from them at random; None but in the first process.
+    """Of the images of `dataset`, or of max_items drawn from them at random; None but in the first process.
 
-    Read from the cache folder if it holds those of the same pictures, feature network and options.
+    Read from the cache folder if it holds those of the same images, feature network and options.
     """
     detector = open_detector(options, kind)
     rows = np.arange(len(dataset))
@@ -128,20 +128,20 @@ def real_statistics(
 
     def read(block: range) -> torch.Tensor:
         return torch.from_numpy(np.stack([dataset[int(i)][0] for i in rows[block.start:block.stop]]))
-    result = _collect(options, detector, kind, stats, read, 'Real pictures')
+    result = _collect(options, detector, kind, stats, read, 'Real images')
     if result is not None:
         try:
             result.save(path)
         except UserError as error:
-            write(f'Features are not kept for the next time: {error}')
+            write(f'Features are not cached: {error}')
     return result
 
 
 def generated_statistics(options: MetricOptions, kind: Features, num_items: int) -> FeatureStats | None:
-    """Of generated pictures; None but in the first process."""
+    """Of generated images; None but in the first process."""
     stats = FeatureStats(num_items, keep=kind.keep, dtype=kind.dtype)
     return _collect(options, open_detector(options, kind), kind, stats,
-                    lambda block: generated_block(options, block), 'Generated pictures')
+                    lambda block: generated_block(options, block), 'Generated images')
 
 
 def _collect(

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas of the metrics: arrays of features or distances in, numbers out. No networks, no files."""
+"""The formulas of the metrics, from arrays of features or distances to numbers. No networks, no files."""
 import numpy as np
 import scipy.linalg
 import torch
 
 from dnnlib.util import UserError
 
-RANK_TOLERANCE = 1e-14  # variances below this share of the largest are rounding errors of zero
+RANK_TOLERANCE = 1e-14  # relative to the largest variance; smaller ones are rounding errors of zero
 BLOCK_ROWS, BLOCK_COLUMNS = 2048, 8192  # bound the memory of a block of pairwise distances
 
 
@@ -50,7 +50,7 @@ def kernel_distance(
     """
     size = min(len(real), len(fake), max_subset_size)
     if size < 2:
-        raise UserError(f'a kernel distance needs at least 2 samples of each set, not {size}; add pictures')
+        raise UserError(f'a kernel distance needs at least 2 samples of each set, not {size}; add images')
     total = 0.0
     for _ in range(num_subsets):
         x = fake[rng.choice(len(fake), size, replace=False)].astype(np.float64)
@@ -89,7 +89,7 @@ def _radii(features: torch.Tensor, num_neighbours: int) -> torch.Tensor:
     """Distance of each row to its `num_neighbours`-th nearest other row, [N]."""
     if len(features) <= num_neighbours:
         raise UserError(f'{num_neighbours} neighbours need more than {num_neighbours} samples, not '
-                        f'{len(features)}; add pictures')
+                        f'{len(features)}; add images')
     radii = []
     for probes in features.split(BLOCK_ROWS):
         nearest = None
@@ -168,14 +168,14 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    # Equal directions leave a zero vector, which shall stay one.
+    # Equal directions give a zero vector, which must stay zero.
     return x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
-def perceptual_picture(img: torch.Tensor, *, crop: bool) -> torch.Tensor:
-    """What the perceptual network sees of img [N, C, H, W] in [-1, 1]: float32 [N, C, h, w] in [0, 255].
+def perceptual_image(img: torch.Tensor, *, crop: bool) -> torch.Tensor:
+    """Input of the perceptual network for img [N, C, H, W] in [-1, 1]: float32 [N, C, h, w] in [0, 255].
 
-    crop: the middle of the picture, where faces are. Then box downsampling by the whole part of (shorter side
+    crop: the middle of the image, where faces are. Then box downsampling by the whole part of (shorter side
     before the crop) / 256.
     """
     height, width = img.shape[2:]

@@ -111,7 +111,7 @@ def fid(
     options: MetricOptions, name: str, num_generated: int, max_real: int | None = None, *,
     keep_xflip: bool = False,
 ) -> dict[str, float]:
-    """Frechet distance of Inception features: all real pictures, or max_real of them."""
+    """Frechet distance of Inception features: all real images, or max_real of them."""
     real, fake = _real_and_generated(options, MOMENTS, num_generated, max_real, keep_xflip=keep_xflip)
     if real is None or fake is None:
         return {}
@@ -144,7 +144,7 @@ def manifold(
 
 
 def inception(options: MetricOptions, name: str, num_generated: int) -> dict[str, float]:
-    """Inception score: <name>_mean, <name>_std. Looks at generated pictures only."""
+    """Inception score: <name>_mean, <name>_std. Looks at generated images only."""
     fake = generated_statistics(options, PROBABILITIES, num_generated)
     if fake is None:
         return {}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What metrics share: options, shares of several processes, and generated pictures that depend on the seed
-alone.
+"""Shared by all metrics: options, distribution over processes, and generated images that depend only on the
+seed.
 """
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from training.batches import draw_labels
 from training.dataset import Dataset
 from training.sampling.graphs import by_graphs
 
-BATCH = 64  # pictures whose randomness has one seed; also the most that are made at once
+BATCH = 64  # images per seed, and maximum batch size
 CHUNK_ROWS = 4096  # of features that processes exchange at once
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work of this process. By default it works alone, whatever else runs."""
+    """Share of the work of this process. By default all of it, even if other processes run."""
 
     rank: int = 0
     num_processes: int = 1
@@ -51,12 +51,12 @@ def all_processes() -> Share:
 
 @dataclass
 class FittingBatch:
-    """Calls functions on as many rows at once as fit into the memory of the device, at most `size`."""
+    """Calls functions on batches that fit in device memory, of at most `size` rows."""
 
     size: int = BATCH
 
     def __call__(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-        """function(*tensors), row by row independent. Raises UserError if one row is too much."""
+        """function(*tensors), whose rows are independent. Raises UserError if a single row does not fit."""
         done: list[torch.Tensor] = []
         position = 0
         while position < len(tensors[0]):
@@ -70,7 +70,7 @@ class FittingBatch:
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         if self.size == 1:
-            raise UserError('not even one picture fits into the memory of the GPU; end other programs on it, '
+            raise UserError('not even one image fits in GPU memory; close other programs that use the GPU, '
                             'or use --device=cpu') from error
         self.size //= 2
         torch.cuda.empty_cache()
@@ -80,7 +80,7 @@ class FittingBatch:
 class MetricOptions:
     """What a metric works on.
 
-    G: a generator in eval mode on `device`.  dataset: the training pictures.  seed: of latents, labels and
+    G: a generator in eval mode on `device`.  dataset: the training images.  seed: of latents, labels and
     choices. cache: kept by the caller between calls with the same dataset; metrics put there what they know
     of it.  detector_dir: where feature networks are looked for first.  share: of this process; all of them
     call.  provenance: filled by metrics with what their numbers depend on.  cuda_graphs: 'auto' or 'off'.
@@ -123,8 +123,8 @@ def latents_and_labels(
 def generated_block(options: MetricOptions, block: range) -> torch.Tensor:
     """uint8 [len(block), C, H, W] on the device: no truncation, random noise. Changes no global generator.
 
-    On a CPU in float32: half precision takes many times as long there. Where memory is short and a block is
-    made in parts, pictures get other noise than in one go.
+    On a CPU in float32: half precision takes many times as long there. If a block is split for lack of
+    memory, its images get different noise.
     """
     device = options.device
     precision = {'force_fp32': True} if device.type == 'cpu' else {}

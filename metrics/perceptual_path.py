@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perceptual path lengths: how much pictures change along short steps between random latents."""
+"""Perceptual path lengths: how much images change along short steps between random latents."""
 import copy
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from dnnlib.progress import progress
 from metrics.detectors import VGG16, Detector
 from metrics.feature_stats import Features, open_detector
-from metrics.formulas import perceptual_picture, slerp
+from metrics.formulas import perceptual_image, slerp
 from metrics.metric_utils import FittingBatch, MetricOptions, latents_and_labels
 
 EPSILON = 1e-4  # StyleGAN, Sec. 4.1
@@ -64,6 +64,6 @@ class _Path:
         else:
             ws = self.G.mapping(torch.cat([slerp(z0, z1, s) for s in places]), torch.cat([c, c]))
         img = self.G.synthesis(ws, noise_mode='const', force_fp32=True)
-        views = self.detector(perceptual_picture(img, crop=self.crop), **LPIPS.options)
+        views = self.detector(perceptual_image(img, crop=self.crop), **LPIPS.options)
         before, after = views.chunk(2)
         return (before - after).square().sum(dim=1) / EPSILON ** 2

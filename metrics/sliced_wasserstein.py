@@ -2,7 +2,7 @@
 """Sliced Wasserstein distance between patches of a Laplacian pyramid (Karras et al. 2018, Sec. 5). Needs no
 download.
 
-Each level of the pyramid holds the details of one scale. Patches of all pictures are normalised channel by
+Each level of the pyramid holds the details of one scale. Patches of all images are normalised channel by
 channel and projected on random directions; along each, the distance of two sets is that of their sorted
 values.
 """
@@ -14,7 +14,7 @@ from dnnlib.util import UserError
 from torch_utils.ops import upfirdn2d
 
 PATCH_SIDE = 7
-PATCHES_PER_IMAGE = 64  # paper: 128, of 16,384 pictures
+PATCHES_PER_IMAGE = 64  # paper: 128, of 16,384 images
 MIN_SIDE = 16  # the coarsest level
 NUM_DIRECTIONS = 128
 PYRAMID_FILTER = (1, 4, 6, 4, 1)
@@ -22,17 +22,17 @@ REPORT_SCALE = 1000
 
 
 class SlicedWasserstein:
-    """Distances of sets of pictures to one set, whose descriptors are computed once.
+    """Distances of sets of images to one set, whose descriptors are computed once.
 
-    real: uint8 [N, C, H, W].  num_images: pictures used of each set, the same number of both.  seed: of the
-    choice of pictures, patches and directions; the same seed gives the same number.
+    real: uint8 [N, C, H, W].  num_images: images used of each set, the same number of both.  seed: of the
+    choice of images, patches and directions; the same seed gives the same number.
     Raises UserError if a side is below the patch size.
     """
 
     def __init__(self, real: np.ndarray | torch.Tensor, num_images: int = 1024, seed: int = 0):
         real = torch.as_tensor(real)
         if min(real.shape[2:]) < PATCH_SIDE:
-            raise UserError(f'--metrics=swd: pictures must be at least {PATCH_SIDE} pixels on a side, not '
+            raise UserError(f'--metrics=swd: images must be at least {PATCH_SIDE} pixels on a side, not '
                             f'{real.shape[3]}x{real.shape[2]}; leave it out')
         self.seed, self.num_images = seed, min(num_images, len(real))
         self.shape = real.shape[1:]
@@ -40,13 +40,13 @@ class SlicedWasserstein:
         self._real = [self._project(level, i) for i, level in enumerate(self._descriptors(real[chosen], 1))]
 
     def distance(self, fake: torch.Tensor) -> dict[str, float]:
-        """Distances to uint8 pictures [num_images, C, H, W]: 'swd' and, for each level, 'swd_<height of the
+        """Distances to uint8 images [num_images, C, H, W]: 'swd' and, for each level, 'swd_<height of the
         level>'.
 
         In units of 1/1000 of the standard deviation of a patch value. Raises ValueError for another shape.
         """
         if fake.shape != (self.num_images, *self.shape):
-            raise ValueError(f'expected pictures {[self.num_images, *self.shape]}, got {list(fake.shape)}')
+            raise ValueError(f'expected images {[self.num_images, *self.shape]}, got {list(fake.shape)}')
         results = {}
         for i, level in enumerate(self._descriptors(fake, 2)):
             height = max(self.shape[1] >> i, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of a training run: computed on snapshots, reported, never a reason for training to stop."""
+"""The metrics of a training run: evaluated on snapshots and reported; a failure does not stop training."""
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,7 +15,7 @@ EARLY_METRICS = ('swd',)  # cheap enough to be computed even of an untrained net
 class TrainingMetrics:
     """Computes the metrics of a run and appends them to metric-*.jsonl in its folder.
 
-    names: as on the command line. What a metric computes of the training pictures is kept from one call to
+    names: as on the command line. What a metric computes of the training images is kept from one call to
     the next, as is the batch size that fits.  share: of this process; by default the one that calls works
     alone, otherwise all processes of the run must call.
     """
@@ -33,7 +33,7 @@ class TrainingMetrics:
         self, G_ema: torch.nn.Module, device: torch.device, snapshot_pkl: str, say: Callable[[str], None],
         is_untrained: bool = False,
     ) -> dict[str, float]:
-        """Result name -> value for every metric that can be had. say(line): one that cannot is named once.
+        """Result name -> value for every available metric. say(line): called once for each unavailable one.
 
         is_untrained: only the EARLY_METRICS; the published system spends hours on noise.
         """
@@ -52,12 +52,12 @@ class TrainingMetrics:
             if self._share.rank == 0:
                 metric_main.report_metric(result, run_dir=self.run_dir, snapshot_pkl=snapshot_pkl)
         except UserError as error:
-            say(f'Metric {name} is left out: {error}')
+            say(f'Metric {name} is skipped: {error}')
             self.names.remove(name)
             return {}
         except (RuntimeError, ValueError, OSError, ArithmeticError, LookupError) as error:
-            # Hours of training are worth more than any number; it may work next time.
+            # A failed metric must not end a run; it may work for the next snapshot.
             text = (str(error).splitlines() or [''])[0]
-            say(f'Metric {name} failed, training goes on: {type(error).__name__}: {text}')
+            say(f'Metric {name} failed, training continues: {type(error).__name__}: {text}')
             return {}
         return result['results']

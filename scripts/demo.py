@@ -12,7 +12,7 @@ from training.run.interrupt import STOPPED
 ROOT = Path(__file__).resolve().parent.parent
 OUTDIR = ROOT / 'demo-run'
 NUM_CLASSES = 9
-NUM_PICTURES = NUM_CLASSES ** 2  # so that a column of the sheet has one class
+NUM_IMAGES = NUM_CLASSES ** 2  # so that a column of the sheet has one class
 TIME_LIMIT = '270s'  # of training; a slow machine shows what it has learned by then
 
 
@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> None:
             f'--time-limit={TIME_LIMIT}')
         folder = latest('*-emoji32-cond-demo', OUTDIR)
         network = latest('network-snapshot-*.pkl', folder)
-        run('generate.py', f'--network={network}', f'--seeds=0-{NUM_PICTURES - 1}', '--grid',
+        run('generate.py', f'--network={network}', f'--seeds=0-{NUM_IMAGES - 1}', '--grid',
             f'--classes=0-{NUM_CLASSES - 1}',
             f'--outdir={folder / "generated"}')
     except subprocess.CalledProcessError as error:
@@ -48,7 +48,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit('Stopped.')
     relative = os.path.relpath(folder)
     print(f'\nDone in {time.monotonic() - start:.0f} s. Look at:\n'
-          f'  {relative}/generated/grid.png     new emoji, made from random numbers\n'
+          f'  {relative}/generated/grid.png     new emoji, generated from random latents\n'
           f'  {relative}/reals.png              emoji that the network learned from\n'
           f'  {relative}/training_curves.png    losses, sign of D, augmentation and distance to the data\n'
           f'More: {os.path.relpath(sys.executable)} generate.py --network={os.path.relpath(network)} '

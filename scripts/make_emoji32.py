@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the bundled dataset: python -m scripts.make_emoji32 emoji64.zip [training/datasets/emoji32.zip]
 
-Halves pictures of 64x64 by averaging 2x2 pixels and stores them as compressed PNG, so that 1,906 take 3 MB.
+Halves images of 64x64 by averaging 2x2 pixels and stores them as compressed PNG, so that 1,906 take 3 MB.
 """
 import sys
 
@@ -17,9 +17,9 @@ SIDE = 32
 
 
 def shrink_dataset(source: str, dest: str) -> int:
-    """Write the pictures of a labelled RGB dataset at SIDE x SIDE to the zip `dest`; returns their number.
+    """Write the images of a labelled RGB dataset at SIDE x SIDE to the zip `dest`; returns their number.
 
-    Keeps the names and dataset.json. The bytes depend on the pictures and the installed zlib only.
+    Keeps the names and dataset.json. The bytes depend on the images and the installed zlib only.
     """
     images = FileSource(source)
     settings = TransformSettings(width=SIDE, height=SIDE, resize_filter='box', mode='RGB')
@@ -42,7 +42,7 @@ def main(args: list[str]) -> int:
     except UserError as error:
         print(f'Error: {error}', file=sys.stderr)
         return 2
-    print(f'{dest}: {count} pictures of {dataset.image_shape}, {dataset.label_dim} classes')
+    print(f'{dest}: {count} images of {dataset.image_shape}, {dataset.label_dim} classes')
     return 0
 
 

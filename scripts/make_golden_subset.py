@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copy a few small cases of each golden group: python -m scripts.make_golden_subset SOURCE [tests/golden]
 
-The result has the format of the source (index files, arrays, pickles, pictures), so the same tests read it.
+The result has the format of the source (index files, arrays, pickles, images), so the same tests read it.
 """
 import json
 import shutil
@@ -166,7 +166,7 @@ def _find(case: dict[str, Any], key: str) -> Any:
 def make_subset(source: Path, dest: Path) -> int:
     """Replace the folder `dest` by a small copy of `source`; returns its size in bytes.
 
-    Groups that `source` does not have are left out. Nothing changes if reading fails.
+    Groups that `source` does not have are skipped. Nothing changes if reading fails.
     """
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix='.golden-') as temporary:
         subset = Subset(source, Path(temporary, 'new'))

@@ -3,6 +3,7 @@
 import ast
 import collections
 import graphlib
+import re
 import subprocess
 import sys
 
@@ -101,6 +102,22 @@ def test_folders_stay_small_enough_to_read():
     entries = {s.path.relative_to(ROOT / 'training').parts[0] for s in product_files()
                if s.module.split('.')[0] == 'training'}
     assert len(entries) <= MAX_ENTRIES, sorted(entries)
+
+
+def test_all_paths_in_the_documentation_exist():
+    docs = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
+    named = [(doc.name, path) for doc in docs for path in re.findall(
+        r'`((?:benchmarks|dnnlib|docker|docs|metrics|scripts|tests|torch_utils|training)/[\w./-]*)`',
+        doc.read_text(encoding='utf-8'))]
+    assert len(named) > 100
+    assert not [f'{doc}: {path}' for doc, path in named if not (ROOT / path).exists()]
+
+
+def test_the_walks_through_the_files_are_short():
+    text = (ROOT / 'docs' / 'architecture.md').read_text(encoding='utf-8')
+    for title, most in (('One training iteration', 18), ('One call of generate.py', 20), ('One resume', 25)):
+        section = text.split(f'## {title}')[1].split('\n## ')[0]
+        assert 10 < len(re.findall(r'^\d+\. ', section, re.MULTILINE)) <= most, title
 
 
 def test_nobody_imports_a_script():

@@ -137,9 +137,10 @@ def test_what_cannot_be_done_is_one_line_and_status_2(run_dir, tmp_path, monkeyp
     pickled.save_network_snapshot(tmp_path / 'bare.pkl', G=None, D=None, G_ema=small_generator())
     for args, words in [
             ([], '--network is required'), (['--network=nothing.pkl'], 'no such file'),
-            ([network], 'neither in'), ([network, f'--data={other}', '--metrics=swd'], 'have 1 channels'),
+            ([network], 'cannot be downloaded'),
+            ([network, f'--data={other}', '--metrics=swd'], 'have 1 channels'),
             ([f'--network={tmp_path}/bare.pkl', '--metrics=swd'], '--data is required'),
-            ([f'--offline-bundle={tmp_path}/bundle'], 'neither in')]:
+            ([f'--offline-bundle={tmp_path}/bundle'], 'cannot be downloaded')]:
         status, _, err = run('--verbose=0', *args, capsys=capsys)
         errors = [line for line in err.splitlines() if line.startswith('Error: ')]
         assert status == 2 and len(errors) == 1 and words in errors[0], (args, err)

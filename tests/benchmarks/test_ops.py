@@ -122,7 +122,7 @@ def refuses(x):
 def test_a_kernel_is_timed_where_there_is_one_for_the_case(ops, clock, monkeypatch, native, by):
     monkeypatch.setattr(custom_ops, 'is_available', lambda device: True)
     op = SimpleNamespace(native=native, reference=slow_copy)
-    case = SimpleNamespace(op=op, arguments=lambda m: (m.picture(),))
+    case = SimpleNamespace(op=op, arguments=lambda m: (m.features(),))
     row = ops.measure('x', case, maker(ops), clock)
     assert row['by'] == by and row['bytes'] == 2 * 4 * torch.Size(SIZE).numel()
     assert row['reference_us'] > 9000 and (row['speedup'] > 2 if by == 'kernel' else row['speedup'] == 1)

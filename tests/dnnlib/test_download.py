@@ -93,7 +93,7 @@ def test_google_drive_quota_and_endless_confirmation_are_errors(server):
     server.answers['/loop'] = [(200, {}, b'<a href="/loop?export=download">Download</a>')]
     with pytest.raises(DownloadError, match='quota'):
         fetch(server.url + '/quota')
-    with pytest.raises(DownloadError, match='again and again'):
+    with pytest.raises(DownloadError, match='keeps asking'):
         fetch(server.url + '/loop', num_attempts=1)
 
 

@@ -44,7 +44,7 @@ def test_a_given_folder_comes_first_then_the_cache_then_the_publisher(publisher,
 
 
 def test_one_line_says_how_to_provide_what_cannot_be_had(publisher, tmp_path):
-    with pytest.raises(DetectorMissingError, match=r'vgg16\.pt is neither.*--offline-bundle=DIR') as caught:
+    with pytest.raises(DetectorMissingError, match=r'vgg16\.pt is not in.*--offline-bundle=DIR') as caught:
         load_detector('vgg16.pt', CPU, str(tmp_path / 'mine'))
     assert '\n' not in str(caught.value) and str(tmp_path / 'mine') in str(caught.value)
 
@@ -70,7 +70,7 @@ def test_a_bundle_brings_its_checksums_and_damage_is_noticed(publisher, tmp_path
     features = detector(torch.zeros([2, 1, 9, 5], dtype=torch.uint8), return_features=True)
     assert features.shape == (2, 6) and features.dtype == torch.float32
     (bundle / INCEPTION).write_bytes((bundle / INCEPTION).read_bytes() + b'x')
-    with pytest.raises(DetectorMissingError, match='does not fit the checksum'):
+    with pytest.raises(DetectorMissingError, match='does not match the checksum'):
         load_detector(INCEPTION, CPU, str(bundle))
 
 

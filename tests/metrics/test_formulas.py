@@ -83,7 +83,7 @@ def test_the_picture_for_the_perceptual_network_as_recorded(case):
     along_x, phase_x, along_y, phase_y = map(float, formula.groups())
     waves = np.sin(along_x * x + phase_x * c) * np.cos(along_y * y + phase_y * c)
     img = torch.from_numpy(waves).float()[None]
-    got = formulas.perceptual_picture(img, crop=case['crop']).expand(-1, 3, -1, -1)[0]
+    got = formulas.perceptual_image(img, crop=case['crop']).expand(-1, 3, -1, -1)[0]
     assert list(got.shape) == case['out_shape']
     torch.testing.assert_close(
         got, torch.from_numpy(arrays(case['file'])['image']).float(), atol=0.02, rtol=0)
@@ -153,5 +153,5 @@ def test_interpolation_between_equal_directions_stays_there():
 
 
 def test_pictures_of_any_shape_are_cropped_by_their_own_sides():
-    assert formulas.perceptual_picture(torch.zeros([1, 1, 64, 32]), crop=True).shape == (1, 1, 32, 16)
-    assert formulas.perceptual_picture(torch.ones([1, 1, 64, 32]), crop=False).unique().tolist() == [255]
+    assert formulas.perceptual_image(torch.zeros([1, 1, 64, 32]), crop=True).shape == (1, 1, 32, 16)
+    assert formulas.perceptual_image(torch.ones([1, 1, 64, 32]), crop=False).unique().tolist() == [255]

@@ -120,7 +120,7 @@ def test_the_pyramid_adds_up_to_the_picture_and_a_flat_one_has_no_details():
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match='at least 7 pixels'):
         SlicedWasserstein(pictures(4, height=6, width=32))
-    with pytest.raises(ValueError, match=r'expected pictures \[4, 3, 16, 16\], got \[4, 1, 16, 16\]'):
+    with pytest.raises(ValueError, match=r'expected images \[4, 3, 16, 16\], got \[4, 1, 16, 16\]'):
         SlicedWasserstein(pictures(4, 3, 16, 16)).distance(pictures(4, 1, 16, 16))
 
 

@@ -129,7 +129,7 @@ def test_a_damaged_or_unwritable_cache_costs_time_only(options, tmp_path, capsys
     shutil.rmtree(tmp_path / 'cache')
     (tmp_path / 'cache').write_text('in the way')
     assert calc_metric('fid_small', **options).results == first
-    assert 'not kept for the next time' in capsys.readouterr().out
+    assert 'not cached' in capsys.readouterr().out
 
 
 def test_a_folder_and_its_zip_have_one_key(tmp_path):
@@ -162,5 +162,5 @@ def test_a_batch_is_halved_until_it_fits():
         return 2 * x
     fitting = FittingBatch(8)
     assert torch.equal(fitting(double, torch.arange(10)), 2 * torch.arange(10)) and fitting.size == 2
-    with pytest.raises(UserError, match='not even one picture'):
+    with pytest.raises(UserError, match='not even one image'):
         FittingBatch(1)(lambda x: double(torch.zeros(4)), torch.zeros(1))
