@@ -1,9 +1,9 @@
-# The training image: CUDA's base, the locked packages, every kernel compiled, no compiler, no root.
+# The training container: CUDA base image, locked packages, all kernels compiled; no compiler, no root.
 #   docker build --tag stylegan2-ada-clean .
 #   docker/run.sh train.py --outdir=/runs --data=/data/mine.zip --gpus=1
 #
-# The base has only CUDA's smallest layer, with what lets a newer CUDA run on the older drivers of data centres; all
-# larger libraries come once, with PyTorch's wheels. Any Ubuntu or Debian does: --build-arg BASE=ubuntu:24.04.
+# The base is the smallest CUDA image: it has the forward compatibility package for older data center drivers. The
+# CUDA libraries come with PyTorch's wheels. Any Ubuntu or Debian works: --build-arg BASE=ubuntu:24.04.
 ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
 
 FROM ${BASE} AS packages
@@ -13,7 +13,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN "python${PYTHON}" -m venv /opt/venv
 ENV PATH=/opt/venv/bin:${PATH}
-# Optional parts of pyproject.toml, and a PyTorch other than the locked one: for CUDA 12, such as
+# Extras of pyproject.toml, and a PyTorch version other than the locked one. For CUDA 12, for example:
 #   --build-arg TORCH=2.13.0+cu126 --build-arg EXTRAS=cuda12,lmdb,pyspng --build-arg PIP_EXTRA_INDEX_URL=...
 ARG EXTRAS=cuda,export,lmdb,pyspng
 ARG TORCH=
@@ -23,7 +23,7 @@ COPY pyproject.toml requirements.lock docker/requirements.py ./
 RUN python requirements.py --extras="${EXTRAS}" --torch="${TORCH}" --out=. \
     && python -m pip install --no-cache-dir --requirement wanted.txt --constraint pinned.txt
 
-# NVRTC, which comes with PyTorch, needs no GPU. A stage of its own: only a change of the operators compiles anew.
+# NVRTC, which comes with PyTorch, needs no GPU. A separate stage, so that only changes of the operators recompile.
 FROM packages AS kernels
 ARG ARCHS=sm_75,sm_80,sm_86,sm_89,sm_90,sm_100,sm_120
 WORKDIR /build
@@ -32,7 +32,7 @@ COPY torch_utils torch_utils
 RUN python -m torch_utils.ops.build --arch="${ARCHS}" --compiler=nvrtc --cache=/opt/cache/ops
 
 FROM packages AS training
-# Whoever `docker run --user` makes of it needs a name for caches, and a home to write to.
+# Any user of `docker run --user` needs a user name for caches and a writable home.
 RUN useradd --uid 10001 --user-group --create-home trainer \
     && install --directory --mode=1777 /home/trainer /data /runs /cache
 COPY --from=kernels /opt/cache /opt/cache
@@ -41,8 +41,8 @@ COPY . .
 ENV HOME=/home/trainer USER=trainer DNNLIB_CACHE_DIR=/cache PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 VOLUME ["/data", "/runs", "/cache"]
-# A run ends by itself when a process hangs (--timeout), and its status says why: nothing to poll.
+# A run aborts by itself when a process hangs (--timeout), and its exit status says why: nothing to poll.
 HEALTHCHECK NONE
-# tini passes signals on and buries dead processes, as the first process of a container must.
+# PID 1 must forward signals and reap zombies, which tini does.
 ENTRYPOINT ["tini", "--", "/app/docker/entrypoint.sh"]
 CMD ["-m", "torch_utils.doctor"]

@@ -9,7 +9,6 @@ from typing import Any
 import click
 import torch
 
-import legacy
 from dnnlib.cli import run_command
 from dnnlib.launched import is_launched
 from dnnlib.util import UserError
@@ -20,6 +19,7 @@ from torch_utils import distributed, misc
 from torch_utils.misc import keep_freed_memory, pick_device
 from training.config.values import parse_metrics
 from training.dataset import ImageFolderDataset, find_dataset
+from training.formats.load import load_network
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b
@@ -32,7 +32,7 @@ DATA_OPTIONS = ('path', 'resolution', 'use_labels', 'xflip', 'max_size', 'random
 
 
 @dataclass(frozen=True)
-class Job:
+class MetricsJob:
     """What every process of a calculation is told."""
 
     metrics: tuple[str, ...]
@@ -89,7 +89,8 @@ def calc_metrics(
     with distributed.Reporting():
         started = int(os.environ['WORLD_SIZE']) if is_launched() else 1
         gpus = gpus or started
-        job = Job(metrics=parse_metrics(metrics), network=check_network(network), num_gpus=gpus, **rest)
+        job = MetricsJob(
+            metrics=parse_metrics(metrics), network=check_network(network), num_gpus=gpus, **rest)
         check_gpus(gpus, started, pick_device(job.device).type)
         if gpus > started:
             distributed.launch(run_job, (job,), gpus)
@@ -115,18 +116,18 @@ def check_gpus(gpus: int, started: int, device_type: str) -> None:
         raise UserError(f'--gpus={gpus}: this machine has {available}; use --gpus={available}')
 
 
-def run_job(job: Job) -> None:
+def run_job(job: MetricsJob) -> None:
     """Compute and report the metrics, as one of job.num_gpus processes."""
     with distributed.Group(pick_device(job.device), job.num_gpus, job.timeout) as group:
         keep_freed_memory(group.device)
         compute_metrics(job, group.device)
 
 
-def compute_metrics(job: Job, device: torch.device) -> None:
+def compute_metrics(job: MetricsJob, device: torch.device) -> None:
     """Compute the metrics together with the other processes; the first one reports them."""
     # Two numbers shall differ by what is measured, not by how it was rounded or which kernel was fastest.
     misc.set_gpu_arithmetic(cudnn_benchmark=False, allow_tf32=False)
-    found = legacy.load_network(job.network, trust_pickle=job.trust_pickle, only=['G_ema'])
+    found = load_network(job.network, trust_pickle=job.trust_pickle, only=['G_ema'])
     if found.G_ema is None:
         raise UserError(f'--network={job.network}: holds no G_ema; give a network snapshot')
     G = found.G_ema.eval().requires_grad_(requires_grad=False).to(device)
@@ -146,7 +147,7 @@ def compute_metrics(job: Job, device: torch.device) -> None:
             metric_main.report_metric(result, run_dir=run_dir, snapshot_pkl=job.network)
 
 
-def open_dataset(job: Job, noted: dict[str, Any] | None, G: torch.nn.Module) -> ImageFolderDataset:
+def open_dataset(job: MetricsJob, noted: dict[str, Any] | None, G: torch.nn.Module) -> ImageFolderDataset:
     """The pictures of --data, else those `noted` in the network file or its run, of the size and labels of G.
 
     Only plain options are taken from there; the class named there is not. Raises UserError.

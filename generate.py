@@ -19,12 +19,11 @@ from dnnlib.cli_options import (
     VideoOptions,
     collected,
     generator_options,
-    make_folder,
     option,
     video_options,
 )
-from dnnlib.util import UserError
-from training.formats.convert import check_truncation
+from dnnlib.util import UserError, make_folder
+from training.formats.load import check_truncation
 from training.sampling.directions import find_directions, read_direction
 from training.sampling.output import is_archive, sheet_columns, write_pictures, write_sheet, write_sweep
 from training.sampling.sampler import Sampler, open_sampler

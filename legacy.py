@@ -1,74 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens network files of every kind without running code in them, and converts each kind into the others."""
-import io
-from collections.abc import Collection, Mapping
-from typing import Any, BinaryIO
-
+"""Convert network files of any kind into the others, and inspect them, without running code in them."""
 import click
 
 import dnnlib
 from dnnlib.cli import run_command
-from dnnlib.util import UserError
-from torch_utils.pickles import describe, torch_file
-from training.formats import convert, inspection, pickled, rosinality, safetensors_file, tensorflow
-from training.formats.rebuild import KEYS, MODULES, NETWORKS
+from training.formats import convert, inspection
+from training.formats.load import KEYS, NETWORKS, load_bytes, load_network, load_network_pkl
 
 __all__ = ['KEYS', 'NETWORKS', 'load_network', 'load_network_pkl', 'main']
-
-
-def load_network(
-    path_or_url: str, *, trust_pickle: bool = False, force_fp16: bool = False, only: Collection[str] = KEYS,
-) -> dnnlib.EasyDict:
-    """Contents of a network file or URL: G, D, G_ema, training_set_kwargs, augment_pipe; None where missing.
-
-    The file: a pickle (official, own, or of TensorFlow), .safetensors, or a rosinality checkpoint.
-    Networks are on the CPU, in eval mode, without gradients. Nothing in the file is executed unless
-    trust_pickle, which is for files of your own or of somebody you trust.
-    force_fp16: G, D and G_ema get num_fp16_res=4 and conv_clamp=256.  only: build nothing but these.
-    Raises UserError naming the file if it is missing, no network file, or asks for anything else than one.
-    """
-    with dnnlib.util.open_url(str(path_or_url)) as file:
-        return _load(file, str(path_or_url), trust_pickle=trust_pickle, force_fp16=force_fp16, only=only)
-
-
-def load_network_pkl(f: BinaryIO, force_fp16: bool = False) -> dnnlib.EasyDict:
-    """As load_network, from an open binary file; nothing in it is executed."""
-    name = str(getattr(f, 'name', 'network pickle'))
-    return _load(f, name, trust_pickle=False, force_fp16=force_fp16, only=KEYS)
-
-
-def _load(
-    file: BinaryIO, name: str, *, trust_pickle: bool, force_fp16: bool, only: Collection[str],
-) -> dnnlib.EasyDict:
-    data = file.read()
-    is_pickle = not (safetensors_file.is_safetensors(data) or torch_file.is_torch_file(data))
-    if trust_pickle and is_pickle:
-        if force_fp16:
-            raise UserError('--trust-pickle cannot be combined with a change to fp16: the file has its '
-                            'classes')
-        return pickled.load_by_execution(io.BytesIO(data), name)
-    # Recipes are inert: from here on only our own classes are constructed.
-    recipes, training_set_kwargs = _read(data, name)
-    found = dnnlib.EasyDict(dict.fromkeys(KEYS))
-    for key in MODULES:
-        if key in recipes and key in only:
-            found[key] = recipes[key].build(force_fp16 and key in NETWORKS)
-    if isinstance(training_set_kwargs, dict):
-        found.training_set_kwargs = training_set_kwargs
-    return found
-
-
-def _read(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
-    """(key -> what builds that network, training_set_kwargs) of a file of any kind."""
-    if safetensors_file.is_safetensors(data):
-        return safetensors_file.read(data, name)
-    if torch_file.is_torch_file(data):
-        return rosinality.read(data, name), None
-    held = describe.load(io.BytesIO(data), name)
-    if tensorflow.is_tensorflow(held):
-        return tensorflow.recipes(name, held), None
-    networks = pickled.blueprints(name, held)
-    return networks, describe.plain(held.get('training_set_kwargs'), name)
 
 
 class _OldStyleGroup(click.Group):
@@ -127,11 +66,7 @@ def inspect_command(path_or_url: str) -> None:
     """Say what is inside a network file, without executing anything in it."""
     with dnnlib.util.open_url(path_or_url) as file:
         data = file.read()
-    click.echo('\n'.join(inspection.describe(data, path_or_url, _load_bytes)))
-
-
-def _load_bytes(data: bytes, name: str) -> dnnlib.EasyDict:
-    return _load(io.BytesIO(data), name, trust_pickle=False, force_fp16=False, only=KEYS)
+    click.echo('\n'.join(inspection.describe(data, path_or_url, load_bytes)))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -13,10 +13,10 @@ import torch
 
 from dnnlib import image_io
 from dnnlib.cli import run_command
-from dnnlib.cli_options import MAX_SEED, make_folder
+from dnnlib.cli_options import MAX_SEED
 from dnnlib.progress import progress
 from dnnlib.resolution import height_width
-from dnnlib.util import replace_file
+from dnnlib.util import make_folder, replace_file
 from dnnlib.video import open_video
 from training.formats.pickled import save_network_snapshot
 from training.projection.distance import Distance, open_distance, psnr

@@ -14,12 +14,11 @@ from dnnlib.cli_options import (
     NumberList,
     VideoOptions,
     generator_options,
-    make_folder,
     option,
     video_options,
 )
 from dnnlib.progress import progress
-from dnnlib.util import UserError
+from dnnlib.util import UserError, make_folder
 from training.sampling.output import is_archive
 from training.sampling.sampler import Sampler, open_sampler
 from training.sampling.sources import SeedSource
@@ -111,7 +110,7 @@ def mix(row: torch.Tensor, column: torch.Tensor, styles: Sequence[int]) -> torch
 def _write_table(
     sampler: Sampler, ws: Mapping[int, torch.Tensor], cells: Mapping[Pair, list[tuple[int, int]]],
     styles: Sequence[int], batch: int, folder: Path,
-) -> image_io.Sheet:
+) -> image_io.ContactSheet:
     """Write each mixture and return the sheet of all."""
     columns, rows = (max(axis) + 1 for axis in zip(*chain(*cells.values()), strict=True))
     sheet, pairs = None, iter(cells)
@@ -121,7 +120,7 @@ def _write_table(
             pictures = sampler.pictures(mixtures, [_noise_seed(pair) for pair in chunk])
             for pair, pixels in zip(chunk, pictures, strict=True):
                 image_io.save_png(folder / f'{pair[0]}-{pair[1]}.png', pixels)
-                sheet = sheet or image_io.Sheet(columns, rows, pixels.shape)
+                sheet = sheet or image_io.ContactSheet(columns, rows, pixels.shape)
                 for cell in cells[pair]:
                     sheet.put(*cell, pixels)
             bar.update(len(chunk))

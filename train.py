@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a generator on a folder or zip of pictures: python train.py --outdir=runs --data=pictures.zip"""
+"""Train a GAN on a directory or zip of images: python train.py --outdir=runs --data=images.zip"""
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +32,10 @@ METAVARS = {int: 'INT', float: 'FLOAT', bool: 'BOOL', str: 'TEXT'}
 
 
 class TrainCommand(click.Command):
-    """The command, with its options in the help under the headings of cfg.OPTIONS."""
+    """The command; its help lists options by group."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a section for each group of options."""
+        """Write one section per group of options."""
         groups = {option.key: option.group for option in cfg.OPTIONS}
         for group in dict.fromkeys([*groups.values(), 'Other']):
             rows = [param.get_help_record(ctx) for param in self.get_params(ctx)
@@ -46,9 +45,9 @@ class TrainCommand(click.Command):
 
 
 def click_option(option: cfg.Option) -> click.Option:
-    """The command line's view of a row of cfg.OPTIONS."""
+    """The click option for a row of cfg.OPTIONS."""
     text = f'{option.help}  [default: {option.default}]' if option.default else option.help
-    # Checked later: a run that goes on knows them already.
+    # Checked later: a resumed run does not need it again.
     text += '  [required]' if option.required else ''
     is_choice = isinstance(option.kind, tuple)
     return click.Option(
@@ -58,9 +57,9 @@ def click_option(option: cfg.Option) -> click.Option:
 
 
 def find_run(flags: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
-    """(the training state to go on from or None, all flags of the run), for a --resume that continues.
+    """(training state or None, flags) of the run that --resume names.
 
-    Flags that are not given now are those of the run.
+    Flags that are not given are those of the run directory.
     """
     from training.run.resume import find_state
     state, notes = find_state(flags['resume'], flags.get('outdir'))
@@ -70,12 +69,12 @@ def find_run(flags: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
         return None, {**flags, 'resume': None}
     before = read_json(state.parent / FLAGS_FILE)
     given = {name: value for name, value in flags.items() if value is not None}
-    # Networks that the run started from are still a part of what it is.
+    # --resume of the first start, if it was fine-tuned from weights, remains an option of the run.
     return state, {**dict.fromkeys(flags), **before, **given, 'resume': before.get('resume')}
 
 
 def resolve_run(flags: dict[str, Any], dataset: cfg.DatasetInfo, state: Path | None) -> cfg.TrainConfig:
-    """The configuration of the run; one that goes on must not become another training."""
+    """The configuration of the run. Raises UserError if that of a resumed run has changed."""
     config = cfg.resolve(flags, dataset)
     before = read_json(state.parent / OPTIONS_FILE) if state is not None else None
     if before and not flags.get('allow_changes'):
@@ -84,24 +83,24 @@ def resolve_run(flags: dict[str, Any], dataset: cfg.DatasetInfo, state: Path | N
 
 
 def check_launch(config: cfg.TrainConfig) -> None:
-    """Raise UserError for what a dry run lets pass: files and devices that are not there."""
+    """Raise UserError for missing files and devices, which a dry run ignores."""
     from torch_utils.misc import pick_device
     if pick_device(config.device).type == 'cuda':
         import torch
         available = torch.cuda.device_count()
-        # Under torchrun, what is started elsewhere is checked there.
+        # Under torchrun, each node checks its own devices.
         if available < int(os.environ.get('LOCAL_WORLD_SIZE', config.num_gpus)):
             raise UserError(f'--gpus={config.num_gpus}: this machine has {available}; use '
-                            f'--gpus={available}, or torchrun for several machines')
+                            f'--gpus={available}, or torchrun for several nodes')
     source = config.resume_pkl
     if source is not None and '://' not in source and not os.path.isfile(source):
         raise UserError(f'--resume={source}: no such file; give a network .pkl, a URL, or a name from --help')
 
 
 def run_training(dry_run: bool, **flags: Any) -> None:
-    """Train StyleGAN2-ADA on the pictures of --data, in a new folder of --outdir.
+    """Train StyleGAN2-ADA on the images in --data. Results go to a new run directory in --outdir.
 
-    BOOL is 1 or 0, yes or no, true or false, on or off. A kimg is a thousand pictures shown to the
+    BOOL is 1 or 0, yes or no, true or false, on or off. A kimg is a thousand images shown to the
     discriminator.
     """
     if is_launched():
@@ -119,7 +118,7 @@ def run_training(dry_run: bool, **flags: Any) -> None:
 
 
 def train_as_launched(dry_run: bool, flags: dict[str, Any]) -> None:
-    """Train as one of the processes that torchrun has started."""
+    """Train as one of the processes of torchrun."""
     from torch_utils import distributed
     from training.run import torchrun
     from training.training_loop import train
@@ -133,62 +132,52 @@ def train_as_launched(dry_run: bool, flags: dict[str, Any]) -> None:
 def plan_training(
     dry_run: bool, flags: dict[str, Any], given: dict[str, Any],
 ) -> tuple[cfg.TrainConfig, 'ResumeRequest | None'] | None:
-    """Check everything, make the folder of the run and say what will be: (the run, what it goes on from).
+    """Check everything, create the run directory and print the plan: (configuration, what to resume).
 
     given: flags of this command line.  None for a dry run.
     """
-    # Importing torch takes seconds: what can be refused without it is refused before.
+    # Importing torch takes seconds, so whatever needs no torch is checked first.
     cfg.check_flags(flags, before='data')
     state = None
     if cfg.continues(flags.get('resume') or 'noresume'):
         state, flags = find_run(flags)
     for name in ('data',) if state is not None else ('outdir', 'data'):
-        require(name, flags)
-    # Imported here, and so below, because torch takes seconds and --help needs none of it.
-    from training.capacity import dry_run
-    dataset, label_text = dry_run.open_dataset(flags['data'], bool(flags.get('cond')))
+        if flags.get(name) is None:
+            raise UserError(f'--{name} is missing; see --help')
+    # Late imports, here and below: --help does not need torch.
+    from training.capacity import dry_run as needs
+    dataset, label_text = needs.open_dataset(flags['data'], bool(flags.get('cond')))
     config = resolve_run(flags, dataset, state)
     run_dir = pick_run_dir(config, flags, dataset, state, dry_run=dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
-    click.echo(dry_run.summarise_options(config))
+    click.echo(needs.summarise_options(config))
     if dry_run:
-        click.echo(dry_run.summarise_needs(config, dataset))
+        click.echo(needs.summarise_needs(config, dataset))
     if label_text is not None:
         click.echo(f'\n{label_text}\n')
-    for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *dry_run.notes(config)]:
+    for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *needs.notes(config)]:
         click.echo(f'Note: {note}')
     if state is not None:
-        click.echo(f'Note: Resuming from {state}: the same run, with everything that it had learnt.')
+        click.echo(f'Note: Resuming from {state}.')
     if dry_run:
         click.echo('Dry run; exiting.')
         return None
-    # A run that goes on has a folder that another program may be training in.
+    # Another process may be training in the run directory of a resumed run.
     with contextlib.nullcontext() if state is None else RunLock(config.run_dir):
         save_options(config, flags)
-    return config, request_of(state, given)
-
-
-def request_of(state: Path | None, given: Mapping[str, Any]) -> 'ResumeRequest | None':
-    """To go on from a training state, with the flags of this command line."""
     if state is None:
-        return None
+        return config, None
     from training.run.resume import ResumeRequest
-    return ResumeRequest(
+    return config, ResumeRequest(
         str(state), bool(given.get('allow_changes')),
         frozenset(name for name, value in given.items() if value is not None))
 
 
-def require(name: str, flags: Mapping[str, Any]) -> None:
-    """Raise UserError if a flag is missing."""
-    if flags.get(name) is None:
-        raise UserError(f'--{name} is missing; see --help')
-
-
 def pick_run_dir(
-    config: cfg.TrainConfig, flags: Mapping[str, Any], dataset: cfg.DatasetInfo, state: Path | None, *,
+    config: cfg.TrainConfig, flags: dict[str, Any], dataset: cfg.DatasetInfo, state: Path | None, *,
     dry_run: bool,
 ) -> Path:
-    """The folder of the run, which exists unless this is a dry run."""
+    """The run directory; created unless this is a dry run."""
     if not dry_run:
         check_launch(config)
     if state is not None:
@@ -200,7 +189,7 @@ def pick_run_dir(
 
 
 def start_training(config: cfg.TrainConfig, request: 'ResumeRequest | None') -> None:
-    """Train, in so many processes as asked for."""
+    """Train in config.num_gpus processes."""
     from torch_utils import distributed
     from training.run.interrupt import STOPPED
     from training.training_loop import train
@@ -214,7 +203,9 @@ def start_training(config: cfg.TrainConfig, request: 'ResumeRequest | None') -> 
 command = TrainCommand(
     'train', callback=run_training, help=run_training.__doc__, context_settings={'terminal_width': 110},
     params=[*map(click_option, cfg.OPTIONS),
-            click.Option(['-n', '--dry-run'], is_flag=True, help='Print what would be done, and stop.')])
+            click.Option(
+                ['-n', '--dry-run'], is_flag=True,
+                help='Check options and data, print the configuration and its needs, then exit.')])
 
 
 def main(args: list[str] | None = None) -> None:

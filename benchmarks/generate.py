@@ -12,9 +12,9 @@ import torch
 
 from dnnlib.cli import run_command
 from torch_utils.misc import keep_freed_memory, pick_device
-from training.accelerate import by_graphs
 from training.config import DatasetInfo, resolve
 from training.networks import Generator
+from training.sampling.graphs import by_graphs
 
 SECONDS = 1.5  # of measurement a row
 

@@ -2,7 +2,6 @@
 """Command-line options that several scripts share: lists of numbers, how a generator is opened, videos."""
 import functools
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -201,15 +200,3 @@ def _apply(options: Sequence[Callable], command: Callable[..., None]) -> Callabl
     for decorate in reversed(options):
         command = decorate(command)
     return command
-
-
-def make_folder(path: str | os.PathLike) -> Path:
-    """Create the folder of --outdir where it does not exist. Raises UserError if that cannot be."""
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--outdir={path}: cannot be made ({error.strerror}); choose another') from error
-    # Better now than after the first picture was made.
-    if not os.access(path, os.W_OK):
-        raise UserError(f'--outdir={path}: cannot be written to; choose another or change its permissions')
-    return Path(path)

@@ -48,7 +48,7 @@ def png_bytes(pixels: np.ndarray) -> bytes:
         return file.getvalue()
 
 
-class Sheet:
+class ContactSheet:
     """A black (or transparent) sheet of pictures; where it would become huge, they are scaled down.
 
     shape: (C, H, W) of each picture.

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TextIO
 
 from dnnlib import download
 
+HASH_CHUNK = 1 << 20  # bytes read at a time
 _cache = {'dir': None}  # set by set_cache_dir
 
 
@@ -57,10 +58,11 @@ def format_time(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def replace_file(path: str | os.PathLike) -> Iterator[Path]:
+def replace_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to, which takes its place if the block succeeds.
 
-    Nobody ever sees half a file, and a failure leaves the old one and no rubbish. Raises UserError naming
+    A reader never sees a partial file; on failure `path` stays as it was and the temporary file is removed.
+    durable: flush file and folder to disk, so that the file survives a power cut. Raises UserError naming
     `path` if the file cannot be written.
     """
     path = Path(path)
@@ -68,6 +70,10 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f'.{uuid.uuid4().hex}.tmp{path.suffix}')
     try:
         yield temporary
+        if durable:
+            # Without this a power cut after the renaming may leave an empty file under the final name.
+            with open(temporary, 'r+b') as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         # An error about some other file, read inside the block, is not ours to explain.
@@ -78,6 +84,44 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # usually there is nothing left
             temporary.unlink()
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the entries of a folder to disk, where the system supports it: a renaming can be lost, too."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Create the folder of --outdir if it does not exist. Raises UserError if it cannot be written to."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--outdir={path}: cannot be created ({error.strerror}); choose another') from error
+    # Better now than after the first image was generated.
+    if not os.access(path, os.W_OK):
+        raise UserError(f'--outdir={path}: cannot be written to; choose another or change its permissions')
+    return Path(path)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while data := file.read(HASH_CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Logger:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the image installs: wanted.txt, the packages that pyproject.toml asks for, and pinned.txt, their
-versions from requirements.lock. Needs nothing but Python 3.11.
+"""Write what the container image installs: wanted.txt, the requirements of pyproject.toml, and pinned.txt,
+their versions from requirements.lock. Needs only Python 3.11.
 """
 import argparse
 import re
@@ -10,14 +10,14 @@ from typing import Any
 
 import tomllib
 
-# A build of PyTorch brings the versions of these that it was built with.
+# A build of PyTorch depends on exact versions of these.
 OF_TORCH = re.compile(r'(torch|cuda|nvidia)\b', re.IGNORECASE)
 
 
 def wanted(project: dict[str, Any], extras: Sequence[str], torch: str = '') -> list[str]:
     """Requirements of a [project] table with some of its extras.
 
-    torch: its version, '' for any. Raises KeyError for an extra that is not there.
+    torch: its version, '' for any. Raises KeyError for an unknown extra.
     """
     optional = project['optional-dependencies']
     lines = [*project['dependencies'], *(line for extra in extras for line in optional[extra])]
@@ -25,7 +25,7 @@ def wanted(project: dict[str, Any], extras: Sequence[str], torch: str = '') -> l
 
 
 def pinned(lock: str, torch: str = '') -> list[str]:
-    """The pins of a lock file; without those that go with its PyTorch if there is to be another one."""
+    """The pins of a lock file, without PyTorch and its CUDA packages if `torch` names another version."""
     lines = [line for line in lock.splitlines() if line and not line.startswith('#')]
     return [line for line in lines if not (torch and OF_TORCH.match(line))]
 
@@ -33,9 +33,9 @@ def pinned(lock: str, torch: str = '') -> list[str]:
 def main(args: Sequence[str] | None = None) -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--extras', default='', help='Of pyproject.toml, separated by commas.')
-    parser.add_argument('--torch', default='', help='Version, such as 2.13.0+cu126, not the locked one.')
-    parser.add_argument('--out', type=Path, required=True, help='Folder of the two files.')
+    parser.add_argument('--extras', default='', help='Extras of pyproject.toml, separated by commas.')
+    parser.add_argument('--torch', default='', help='Version instead of the locked one, e.g. 2.13.0+cu126.')
+    parser.add_argument('--out', type=Path, required=True, help='Output folder.')
     options = parser.parse_args(args)
     project = tomllib.loads(Path('pyproject.toml').read_text(encoding='utf-8'))['project']
     extras = [extra for extra in options.extras.split(',') if extra]

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Runs a program of the image with the folders and rights that it needs:
+# Runs a program in the container with the folders and rights that it needs:
 #   docker/run.sh [DOCKER-OPTION... --] PROGRAM ARGUMENT...
 #   docker/run.sh train.py --outdir=/runs --data=/data/mine.zip --gpus=2
 #   docker/run.sh --network=host -- -m torch.distributed.run --nnodes=2 ... train.py ...
-# Settings, from the environment:
-#   DATA, RUNS   folders of this machine, seen inside as /data (not to be written) and /runs  [./data, ./runs]
-#   CACHE        likewise /cache: compiled kernels, downloads, statistics of datasets  [~/.cache/dnnlib]
-#   GPUS         as for docker run --gpus: all, 2, device=0; none: without GPU  [all]
-#   SHM          shared memory, through which readers hand pictures over  [8g]
-#   STOP_SEC     seconds from docker stop's signal to the end, in which a run saves itself  [120]
-#   IMAGE        [stylegan2-ada-clean]
+# Settings (environment variables):
+#   DATA, RUNS   host folders, mounted as /data (read-only) and /runs  [./data, ./runs]
+#   CACHE        host folder, mounted as /cache: compiled kernels, downloads, dataset statistics  [~/.cache/dnnlib]
+#   GPUS         as docker run --gpus: all, 2, device=0; none: no GPU  [all]
+#   SHM          shared memory, through which data loader workers pass images  [8g]
+#   STOP_SEC     grace period of docker stop, in which a run saves itself  [120]
+#   IMAGE        container image  [stylegan2-ada-clean]
 set -euo pipefail
 
 if [ "$#" -eq 0 ] || [ "$1" = --help ]; then
@@ -19,13 +19,13 @@ fi
 
 data=${DATA:-$PWD/data} runs=${RUNS:-$PWD/runs} cache=${CACHE:-$HOME/.cache/dnnlib} gpus=${GPUS:-all}
 if [ ! -d "$data" ]; then
-    echo "Error: DATA=$data is no folder; set DATA to the one that holds the dataset" >&2
+    echo "Error: DATA=$data is not a folder; set DATA to the folder of the dataset" >&2
     exit 2
 fi
-# Docker would make them too, but for root alone.
+# Docker would create them owned by root.
 mkdir -p "$runs" "$cache"
 
-# Files belong to who starts the run. The pages that GPUs and network cards share must stay in memory.
+# Files belong to the user who starts the run. NCCL and RDMA need unlimited locked memory.
 options=(--rm --user "$(id -u):$(id -g)" --shm-size "${SHM:-8g}" --ulimit memlock=-1
     --stop-timeout "${STOP_SEC:-120}"
     --volume "$(realpath "$data"):/data:ro" --volume "$(realpath "$runs"):/runs"

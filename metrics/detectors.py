@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from dnnlib import util
-from dnnlib.util import UserError, replace_file
-from training.run.manifest import file_sha256
+from dnnlib.util import UserError, file_sha256, replace_file
 
 DETECTOR_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/'
 INCEPTION, VGG16 = 'inception-2015-12-05.pt', 'vgg16.pt'

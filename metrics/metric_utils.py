@@ -12,9 +12,9 @@ import torch
 from dnnlib.image_io import quantize
 from dnnlib.util import UserError
 from torch_utils import distributed
-from training.accelerate import by_graphs
 from training.batches import draw_labels
 from training.dataset import Dataset
+from training.sampling.graphs import by_graphs
 
 BATCH = 64  # pictures whose randomness has one seed; also the most that are made at once
 CHUNK_ROWS = 4096  # of features that processes exchange at once

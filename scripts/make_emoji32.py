@@ -7,11 +7,11 @@ import sys
 
 from dnnlib.util import UserError
 from training.dataset import DATA_FOLDER, ImageFolderDataset
-from training.datasets.convert import dataset_writer
 from training.datasets.files import LABEL_FILE
 from training.datasets.images import encode_png
 from training.datasets.sources import FileSource
 from training.datasets.transforms import TransformSettings
+from training.datasets.writer import dataset_writer
 
 SIDE = 32
 

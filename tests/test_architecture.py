@@ -1,41 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may import whom: docs/architecture.md as a test."""
+"""Who may import whom, and how large a folder may become: docs/architecture.md as a test."""
 import ast
+import collections
+import graphlib
+import subprocess
 import sys
 
 from source_tree import PACKAGES, ROOT, Source, product_files
 
-# The first matching prefix decides. A module imports modules of its own level or below.
-LEVELS = [
-    ('dnnlib', 0), ('training.config', 0),
-    ('torch_utils', 1),
-    ('training.networks', 2), ('training.augment', 2), ('training.augmentation', 2), ('training.dataset', 2),
-    ('training.datasets', 2), ('training.batches', 2),
-    ('training.training_loop', 4),
-    ('training', 3), ('metrics', 3), ('legacy', 3),
-]
-SCRIPT_LEVEL = 5
-# Not everyone has these, or --help should not wait for them: what may be imported inside functions, and
+# A module imports modules of its own level or below. Everything else is a script.
+LEVELS = {name: level for level, names in enumerate([
+    ['dnnlib', 'training.config'],
+    ['torch_utils'],
+    ['training.networks', 'training.augment', 'training.augmentation', 'training.dataset',
+     'training.datasets', 'training.batches', 'training.loss', 'training.phases', 'training.systems'],
+    ['training.formats', 'training.report'],
+    ['training.run', 'training.sampling', 'training.transfer', 'training.state'],
+    ['training.accelerate', 'training.iteration', 'training.guards', 'training.capacity',
+     'training.profiling', 'metrics'],
+    ['training.training_loop', 'training.projection'],
+]) for name in names}
+SCRIPT_LEVEL = 7
+MAX_ENTRIES = 24  # of training/: packages and modules
+MAX_MODULES = 15  # of any package
+MAX_MODULES_OF_GENERATE = 60
+LARGER = {'torch_utils/ops': 30}  # one operator per module
+# Optional packages, and slow ones that --help should not load: what may be imported inside functions, and
 # where.
 LATE_IMPORTS = {
     'train': {'torch', 'torch_utils', 'training'},
     'torch_utils.distributed': {'torch.distributed'},
     'training.datasets.sources': {'lmdb'},
+    'training.formats.load': {'torch_utils.pickles', 'training.formats'},
     'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
     'training.report.curves': {'matplotlib'},
     'dnnlib.download': {'requests'}, 'dnnlib.video': {'imageio_ffmpeg'},
 }
-# Networks travel inside pickles as source, which must run with torch_utils and dnnlib alone.
+# Networks are pickled with their source, which must run with torch_utils and dnnlib alone.
 PICKLED = {'training.networks', 'training.systems.stylegan1', 'training.systems.dcgan', 'training.augment',
            'training.augmentation', 'training.augmentation.numbers', 'training.augmentation.resample',
            'training.augmentation.matrices'}
 
 
+def group(module):
+    """The package or module at the first or, in training/, second place of a dotted name."""
+    return '.'.join(module.split('.')[:2 if module.startswith('training.') else 1])
+
+
 def level(module):
-    for prefix, number in LEVELS:
-        if module == prefix or module.startswith((prefix + '.', prefix + '_')):
-            return number
-    return SCRIPT_LEVEL
+    return LEVELS.get(group(module), SCRIPT_LEVEL)
 
 
 def imports(source, top_level):
@@ -65,11 +78,42 @@ def test_no_module_imports_one_above_its_level():
     assert not wrong, '\n'.join(wrong)
 
 
+def test_every_module_has_a_level():
+    groups = {group(s.module) for s in product_files()} - {'training'}
+    assert {name for name in groups if '.' in name or name in PACKAGES} <= {*LEVELS}
+    assert {*LEVELS} <= groups
+
+
+def test_no_imports_run_in_circles():
+    graph = collections.defaultdict(set)
+    for s in product_files():
+        own = group(s.module)
+        graph[own] |= {group(name) for _, name in imports(s, top_level=True)
+                       if name in own_modules() and group(name) not in ('training', own)}
+    assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_folders_stay_small_enough_to_read():
+    modules = collections.Counter(s.path.parent.relative_to(ROOT).as_posix() for s in product_files()
+                                  if s.path.name != '__init__.py')
+    too_large = {name: n for name, n in modules.items() if n > LARGER.get(name, MAX_MODULES)}
+    assert not too_large
+    entries = {s.path.relative_to(ROOT / 'training').parts[0] for s in product_files()
+               if s.module.split('.')[0] == 'training'}
+    assert len(entries) <= MAX_ENTRIES, sorted(entries)
+
+
 def test_nobody_imports_a_script():
-    scripts = {s.module for s in product_files() if '.' not in s.module} - set(PACKAGES) - {'legacy'}
+    scripts = {s.module for s in product_files() if '.' not in s.module} - set(PACKAGES)
     wrong = [f'{s.at(node)}: imports the script {name}' for s in product_files()
              for top in (True, False) for node, name in imports(s, top) if name in scripts]
     assert scripts and not wrong, '\n'.join(wrong)
+
+
+def test_generating_images_imports_few_modules():
+    code = f'import sys, generate; print(sum(name.split(".")[0] in {PACKAGES!r} for name in sys.modules))'
+    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < MAX_MODULES_OF_GENERATE  # and generate itself
 
 
 def test_imports_inside_functions_are_only_the_listed_ones():
@@ -113,11 +157,11 @@ def test_imports_are_found_inside_and_outside_functions():
     assert names == [['torch', 'training', 'training.networks'], ['lmdb']]
 
 
-def test_levels_follow_the_longest_fitting_name():
-    order = ['dnnlib.util', 'torch_utils.ops.fma', 'training.datasets.sources', 'training.loss',
-             'training.training_loop', 'train']
-    assert [level(module) for module in order] == [0, 1, 2, 3, 4, 5]
-    assert level('training.config.options') == 0 and level('metrics.metric_main') == level('legacy') == 3
+def test_levels_are_those_of_the_package_in_training_or_at_the_top():
+    order = ['dnnlib.util', 'torch_utils.ops.fma', 'training.datasets.sources', 'training.formats.load',
+             'training.state', 'metrics.metric_main', 'training.training_loop', 'train']
+    assert [level(module) for module in order] == list(range(8))
+    assert level('training.config.options') == 0 and level('training.dataset') == level('training.loss') == 2
 
 
 def test_every_exception_to_the_rule_of_imports_is_in_use():

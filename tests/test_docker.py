@@ -126,7 +126,7 @@ def test_what_is_copied_exists_and_is_sent(context):
     top = {path.name for path in context.iterdir()}
     assert {'train.py', 'LICENSE', 'NOTICE', 'training', 'docker'} <= top
     assert not top & {'tests', 'docs', '.git', '.venv', 'benchmarks', 'Dockerfile'}
-    assert list((context / 'training' / 'data').glob('*.zip')), 'the pictures of the demo'
+    assert list((context / 'training' / 'datasets').glob('*.zip')), 'the images of the demo'
 
 
 def test_every_command_of_the_image_is_run_here_or_cannot_be():

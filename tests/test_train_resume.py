@@ -66,7 +66,7 @@ def test_a_run_goes_on_in_its_folder_with_its_options(folder, run, started, args
     config, request = started[0]
     assert config.run_dir == str(folder) and config.loss.r1_gamma == 3
     assert request.state_path.endswith('training-state-000004.pt') and not request.allow_changes
-    assert 'Resuming from' in stdout and 'Transfer' not in stdout
+    assert 'Resuming from' in stdout and 'Fine-tuning' not in stdout
     assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name]
 
 
@@ -82,7 +82,7 @@ def test_options_that_may_not_change_are_refused_before_anything_is_written(fold
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     status, _, stderr = run('--resume={out}/' + folder.name, '--gamma=5', '--kimg=99')
     assert status == 2
-    assert stderr.startswith('Error: --resume: this would be another training because of --gamma (')
+    assert stderr.startswith('Error: --resume: this would be a different training because of --gamma (')
     assert stderr.count('\n') == 1 and not started
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert run('--resume={out}/' + folder.name, '--gamma=5', '--allow-changes=1')[0] == 0

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from dnnlib.util import first_line
 from torch_utils import host_draws
-from torch_utils.kernels import nvrtc
 
 MAX_GRAPHS = 8  # of one function; a graph costs about a megabyte for every few thousand kernels
 TOLERANCE = 0.02  # relative to the norm of a tensor; kernels that add in any order differ by far less
@@ -131,7 +131,7 @@ class Captures:
         """No graphs any more, because of this error."""
         self.backend = None
         # The cause is __context__; this error only reports that the capture was invalidated.
-        cause = nvrtc.first_line(error.__context__ or error)
+        cause = first_line(error.__context__ or error)
         self.warn(f'CUDA graphs failed ({cause}); everything goes on without graphs, with the same results, '
                   'only slower. --cuda-graphs=off does not try.')
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dnnlib.util import UserError, make_cache_dir_path
+from dnnlib.util import UserError, first_line, make_cache_dir_path
 from torch_utils import distributed
 from torch_utils.kernels import driver, nvrtc, nvrtc_process
 from torch_utils.kernels.cubin_cache import CubinCache, key_of
@@ -99,27 +99,13 @@ def why_not(device: torch.device) -> str | None:
         architecture_of(device)
         driver.library()
     except (RuntimeError, OSError) as error:  # CompileError and DriverError are RuntimeErrors
-        return nvrtc.first_line(error)
+        return first_line(error)
     return None
 
 
 def architecture_of(device: torch.device) -> str:
     """What kernels for a CUDA device are compiled for: 'sm_XX', or 'compute_XX' if it is newer than NVRTC."""
     return nvrtc.architecture_for(torch.cuda.get_device_capability(device))
-
-
-def prepare(kernel: Kernel, device: torch.device) -> bool:
-    """Compile and load; False, with one warning, if that fails. Not while a CUDA graph is captured.
-
-    Raises UserError instead in mode 'cuda'.
-    """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _loaded(kernel, index) is not None
-
-
-def preload(kernels: Iterable[Kernel], device: torch.device) -> int:
-    """Compile and load before a CUDA graph is captured; returns how many can be launched."""
-    return sum(prepare(kernel, device) for kernel in kernels)
 
 
 @contextlib.contextmanager
@@ -260,6 +246,9 @@ def _decide(device: torch.device) -> bool:
 
 
 def _loaded(kernel: Kernel, index: int) -> driver.Function | None:
+    """The kernel on CUDA device `index`, compiled and loaded at first use; None after a warning, or if it is
+    only noted. Raises UserError instead of the warning in mode 'cuda'.
+    """
     name = (kernel, index)
     if name not in _state.loaded and _state.noted is not None:
         _state.noted[kernel] = None
@@ -281,7 +270,7 @@ def _load(kernel: Kernel, device: torch.device) -> driver.Function | None:
 
 def _give_up(kernel: Kernel, error: Exception) -> None:
     """Warn of a kernel that cannot be used. Raises UserError in mode 'cuda'."""
-    message = f'Kernel {kernel} cannot be used ({nvrtc.first_line(error)})'
+    message = f'Kernel {kernel} cannot be used ({first_line(error)})'
     if _state.mode == 'cuda':
         raise UserError(f'--ops=cuda: {message}; run python -m torch_utils.doctor') from error
     warn_once(f'{message}; its PyTorch reference is used. To see what is wrong: python -m torch_utils.doctor')

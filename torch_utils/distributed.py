@@ -26,7 +26,7 @@ import torch.distributed as dist
 from dnnlib.launched import is_launched
 from dnnlib.util import UserError
 from torch_utils.processes.rendezvous import REFUSED, is_first_to_say, meet, reason_of
-from torch_utils.processes.watchdog import GRACE_SEC, HERE, Watch
+from torch_utils.processes.watchdog import GRACE_SEC, HERE, Watchdog
 
 TIMEOUT_SEC = 600  # a process that does not answer for so long ends the run
 SIGNALS = ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1')  # that end a program or, the last, a run
@@ -50,12 +50,6 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes of the run."""
     return dist.get_world_size() if is_initialized() else 1
-
-
-def print0(*values: object) -> None:
-    """Print on rank 0, be silent elsewhere."""
-    if rank() == 0:
-        print(*values, flush=True)
 
 
 def note_phase(name: str) -> None:
@@ -149,7 +143,7 @@ class Group:
         self._watch = None
         if num_processes > 1:
             self.device = join(device.type, timeout_sec)
-            self._watch = Watch(meet(), timeout_sec, advice)
+            self._watch = Watchdog(meet(), timeout_sec, advice)
 
     def __enter__(self) -> 'Group':
         return self

@@ -12,6 +12,7 @@ import click
 import torch
 
 from dnnlib.cli import run_command
+from dnnlib.util import first_line
 from torch_utils import custom_ops
 from torch_utils.kernels import nvrtc
 from torch_utils.kernels.cubin_cache import CubinCache
@@ -29,7 +30,7 @@ FIX_OP = 'report it with this page, and train with --ops=torch meanwhile'
 
 
 @dataclass(frozen=True)
-class Finding:
+class OpCheck:
     """What an operator runs by, how wrong it is (None: it failed) and how long it takes."""
 
     name: str
@@ -125,22 +126,22 @@ def self_test_arguments(name: str, dtype: torch.dtype, device: torch.device) -> 
     return None if make is None else make(randn)
 
 
-def check_op(op: Op, device: torch.device) -> Finding:
+def check_op(op: Op, device: torch.device) -> OpCheck:
     """Run an operator in float32 on `device` and compare it with its reference in float64 on the CPU."""
     arguments = self_test_arguments(op.name, torch.float32, device)
     if arguments is None:
-        return Finding(op.name, 'unknown', problem=f'{op.name} has no self-test; {FIX_OP}')
+        return OpCheck(op.name, 'unknown', problem=f'{op.name} has no self-test; {FIX_OP}')
     try:
         implementation = implementation_of(op, arguments, device)
         # Fallbacks on a GPU are convolutions, which would otherwise round to TF32.
         with torch.backends.cudnn.flags(allow_tf32=False):
             got, time_us = _timed(lambda: op.run(*arguments), device)
     except RuntimeError as error:
-        return Finding(op.name, 'failed', problem=f'{op.name} fails: {nvrtc.first_line(error)}; {FIX_OP}')
+        return OpCheck(op.name, 'failed', problem=f'{op.name} fails: {first_line(error)}; {FIX_OP}')
     wanted = op.reference(*self_test_arguments(op.name, torch.float64, torch.device('cpu')))
     error = difference(got, wanted)
     wrong = None if error <= TOLERANCE else f'{op.name} by {implementation} is wrong by {error:.1e}; {FIX_OP}'
-    return Finding(op.name, implementation, error, time_us, wrong)
+    return OpCheck(op.name, implementation, error, time_us, wrong)
 
 
 def implementation_of(op: Op, arguments: tuple, device: torch.device) -> str:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers around modules and tensors: cached constants, shape checks, copying by name, the summary table;
-and the published sampler.
+"""Helpers around modules and tensors: cached constants, switches of the GPU, the summary table; and what
+published code imports from here.
 """
 import contextlib
 import ctypes
@@ -20,15 +20,12 @@ from dnnlib.util import UserError
 MAX_CONSTANTS = 1024
 _constants: dict[tuple, torch.Tensor] = {}
 
-# nan_to_num(input, nan=0.0, posinf=None, neginf=None, *, out=None); the published name for what torch has.
-nan_to_num = torch.nan_to_num
-
 
 def constant(
     value: Any, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None,
     device: torch.device | str | None = None, memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
-    """A tensor of fixed content, made once and shared from then on: do not modify it.
+    """A cached tensor of fixed content, shared by all callers: do not modify it.
 
     value: a number, list or array, broadcast to `shape`. dtype: by default torch's default. device: by
     default the CPU. memory_format: by default contiguous.
@@ -41,19 +38,19 @@ def constant(
     key = (array.shape, array.dtype, array.tobytes(), shape, dtype, device, memory_format)
     tensor = _constants.get(key)
     if tensor is None:
-        # Inference tensors could not take part in training later on.
+        # An inference tensor could not be used in training afterwards.
         with torch.inference_mode(mode=False):
             tensor = torch.as_tensor(array.copy(), dtype=dtype, device=device)
             tensor = tensor if shape is None else tensor.expand(shape)
             tensor = tensor.contiguous(memory_format=memory_format or torch.contiguous_format)
-        # Tracers hand out fake tensors, which must not outlive the trace.
+        # Tracers produce fake tensors, which must not outlive the trace.
         if type(tensor) is torch.Tensor and len(_constants) < MAX_CONSTANTS:
             _constants[key] = tensor
     return tensor
 
 
 def set_gpu_arithmetic(cudnn_benchmark: bool, allow_tf32: bool | None) -> None:
-    """Set the switches of torch that decide speed and rounding on a GPU, for this process.
+    """Set torch's process-wide switches for speed and rounding on a GPU.
 
     cudnn_benchmark: let cuDNN time its algorithms.  allow_tf32: see convolutions_in_tf32(); matrix products
     use TF32 only if it is True.
@@ -65,115 +62,20 @@ def set_gpu_arithmetic(cudnn_benchmark: bool, allow_tf32: bool | None) -> None:
 
 def convolutions_in_tf32(allow_tf32: bool | None) -> bool:
     """Whether float32 convolutions run in TF32 on a GPU: unless allow_tf32 is False. TF32 has the mantissa of
-    float16, in which the highest levels compute anyway.
+    float16, in which the highest resolutions are computed anyway.
     """
     return allow_tf32 is not False
 
 
-def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
-    """Raise AssertionError naming the dimension unless `tensor` has this shape; None stands for any size."""
-    if tensor.ndim != len(ref_shape):
-        raise AssertionError(f'wrong number of dimensions: expected {ref_shape}, got {list(tensor.shape)}')
-    # Sizes are tensors while torch.jit traces, which warns about comparing them.
-    with suppress_tracer_warnings():
-        for dim, (size, expected) in enumerate(zip(tensor.shape, ref_shape, strict=True)):
-            if expected is not None and size != expected:
-                raise AssertionError(f'dimension {dim}: expected {expected}, got {size}')
-
-
-@contextlib.contextmanager
-def suppress_tracer_warnings() -> Iterator[None]:
-    """Keep torch.jit's tracer from warning within this context."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', category=torch.jit.TracerWarning)
-        yield
-
-
-def profiled_function(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: calls of `fn` appear under its name in torch.profiler."""
-    @functools.wraps(fn)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with torch.profiler.record_function(fn.__name__):
-            return fn(*args, **kwargs)
-    return wrapper
-
-
 def named_params_and_buffers(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     """(dotted name, tensor) of all parameters, then of all buffers."""
-    # A list: callers change the tensors while they go through it.
+    # A list: callers modify the module while they iterate.
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def params_and_buffers(module: torch.nn.Module) -> list[torch.Tensor]:
-    """All parameters, then all buffers."""
-    return [tensor for _, tensor in named_params_and_buffers(module)]
-
-
-@torch.no_grad()
-def copy_params_and_buffers(
-    src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False,
-) -> None:
-    """Copy parameters and buffers into those of the same name in dst_module, which keep their requires_grad.
-
-    Parameters and buffers share one name space. Names that src_module lacks are left alone, or raise
-    AssertionError if `require_all`. Raises UserError before anything is copied if shapes differ.
-    """
-    src = dict(named_params_and_buffers(src_module))
-    # All shapes are checked before the first tensor changes.
-    pairs = []
-    for name, tensor in named_params_and_buffers(dst_module):
-        if name not in src:
-            if require_all:
-                raise AssertionError(f'{type(src_module).__name__} has no {name}')
-            continue
-        # copy_ would broadcast in silence.
-        if src[name].shape != tensor.shape:
-            raise UserError(f'{name}: cannot copy {list(src[name].shape)} to {list(tensor.shape)}; the '
-                            'networks must have the same size')
-        pairs.append((tensor, src[name]))
-    for tensor, source in pairs:
-        tensor.copy_(source)
-
-
-class InfiniteSampler(torch.utils.data.Sampler[int]):
-    """The published endless order of a dataset, for code that was written for it (ours: training.batches).
-
-    Picture after picture of one shuffled order, each exchanged with one of the last `window_size` (share of
-    the dataset) once it was shown. All of `num_replicas` processes walk the same order and take every so
-    many-th. Raises UserError for an empty dataset or settings out of range.
-    """
-
-    def __init__(
-        self, dataset: Sized, rank: int = 0, num_replicas: int = 1, shuffle: bool = True, seed: int = 0,
-        window_size: float = 0.5,
-    ):
-        if len(dataset) == 0 or not 0 <= rank < num_replicas or not 0 <= window_size <= 1:
-            raise UserError(f'{len(dataset)} pictures, {rank=}, {num_replicas=}, {window_size=}: a sampler '
-                            'needs a picture, 0 <= rank < num_replicas, and a window from 0 to 1')
-        self.num_items, self.rank, self.num_replicas = len(dataset), rank, num_replicas
-        self.shuffle, self.seed, self.window_size = shuffle, seed, window_size
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.islice(self._common_order(), self.rank, None, self.num_replicas)
-
-    def _common_order(self) -> Iterator[int]:
-        order = list(range(self.num_items))
-        if not self.shuffle:
-            yield from itertools.cycle(order)
-        draws = np.random.RandomState(self.seed)
-        draws.shuffle(order)
-        window = int(np.rint(self.num_items * self.window_size))
-        for place in itertools.cycle(range(self.num_items)):
-            yield order[place]
-            # Below two there is nothing to exchange with, and nothing is drawn.
-            if window > 1:
-                other = place - draws.randint(window)  # from the end if negative
-                order[place], order[other] = order[other], order[place]
-
-
 @dataclass
-class _Call:
-    """One finished call of a module: its name and its tensors, in the end only those no earlier call has."""
+class _ModuleCall:
+    """One finished call of a module: its name and its tensors, finally only those of no earlier call."""
 
     name: str
     params: list[torch.Tensor]
@@ -182,15 +84,15 @@ class _Call:
     has_new_output: bool = True
 
     def is_redundant(self) -> bool:
-        # Such a module hands on what a child returned, and its child has a row already.
+        # The module only returns what a child returned, and the child already has a row.
         return not self.params and not self.buffers and not self.has_new_output
 
     def rows(self) -> list[list[str]]:
-        """Name, parameters, buffers, output shape, datatype: a row an output."""
+        """Name, parameters, buffers, output shape, datatype: one row per output."""
         counts = [str(_numel(tensors) or '-') for tensors in (self.params, self.buffers)]
         if not self.outputs:
             return [[self.name, *counts, '-', '-']]
-        # All rows show the shape of the first output, as the published tables do.
+        # As in the published tables, all rows show the shape of the first output.
         shape = str(list(self.outputs[0].shape))
         dtypes = [str(out.dtype).removeprefix('torch.') for out in self.outputs]
         # Only several outputs are numbered.
@@ -206,11 +108,11 @@ def print_module_summary(
 ) -> Any:
     """Run `module(*inputs)` and print a table of its submodules: parameters, buffers, outputs.
 
-    Returns the outputs. A row a finished call, down to `max_nesting` calls deep (None: all); it counts the
-    tensors that no row above has. skip_redundant: leave out calls without any. Only shapes matter, so all may
-    live on the meta device.
+    Returns the outputs. One row per finished call, down to a nesting depth of `max_nesting` (None: no limit);
+    each tensor is counted in the first row that has it. skip_redundant: omit calls that add no tensor. Only
+    shapes matter, so everything may live on the meta device.
     """
-    calls: list[_Call] = []
+    calls: list[_ModuleCall] = []
     with _recording(module, calls, max_nesting):
         outputs = module(*inputs)
     _keep_first_owners(calls)
@@ -227,10 +129,10 @@ def print_module_summary(
 
 
 @contextlib.contextmanager
-def _recording(module: torch.nn.Module, calls: list[_Call], max_nesting: int | None) -> Iterator[None]:
-    """Append to `calls` whatever `module` and its submodules finish within this context."""
+def _recording(module: torch.nn.Module, calls: list[_ModuleCall], max_nesting: int | None) -> Iterator[None]:
+    """Append every finished call of `module` and its submodules to `calls` within this context."""
     names = {submodule: name or '<top-level>' for name, submodule in module.named_modules()}
-    # The hooks see calls as they nest, which names do not tell.
+    # Nesting of calls, which may differ from the nesting of names.
     depth = 0
 
     def enter(_module: torch.nn.Module, _inputs: Any) -> None:
@@ -244,11 +146,11 @@ def _recording(module: torch.nn.Module, calls: list[_Call], max_nesting: int | N
             return
         outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         tensors = [out for out in outputs if isinstance(out, torch.Tensor)]
-        calls.append(_Call(names[called], list(called.parameters()), list(called.buffers()), tensors))
+        calls.append(_ModuleCall(names[called], list(called.parameters()), list(called.buffers()), tensors))
 
     handles = [submodule.register_forward_pre_hook(enter) for submodule in names]
     handles += [submodule.register_forward_hook(leave) for submodule in names]
-    # A module that fails must not keep our hooks.
+    # Also after an error: the module must not keep our hooks.
     try:
         yield
     finally:
@@ -256,8 +158,8 @@ def _recording(module: torch.nn.Module, calls: list[_Call], max_nesting: int | N
             handle.remove()
 
 
-def _keep_first_owners(calls: list[_Call]) -> None:
-    """Leave each tensor to the first call that has it; `outputs` keeps all alive, so ids are unique."""
+def _keep_first_owners(calls: list[_ModuleCall]) -> None:
+    """Keep each tensor in the first call that has it; `outputs` keeps all alive, so ids are unique."""
     owned: set[int] = set()
     for call in calls:
         call.params = [t for t in call.params if id(t) not in owned]
@@ -288,16 +190,16 @@ def device_name(device: torch.device) -> str:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
-LIMIT = 2 ** 31 - 1  # bytes, the most that an int says
+LIMIT = 2 ** 31 - 1  # bytes, the largest int
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Let this process, if its device is the CPU, keep up to 2 GiB that it frees, for the next tensors.
+    """On a CPU, let this process keep up to 2 GiB of freed memory for reuse.
 
-    By default glibc may return large blocks to the system at once, so that each training step gets the same
-    thousands of pages anew, cleared one by one; how many depends on where blocks happen to lie.
+    By default glibc may return large blocks to the system at once, so that every training step faults in the
+    same thousands of pages again, each zeroed by the kernel.
 
-    Returns whether it does: not with a GPU, and not every C library can.
+    Returns whether it took effect: False with a GPU, or with a C library without mallopt.
     """
     if device.type != 'cpu' or not sys.platform.startswith('linux'):
         return False
@@ -305,3 +207,103 @@ def keep_freed_memory(device: torch.device) -> bool:
     if mallopt is None:  # musl
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LIMIT)) and bool(mallopt(M_TRIM_THRESHOLD, LIMIT))
+
+
+# For source inside official pickles, and code written for the published system: nothing below is called here.
+# nan_to_num(input, nan=0.0, posinf=None, neginf=None, *, out=None); the published name for what torch has.
+nan_to_num = torch.nan_to_num
+
+
+def assert_shape(tensor: torch.Tensor, ref_shape: Sequence[int | None]) -> None:
+    """Raise AssertionError naming the dimension unless `tensor` has this shape; None stands for any size."""
+    if tensor.ndim != len(ref_shape):
+        raise AssertionError(f'wrong number of dimensions: expected {ref_shape}, got {list(tensor.shape)}')
+    # Sizes are tensors while torch.jit traces, which warns about comparing them.
+    with suppress_tracer_warnings():
+        for dim, (size, expected) in enumerate(zip(tensor.shape, ref_shape, strict=True)):
+            if expected is not None and size != expected:
+                raise AssertionError(f'dimension {dim}: expected {expected}, got {size}')
+
+
+@contextlib.contextmanager
+def suppress_tracer_warnings() -> Iterator[None]:
+    """Keep torch.jit's tracer from warning within this context."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', category=torch.jit.TracerWarning)
+        yield
+
+
+def profiled_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: calls of `fn` appear under its name in torch.profiler."""
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function(fn.__name__):
+            return fn(*args, **kwargs)
+    return wrapper
+
+
+def params_and_buffers(module: torch.nn.Module) -> list[torch.Tensor]:
+    """All parameters, then all buffers."""
+    return [tensor for _, tensor in named_params_and_buffers(module)]
+
+
+@torch.no_grad()
+def copy_params_and_buffers(
+    src_module: torch.nn.Module, dst_module: torch.nn.Module, require_all: bool = False,
+) -> None:
+    """Copy parameters and buffers into those of the same name in dst_module, which keep their requires_grad.
+
+    Parameters and buffers share one name space. Names that src_module lacks are skipped, or raise
+    AssertionError if `require_all`. Raises UserError before anything is copied if shapes differ.
+    """
+    src = dict(named_params_and_buffers(src_module))
+    # All shapes are checked before the first tensor changes.
+    pairs = []
+    for name, tensor in named_params_and_buffers(dst_module):
+        if name not in src:
+            if require_all:
+                raise AssertionError(f'{type(src_module).__name__} has no {name}')
+            continue
+        # copy_ would broadcast silently.
+        if src[name].shape != tensor.shape:
+            raise UserError(f'{name}: cannot copy {list(src[name].shape)} to {list(tensor.shape)}; the '
+                            'networks must have the same size')
+        pairs.append((tensor, src[name]))
+    for tensor, source in pairs:
+        tensor.copy_(source)
+
+
+class InfiniteSampler(torch.utils.data.Sampler[int]):
+    """Endless indices of a dataset in the published order (ours is in training.batches).
+
+    One shuffled order is cycled; after each index is yielded, it is swapped with a random one among the last
+    `window_size` (fraction of the dataset). All `num_replicas` processes share the order; each yields every
+    num_replicas-th index, from its rank on. Raises UserError for an empty dataset or settings out of range.
+    """
+
+    def __init__(
+        self, dataset: Sized, rank: int = 0, num_replicas: int = 1, shuffle: bool = True, seed: int = 0,
+        window_size: float = 0.5,
+    ):
+        if len(dataset) == 0 or not 0 <= rank < num_replicas or not 0 <= window_size <= 1:
+            raise UserError(f'{len(dataset)} images, {rank=}, {num_replicas=}, {window_size=}: a sampler '
+                            'needs at least one image, 0 <= rank < num_replicas, and a window from 0 to 1')
+        self.num_items, self.rank, self.num_replicas = len(dataset), rank, num_replicas
+        self.shuffle, self.seed, self.window_size = shuffle, seed, window_size
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self._common_order(), self.rank, None, self.num_replicas)
+
+    def _common_order(self) -> Iterator[int]:
+        order = list(range(self.num_items))
+        if not self.shuffle:
+            yield from itertools.cycle(order)
+        draws = np.random.RandomState(self.seed)
+        draws.shuffle(order)
+        window = int(np.rint(self.num_items * self.window_size))
+        for place in itertools.cycle(range(self.num_items)):
+            yield order[place]
+            # With a window below two there is nothing to swap with, and no random number is drawn.
+            if window > 1:
+                other = place - draws.randint(window)  # negative: counted from the end
+                order[place], order[other] = order[other], order[place]

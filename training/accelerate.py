@@ -5,17 +5,14 @@ A graph holds the losses and backward passes of one round. Reduction over proces
 the averages stay outside: few kernels, which need no capture, and communication is never part of a graph.
 """
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from dnnlib.progress import write
-from dnnlib.util import UserError
+from dnnlib.util import UserError, first_line
 from torch_utils.cuda_graphs import Backend, Captures, CudaBackend, GraphedFunction
-from torch_utils.kernels.nvrtc import first_line
 from training.config import TrainConfig
 from training.loss import MicroBatch
 from training.phases import Phase
@@ -127,42 +124,3 @@ def compile_networks(loss: Any, **options: Any) -> None:
     """
     loss.compiled = {
         name: CompiledNetwork(module, **options) for name, module in loss.differentiated_once().items()}
-
-
-class GraphedNetwork:
-    """Calls a network, by a graph once a kind of call repeats, with identical results.
-
-    warn(line): told once if a capture fails; everything goes on without graphs then.
-    """
-
-    def __init__(self, module: torch.nn.Module, backend: Backend, warn: Callable[[str], object] = write):
-        self.module, self._backend = module, backend
-        self._run = GraphedFunction(self._call, Captures(backend, warn))
-
-    def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
-        """module(*args, **options), where args are tensors or hashable, and options hashable."""
-        if torch.is_grad_enabled():
-            return self.module(*args, **options)
-        # A graph reads weights and buffers where they were; others in their place are another kind of call.
-        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
-        places = tuple(tensor.data_ptr() for tensor in tensors)
-        state = self._backend.get_state()
-        try:
-            return self._run((places, tuple(sorted(options.items()))), *args)
-        except torch.OutOfMemoryError as error:
-            if self._run.num_graphs == 0:
-                raise
-            # What graphs hold is wanted back.
-            self._run.captures.give_up(error)
-            self._backend.set_state(state)
-        return self._run((places, tuple(sorted(options.items()))), *args)
-
-    def _call(self, kind: tuple, *args: Any) -> torch.Tensor:
-        return self.module(*args, **dict(kind[1]))
-
-
-def by_graphs(module: torch.nn.Module, device: torch.device, cuda_graphs: str) -> Callable[..., torch.Tensor]:
-    """The network, on a GPU as graphs unless cuda_graphs is 'off'. It must be there already, in eval mode."""
-    if device.type != 'cuda' or cuda_graphs == 'off':
-        return module
-    return GraphedNetwork(module, CudaBackend(device))

@@ -154,7 +154,7 @@ def test_first_calls_of_kernels_are_timed_with_an_empty_cache(ops, monkeypatch, 
     monkeypatch.setattr(custom_ops, '_state', custom_ops._State())
     usual = custom_ops.default_cache().folder
     with ops.cold_kernels() as seconds:
-        assert custom_ops.preload([*HOT[:2], HOT[0]], torch.device('cuda', 0)) == 2 + 1
+        assert [custom_ops._loaded(kernel, 0) for kernel in (*HOT[:2], HOT[0])] == ['function'] * 3
     assert len(folders) == 2 and usual not in folders and custom_ops.default_cache().folder == usual
     rows = ops.show_kernels(seconds)
     assert [row['case'] for row in rows] == [f'first call: {HOT[1]}', f'first call: {HOT[0]}']

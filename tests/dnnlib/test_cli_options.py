@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that scripts share: lists of numbers and output folders."""
-import os
+"""Options that scripts share: lists of numbers."""
 
 import click
 import pytest
 
 from dnnlib import cli_options
-from dnnlib.util import UserError
 
 
 @pytest.mark.parametrize('text, numbers', [
@@ -30,20 +28,3 @@ def test_anything_else_is_a_usage_error(text):
 def test_numbers_beyond_the_limit_are_a_usage_error(text):
     with pytest.raises(click.BadParameter, match='from 0 to 7'):
         cli_options.NumberList(maximum=7).convert(text, None, None)
-
-
-def test_a_folder_is_made_with_its_parents_and_may_exist(tmp_path):
-    for _ in range(2):
-        assert cli_options.make_folder(tmp_path / 'a' / 'b').is_dir()
-
-
-def test_a_file_in_the_way_is_one_line(tmp_path):
-    (tmp_path / 'a').write_text('')
-    with pytest.raises(UserError, match=r'--outdir=.*cannot be made'):
-        cli_options.make_folder(tmp_path / 'a' / 'b')
-
-
-def test_a_folder_without_permission_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK)  # the tests may run as root
-    with pytest.raises(UserError, match='cannot be written to'):
-        cli_options.make_folder(tmp_path)

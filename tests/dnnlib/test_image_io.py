@@ -35,7 +35,7 @@ def test_other_numbers_of_channels_are_refused(tmp_path, channels):
     with pytest.raises(UserError, match=f'{channels} channels'):
         image_io.save_png(tmp_path / 'x.png', np.zeros([channels, 2, 2], np.uint8))
     with pytest.raises(UserError, match=f'{channels} channels'):
-        image_io.Sheet(1, 1, (channels, 2, 2))
+        image_io.ContactSheet(1, 1, (channels, 2, 2))
 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
@@ -44,7 +44,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_sheet_puts_pictures_in_their_places_and_leaves_the_rest_black(tmp_path):
-    sheet = image_io.Sheet(3, 2, (1, 2, 4))
+    sheet = image_io.ContactSheet(3, 2, (1, 2, 4))
     sheet.put(2, 1, np.full([1, 2, 4], 9, np.uint8))
     sheet.save(tmp_path / 'sheet.png')
     mode, pixels = read(tmp_path / 'sheet.png')
@@ -54,7 +54,7 @@ def test_a_sheet_puts_pictures_in_their_places_and_leaves_the_rest_black(tmp_pat
 
 def test_a_huge_sheet_is_scaled_down(tmp_path, monkeypatch):
     monkeypatch.setattr(image_io, 'MAX_SHEET_PX', 10)
-    sheet = image_io.Sheet(4, 1, (3, 5, 6))  # 24 pixels wide: every third one is kept
+    sheet = image_io.ContactSheet(4, 1, (3, 5, 6))  # 24 pixels wide: every third one is kept
     sheet.put(3, 0, np.full([3, 5, 6], 200, np.uint8))
     sheet.save(tmp_path / 'sheet.png')
     pixels = read(tmp_path / 'sheet.png')[1]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """dnnlib.util: dictionaries, times, whole files, logs, URLs."""
+import errno
+import hashlib
 import io
 import os
 import pickle
@@ -10,7 +12,18 @@ from golden_cases import index
 
 import dnnlib
 from dnnlib import util
-from dnnlib.util import EasyDict, Logger, UserError, format_time, is_url, open_url, replace_file
+from dnnlib.util import (
+    EasyDict,
+    Logger,
+    UserError,
+    file_sha256,
+    first_line,
+    format_time,
+    is_url,
+    make_folder,
+    open_url,
+    replace_file,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +115,59 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_errors_about_other_files_pass_through(tmp_path):
     with pytest.raises(FileNotFoundError), replace_file(tmp_path / 'a'):
         open(tmp_path / 'source')
+
+
+def test_a_durable_file_is_flushed_before_it_appears(tmp_path, monkeypatch):
+    path, flushed = tmp_path / 'file.bin', []
+    monkeypatch.setattr(os, 'fsync', lambda handle: flushed.append(path.exists()))
+    with replace_file(path, durable=True) as temporary:
+        temporary.write_bytes(b'new')
+        assert not path.exists()
+    assert path.read_bytes() == b'new' and list(tmp_path.iterdir()) == [path]
+    assert flushed == [False, True]  # the file, then its folder
+
+
+def test_a_failure_leaves_the_old_durable_file_and_nothing_else(tmp_path):
+    path = tmp_path / 'file.bin'
+    path.write_bytes(b'old')
+    with pytest.raises(KeyError), replace_file(path, durable=True) as temporary:
+        temporary.write_bytes(b'half')
+        raise KeyError('interrupted')
+    assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match=r'net\.pkl: cannot be written \(No space left'):
+        with replace_file(tmp_path / 'net.pkl', durable=True):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path):
+    data = bytes(range(256)) * 5000  # more than one chunk
+    (tmp_path / 'file').write_bytes(data)
+    assert file_sha256(tmp_path / 'file') == hashlib.sha256(data).hexdigest()
+
+
+def test_the_first_line_of_an_error_is_its_message_or_its_class():
+    assert first_line(ValueError('\n one \ntwo')) == 'one ' and first_line(KeyError()) == 'KeyError'
+
+
+def test_a_folder_is_made_with_its_parents_and_may_exist(tmp_path):
+    for _ in range(2):
+        assert make_folder(tmp_path / 'a' / 'b').is_dir()
+
+
+def test_a_file_in_the_way_is_one_line(tmp_path):
+    (tmp_path / 'a').write_text('')
+    with pytest.raises(UserError, match=r'--outdir=.*cannot be created'):
+        make_folder(tmp_path / 'a' / 'b')
+
+
+def test_a_folder_without_permission_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK)  # the tests may run as root
+    with pytest.raises(UserError, match='cannot be written to'):
+        make_folder(tmp_path)
 
 
 def test_a_log_copies_both_streams_and_keeps_them_apart(tmp_path, capsys):

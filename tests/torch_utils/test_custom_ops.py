@@ -149,10 +149,9 @@ def broken_kernel(fake_gpu, monkeypatch):
 def test_a_kernel_that_does_not_compile_warns_once_and_stays_unavailable(broken_kernel):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        assert [custom_ops.prepare(KERNEL, CUDA) for _ in range(2)] == [False, False]
-        assert custom_ops.preload([KERNEL], CUDA) == 0
-        with pytest.raises(custom_ops.CompileError):
-            custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), CUDA)
+        for _ in range(3):
+            with pytest.raises(custom_ops.CompileError):
+                custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), CUDA)
     assert len(caught) == 1
     assert all(part in messages(caught)[0] for part in ('double_it', 'FACTOR=2', 'nonsense', 'doctor'))
 
@@ -160,7 +159,7 @@ def test_a_kernel_that_does_not_compile_warns_once_and_stays_unavailable(broken_
 def test_a_kernel_that_does_not_compile_is_an_error_in_mode_cuda(broken_kernel):
     custom_ops.set_mode('cuda')
     with pytest.raises(UserError, match='nonsense'):
-        custom_ops.prepare(KERNEL, CUDA)
+        custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), CUDA)
 
 
 def test_kernels_that_are_only_noted_are_neither_compiled_nor_warned_of(broken_kernel):
@@ -169,8 +168,8 @@ def test_kernels_that_are_only_noted_are_neither_compiled_nor_warned_of(broken_k
         with custom_ops.noting() as wanted, pytest.raises(custom_ops.CompileError):
             custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), CUDA)
     assert list(wanted) == [KERNEL]
-    with pytest.warns(RuntimeWarning, match='nonsense'):
-        assert not custom_ops.prepare(KERNEL, CUDA)
+    with pytest.warns(RuntimeWarning, match='nonsense'), pytest.raises(custom_ops.CompileError):
+        custom_ops.launch(KERNEL, (1, 1, 1), (1, 1, 1), (), CUDA)
 
 
 @pytest.mark.skipif(nvrtc.problem() is not None, reason='no NVRTC')
@@ -242,7 +241,7 @@ def test_a_kernel_runs_on_the_current_stream(on_gpu):
 def test_a_kernel_can_be_captured_in_a_graph(on_gpu):
     x = torch.zeros(1000, device=CUDA)
     y, graph = torch.empty_like(x), torch.cuda.CUDAGraph()
-    assert custom_ops.preload([KERNEL], CUDA) == 1
+    on_gpu(x, y)  # compiles and loads
     with torch.cuda.graph(graph):
         on_gpu(x, y)
     x.fill_(3.0)

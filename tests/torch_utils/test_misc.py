@@ -125,7 +125,7 @@ def test_sampler_processes_share_one_order_and_start_anew_each_time():
 @pytest.mark.parametrize('size, settings', [
     (0, {}), (3, {'rank': 2, 'num_replicas': 2}), (3, {'window_size': 2})])
 def test_samplers_without_an_order_are_refused(size, settings):
-    with pytest.raises(UserError, match=f'^{size} pictures.*a sampler needs'):
+    with pytest.raises(UserError, match=f'^{size} images.*a sampler needs'):
         misc.InfiniteSampler(range(size), **settings)
 
 

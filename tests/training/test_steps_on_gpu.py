@@ -9,7 +9,8 @@ import torch
 from small_networks import small_generator
 from small_run import SmallRun, small_config
 
-from training.accelerate import by_graphs, compile_networks, use_graphs
+from training.accelerate import compile_networks, use_graphs
+from training.sampling.graphs import by_graphs
 from training.sampling.sampler import Sampler
 
 pytestmark = pytest.mark.gpu

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, first_line
 from torch_utils.kernels.nvrtc_process import CompileError, Job, complaint
 
 __all__ = ['CompileError', 'Job', 'complaint']
@@ -136,11 +136,6 @@ def compile_source(
     if report is not None:
         job = dataclasses.replace(job, options=(*job.options, '--ptxas-options=-v'))
     return job.run(report)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _bindings() -> ModuleType:

@@ -15,6 +15,8 @@ from torch_utils.ops.bias_act_cuda import ACT_NUMBERS
 WARP = 32
 ROWS_EACH = 32  # rows that a thread walks down at most: their partial sums are a small part of the traffic
 MANY_BLOCKS = 1056  # eight for every multiprocessor of the largest device there is; shorter walks below that
+SUM_THREADS, SUM_LANES = 512, 64  # of a block that adds up partial sums; rows side by side at most
+SUM_ROWS = 4  # that a thread adds before there are more lanes
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,9 @@ def scale_grad(
         return None
     dy = native.packed(dy, x, dy)
     dx = torch.empty_like(dy)
-    _, sum_gx, _ = _launch_grad(
-        dy, native.dense(x, dy), None, s.contiguous(), dx, [False, True, False], ('linear', 0.0, 1.0, -1.0))
-    return dx, sum_gx.sum(1).to(s.dtype)
+    _, ds, _ = _launch_grad(
+        dy, native.dense(x, dy), None, s.contiguous(), dx, [None, s.shape, None], ('linear', 0.0, 1.0, -1.0))
+    return dx, ds
 
 
 def epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
@@ -135,11 +137,9 @@ def epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
     dy = native.packed(dy, y, dy)
     y, x, d = native.dense(y, dy), None if x is None else native.dense(x, dy), _contiguous(d)
     dx = torch.empty_like(dy) if wants[0] else None
-    sum_g, sum_gx, sum_noise = _launch_grad(
-        dy, x, y, d, dx, [wants[3], wants[1], wants[2]], (act, alpha, gain, clamp))
-    dd = y.new_empty(0) if sum_gx is None else sum_gx.sum(1).to(y.dtype)
-    db = y.new_empty(0) if sum_g is None else sum_g.sum((0, 1)).to(y.dtype)
-    return y.new_empty(0) if dx is None else dx, dd, _noise_gradient(sum_noise, y, noise_shape), db
+    db, dd, dnoise = _launch_grad(
+        dy, x, y, d, dx, _shapes(y, noise_shape, [wants[3], wants[1], wants[2]]), (act, alpha, gain, clamp))
+    return y.new_empty(0) if dx is None else dx, dd, dnoise, db
 
 
 def act_grad_both(
@@ -163,12 +163,10 @@ def scaled_epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
     dscaled = native.packed(dscaled, y, dscaled)
     y, dy = native.dense(y, dscaled), None if dy is None else native.dense(dy, dscaled)
     g = torch.empty_like(dscaled) if wants[0] else None
-    sum_g, sum_y, sum_noise = _launch_grad(
-        dscaled, dy, y, s.contiguous(), g, [wants[2], wants[3], wants[1]], (act, alpha, gain, clamp),
-        is_scaled=True)
-    db = y.new_empty(0) if sum_g is None else sum_g.sum((0, 1)).to(y.dtype)
-    ds = y.new_empty(0) if sum_y is None else sum_y.sum(1).to(y.dtype)
-    return y.new_empty(0) if g is None else g, _noise_gradient(sum_noise, y, noise_shape), db, ds
+    shapes = _shapes(y, noise_shape, [wants[2], wants[3], wants[1]])
+    db, ds, dnoise = _launch_grad(
+        dscaled, dy, y, s.contiguous(), g, shapes, (act, alpha, gain, clamp), is_scaled=True)
+    return y.new_empty(0) if g is None else g, dnoise, db, ds
 
 
 def filtered_epilogue(  # noqa: PLR0913 (the operator's arguments)
@@ -341,26 +339,53 @@ def _walk(
     return Walk(n, c, h * w, last, vec)
 
 
+def _shapes(
+    y: torch.Tensor, noise_shape: Sequence[int], wants: Sequence[bool],
+) -> list[Sequence[int] | None]:
+    """Of the sums for bias, channel scales and noise; None of what is not wanted."""
+    shapes = [y.shape[1:2], y.shape[:2], noise_shape]
+    return [shape if wanted else None for shape, wanted in zip(shapes, wants, strict=True)]
+
+
 def _launch_grad(
     dy: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | None, d: torch.Tensor | None,
-    dx: torch.Tensor | None, sums: Sequence[bool], spec: tuple[str, float, float, float],
+    dx: torch.Tensor | None, shapes: Sequence[Sequence[int] | None], spec: tuple[str, float, float, float],
     is_scaled: bool = False,
-) -> list[torch.Tensor | None]:
-    """Fill dx and return the partial sums that are wanted: of g and of g * x a channel, of g a pixel."""
+) -> list[torch.Tensor]:
+    """Fill dx and return the sums that have a shape, else an empty tensor: of g and of g * x a channel, of g
+    a pixel.
+    """
     walk = _walk(dy, (x, y, dx), along_channels=(d,))
-    parts = [walk.partial_sums(i < 2, dy) if wanted else None for i, wanted in enumerate(sums)]
+    parts = [None if shape is None else walk.partial_sums(i < 2, dy) for i, shape in enumerate(shapes)]
     act, *rest = spec
     kernel = epilogue_kernel(
         'epilogue_grad', dy.dtype, walk.channels_last, walk.vec, act, is_scaled=is_scaled)
     arguments = (dy, x, y, d, dx, *parts, *walk.arguments(), *map(float, rest))
     native.launch(kernel, walk.blocks, arguments, dy.device)
-    return parts
+    return _sums(parts, shapes, dy)
 
 
-def _noise_gradient(
-    partial: torch.Tensor | None, y: torch.Tensor, noise_shape: Sequence[int],
-) -> torch.Tensor:
-    if partial is None:
-        return y.new_empty(0)
-    each = partial.sum(1).reshape(y.shape[0], 1, *y.shape[2:])
-    return each.sum_to_size(list(noise_shape)).to(y.dtype)
+def _sums(
+    parts: Sequence[torch.Tensor | None], shapes: Sequence[Sequence[int] | None], like: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Partial sums [N, chunks, length], added up to these shapes in one launch."""
+    results, arguments, total = [], [], 0
+    for part, shape in zip(parts, shapes, strict=True):
+        results.append(like.new_empty(0 if shape is None else shape))
+        if part is None:
+            arguments += [None, None, 0, 1, 1, 0]
+            continue
+        samples, chunks, length = part.shape
+        rows = samples * chunks * length // results[-1].numel()
+        lanes = min(SUM_LANES, 1 << (native.blocks_for(rows, SUM_ROWS) - 1).bit_length())
+        blocks = results[-1].numel() // length * native.blocks_for(length, SUM_THREADS // lanes)
+        arguments += [part, results[-1], rows, length, lanes, blocks]
+        total += blocks
+    if total:
+        native.launch(sums_kernel(like.dtype), total, arguments[:-1], like.device, (SUM_THREADS, 1, 1))
+    return results
+
+
+def sums_kernel(dtype: torch.dtype) -> Kernel:
+    """The kernel that adds up partial sums to results of a type."""
+    return native.kernel('partial_sums.cu', 'partial_sums', SCALAR_T=native.TYPE_NAMES[dtype])

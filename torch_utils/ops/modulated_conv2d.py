@@ -343,8 +343,8 @@ def _modulation_grad_backward(
     narrow = None if dstyles is None else _times(dstyles, b)
     if narrow is not None and square is not None:
         of_norms = 2 * own * narrow
-        to_own = 2 * (square @ energy) * narrow
-        of_square, of_energy = of_norms @ energy.t(), square.t() @ of_norms
+        to_own, of_square = 2 * (square @ energy) * narrow, of_norms @ energy.t()
+        of_energy = square.t() @ of_norms
     if dweight is not None:
         of_to_energy = _times(_times(2 * (dweight * weight).sum([2, 3]), a), a)
         if square is not None:
@@ -360,8 +360,8 @@ def _modulation_grad_backward(
     of_narrow = None if narrow is None or to_styles is None else narrow.to(to_styles.dtype)
     of_to_d = None if of_to_d is None else of_to_d.to(to_d.dtype)
     of_to_energy = None if to_energy is None else of_to_energy
-    return (of_weight, of_styles, of_d, of_energy, None, None, of_scaled, of_narrow, of_to_d, of_to_energy,
-            None)
+    factors = None, None
+    return of_weight, of_styles, of_d, of_energy, *factors, of_scaled, of_narrow, of_to_d, of_to_energy, None
 
 
 # weight[o, i] * styles[n, i] * d[n, o], as [N, O, I, k, k] in another element type.

@@ -100,6 +100,7 @@ def _epilogues() -> Iterator[Kernel]:
         for noise in (True, False):
             yield make('epilogue', dtype, last, widest(dtype), 'lrelu', noise, bias=True)
         yield make('epilogue_grad', dtype, last, widest(dtype), 'lrelu')
+    yield from map(epilogue_cuda.sums_kernel, LAYERS)
 
 
 def _weights() -> Iterator[Kernel]:

@@ -27,7 +27,7 @@ REFUSED = 2  # exit status of a process that another one has spoken for
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """The processes of one start.
 
     name: of the start.  store: what belongs to it.  launch: what outlives a restart of the processes.
@@ -119,12 +119,12 @@ def is_first_to_say(text: str) -> bool:
 
 
 @functools.cache
-def meet() -> Meeting:
+def meet() -> Rendezvous:
     """Wait for all processes of this start. Raises UserError if some do not come."""
     rank, world_size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     launch = _of_launch(open_store())
     name = _host(launch, world_size) if rank == 0 else _join(launch, rank)
-    return Meeting(rank, world_size, name, dist.PrefixStore(name, launch), launch)
+    return Rendezvous(rank, world_size, name, dist.PrefixStore(name, launch), launch)
 
 
 def _of_launch(store: dist.Store) -> dist.Store:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from torch_utils.processes.rendezvous import Meeting
+from torch_utils.processes.rendezvous import Rendezvous
 
 STDERR = 2  # the file descriptor
 FAILED = 1  # exit status
@@ -38,7 +38,7 @@ HERE = Position()  # of this process
 
 
 @dataclass(frozen=True)
-class Report:
+class Heartbeat:
     """What a process tells of itself.  beat: another number each time."""
 
     beat: int
@@ -50,22 +50,22 @@ class Report:
         return f'{self.beat} {self.entered} {self.phase}'
 
     @classmethod
-    def decode(cls, value: bytes) -> 'Report':
+    def decode(cls, value: bytes) -> 'Heartbeat':
         """From a value of the store."""
         beat, entered, phase = value.decode().split(' ', 2)
         return cls(int(beat), int(entered), phase)
 
 
-class Judge:
+class StallDetector:
     """Finds the process that the others wait for in vain."""
 
     def __init__(self, timeout_sec: float) -> None:
         self._timeout_sec = timeout_sec
-        self._last: dict[int, Report] = {}
+        self._last: dict[int, Heartbeat] = {}
         self._alive_sec: dict[int, float] = {}
         self._behind_sec: dict[int, float] = {}
 
-    def verdict(self, reports: dict[int, Report], now_sec: float) -> str | None:
+    def verdict(self, reports: dict[int, Heartbeat], now_sec: float) -> str | None:
         """A sentence on the first process, by rank, that hangs or is gone, None if there is none.
 
         reports: by rank, of some or all processes.  now_sec: of a clock that never goes back.
@@ -89,20 +89,20 @@ class Judge:
         return None
 
 
-class Watch:
+class Watchdog:
     """The watching thread of a process.
 
     advice: how the line ends that says why the run does.  timeout_sec: for the slowest thing that a process
     may do alone.
     """
 
-    def __init__(self, meeting: Meeting, timeout_sec: float, advice: str) -> None:
-        self._rank, self._advice = meeting.rank, advice
+    def __init__(self, rendezvous: Rendezvous, timeout_sec: float, advice: str) -> None:
+        self._rank, self._advice = rendezvous.rank, advice
         # A connection of its own: a wait of the main thread would block it.
-        self._store = meeting.reconnect(timeout_sec)
+        self._store = rendezvous.reconnect(timeout_sec)
         # Rank 0 looks after all, and its neighbour after rank 0: few questions, however many processes.
-        self._watched = range(meeting.world_size) if self._rank == 0 else range(int(self._rank == 1))
-        self._judge = Judge(timeout_sec)
+        self._watched = range(rendezvous.world_size) if self._rank == 0 else range(int(self._rank == 1))
+        self._judge = StallDetector(timeout_sec)
         self._interval_sec = min(timeout_sec / 20, LONGEST_INTERVAL_SEC)
         self._beat = 0
         self._is_over = threading.Event()
@@ -110,7 +110,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Watchdog no longer."""
         self._is_over.set()
         self._thread.join()
 
@@ -131,7 +131,7 @@ class Watch:
 
     def _look(self) -> None:
         self._beat += 1
-        own = Report(self._beat, HERE.entered, HERE.phase)
+        own = Heartbeat(self._beat, HERE.entered, HERE.phase)
         self._store.set(f'at/{self._rank}', own.encode())
         if self._store.check(['verdict']):
             if self._store.get('verdict') == b'failed':
@@ -141,7 +141,7 @@ class Watch:
         keys = [f'at/{rank}' for rank in self._watched]
         if not keys or not self._store.check(keys):
             return
-        reports = dict(zip(self._watched, map(Report.decode, self._store.multi_get(keys)), strict=True))
+        reports = dict(zip(self._watched, map(Heartbeat.decode, self._store.multi_get(keys)), strict=True))
         verdict = self._judge.verdict({**reports, self._rank: own}, time.monotonic())
         if verdict is not None:
             judge = self._store.compare_set('verdict', '', str(self._rank))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run is made from: options, presets, and the resolved TrainConfig.
+"""The configuration of a training run: options, presets, and the resolved TrainConfig.
 
-Standard library only, so that --help and --dry-run answer at once.
+Standard library only, so that --help is instant.
 """
 from training.config.options import AUGMENT_GROUPS, OPTIONS, PIPELINES, Option, continues
 from training.config.presets import PRESETS, Preset

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The presets of --cfg: a row each, a column a hyperparameter. Entries may be rules of the picture size and
-GPUs.
+"""The presets of --cfg: one row per preset, one column per hyperparameter.
+
+Entries may be functions of image size and number of GPUs.
 """
 import dataclasses
 import math
@@ -16,9 +17,7 @@ DCGAN_FEATURES, DCGAN_EPOCHS = 64, 25  # ngf and ndf; passes through the dataset
 
 @dataclass(frozen=True)
 class Scale:
-    """What the rules of `auto` depend on. side: of a square picture, else of the square of the same area.
-    epoch_kimg: thousand pictures in the dataset, as it is used.
-    """
+    """What rules depend on. epoch_kimg: size of the dataset in use, in kimg."""
 
     height: int
     width: int
@@ -28,7 +27,7 @@ class Scale:
 
     @property
     def side(self) -> int:
-        """Pixels."""
+        """Side of the square with the same area, in pixels."""
         return math.isqrt(self.height * self.width)
 
 
@@ -40,12 +39,11 @@ Entry = Any  # a number or a Rule
 class Preset:
     """Hyperparameters.
 
-    ref_gpus: number of GPUs that the batch was chosen for; None: any.  kimg: length of training.  batch:
-    pictures a step.  mbstd: group size of minibatch standard deviation.  fmaps: feature maps, relative to
-    FMAPS_BASE.  lrate: learning rate of G and D.  gamma: R1 weight.  ema_kimg, ema_rampup, ada_kimg,
-    kimg_per_tick and the rest: as in TrainConfig.  map_depth: layers of the mapping network.  snap: ticks
-    between snapshots; image_snap: between sheets of pictures, None: as snap.  aug: mode of augmentation.
-    betas: of Adam.  is_lazy: whether regularisation runs in steps of its own, less often.
+    ref_gpus: number of GPUs that the batch size assumes; None: any.  kimg: training length.  batch: total
+    batch size.  mbstd: group size of the minibatch standard deviation.  fmaps: feature maps relative to
+    FMAPS_BASE.  lrate: learning rate of G and D.  gamma: R1 weight.  map_depth: layers of the mapping
+    network.  snap: ticks between snapshots; image_snap: between sample images, None: as snap.  aug:
+    augmentation mode.  betas: of Adam.  is_lazy: lazy regularisation.  Others: as in TrainConfig.
     """
 
     ref_gpus: int | None
@@ -79,9 +77,9 @@ class Preset:
     image_snap: int | None = None
 
     def settle(self, height: int, width: int, gpus: int, epoch_kimg: float = 0) -> 'Preset':
-        """Replace every rule by its value."""
+        """Evaluate all rules."""
         scale = Scale(height, width, gpus, epoch_kimg=epoch_kimg)
-        # The batch comes first: other rules depend on it.
+        # First the batch size, because other rules depend on it.
         batch = int(_settle(self.batch, scale))
         scale = dataclasses.replace(scale, batch=batch)
         values = {f.name: _settle(getattr(self, f.name), scale) for f in dataclasses.fields(self)}
@@ -93,7 +91,7 @@ def _settle(entry: Any, scale: Scale) -> Any:
 
 
 def _auto_batch(scale: Scale) -> int:
-    """A memory budget for each GPU, at most about 64 pictures in all, as many and at least one for each."""
+    """As many images as fit a memory budget per GPU, about 64 in total at most, and the same on each GPU."""
     per_gpu = min(4096 // scale.side, 32)
     return max(min(scale.gpus * per_gpu, 64) // scale.gpus, 1) * scale.gpus
 
@@ -102,8 +100,8 @@ def _auto_gamma(scale: Scale) -> float:
     return 0.0002 * (scale.height * scale.width) / scale.batch
 
 
-# Learns visibly on two CPU cores within minutes: 2,000 steps of a small network, an average over the last
-# hundred or so. No noise: at that age it is a pattern over all pictures.
+# Visible progress within minutes on two CPU cores: 2,000 steps of a small network. EMA over the last hundred
+# steps or so. No noise: after so few steps it would be visible as a pattern over all images.
 _DEMO = Preset(
     ref_gpus=1, kimg=32, batch=16, mbstd=4, fmaps=1 / 64, lrate=0.004, gamma=0.5, ema_kimg=1, ema_rampup=None,
     map_depth=2, z_dim=128, w_dim=128, channel_max=64, num_fp16_res=0, conv_clamp=None, pl_weight=0,
@@ -115,7 +113,7 @@ PRESETS: dict[str, Preset] = {
         fmaps=lambda s: 1 if s.side >= 512 else 0.5, lrate=lambda s: 0.002 if s.side >= 1024 else 0.0025,
         gamma=_auto_gamma, ema_kimg=lambda s: s.batch * 10 / 32,
         ema_rampup=0.05, map_depth=2),
-    # Columns in order: ref_gpus, kimg, batch, mbstd, fmaps, lrate, gamma, ema_kimg, ema_rampup, map_depth.
+    # Columns: ref_gpus, kimg, batch, mbstd, fmaps, lrate, gamma, ema_kimg, ema_rampup, map_depth.
     'stylegan2': Preset(8, 25000, 32, 4, 1, 0.002, 10, 10, None, 8),
     'paper256': Preset(8, 25000, 64, 8, 0.5, 0.0025, 1, 20, None, 8),
     'paper512': Preset(8, 25000, 64, 8, 1, 0.0025, 0.5, 20, None, 8),
@@ -124,18 +122,18 @@ PRESETS: dict[str, Preset] = {
         2, 100000, 64, 32, 1, 0.0025, 0.01, 500, 0.05, 2,
         pl_weight=0, style_mixing_prob=0, architecture='orig'),
     'demo': _DEMO,
-    # With its noise, which is part of that network.
+    # Noise is an essential part of the StyleGAN generator.
     'stylegan1-demo': dataclasses.replace(
         _DEMO, kimg=14, batch=8, lrate=0.006, gamma=0.1, ema_kimg=2, architecture='orig', system='stylegan1',
         use_noise=True, snap=2),
-    # Karras et al. 2019 for the networks; the schedule is that of auto, as for any size of pictures.
+    # Networks: Karras et al. 2019. Schedule: that of auto, for any image size.
     'stylegan1': Preset(
         ref_gpus=None, kimg=25000, batch=_auto_batch, mbstd=lambda s: min(s.batch // s.gpus, 4), fmaps=0.5,
         lrate=lambda s: 0.002 if s.side >= 1024 else 0.0025, gamma=_auto_gamma,
         ema_kimg=lambda s: s.batch * 10 / 32, ema_rampup=0.05, map_depth=8, num_fp16_res=0, conv_clamp=None,
         pl_weight=0, architecture='orig', system='stylegan1'),
-    # Radford et al. 2016, Sec. 4, and 25 epochs, each of which is a tick with a sheet. G_ema is G: the
-    # statistics of batch norm would not fit averaged weights.
+    # Radford et al. 2016, Sec. 4; 25 epochs, each one tick with sample images. No EMA: the statistics of
+    # batch norm are not valid for averaged weights.
     'dcgan': Preset(
         ref_gpus=1, kimg=lambda s: max(DCGAN_EPOCHS * s.epoch_kimg, 1), batch=128, mbstd=1,
         fmaps=lambda s: DCGAN_FEATURES * s.height / 2 / FMAPS_BASE, lrate=0.0002, gamma=0, ema_kimg=0,

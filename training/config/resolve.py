@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From flags to a training run: `resolve` makes a TrainConfig of what is asked for and what the dataset is.
+"""From options to a training run: `resolve` builds a TrainConfig from flags and the dataset.
 
-Standard library only and pure, so that --help and checks are instant and every rule can be tested without
-files.
+Standard library only and no side effects, so that --help and checks are instant and every rule can be tested
+without files.
 """
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -19,31 +20,20 @@ from training.config.options import (
 )
 from training.config.presets import FMAPS_BASE, PRESETS, Preset
 from training.config.schema import TrainConfig
-from training.config.sections import (
-    AugmentConfig,
-    DataConfig,
-    DiscriminatorConfig,
-    GeneratorConfig,
-    LossConfig,
-    OptimizerConfig,
-)
 from training.config.systems import check_unused
 from training.config.values import DatasetInfo, split_resolution
 
 SECTIONS: dict[str, Any] = {
-    'data': DataConfig, 'G': GeneratorConfig, 'D': DiscriminatorConfig, 'G_opt': OptimizerConfig,
-    'D_opt': OptimizerConfig, 'loss': LossConfig, 'augment': AugmentConfig,
-}
+    f.name: f.type for f in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(f.type)}
 
 
 def check_flags(flags: Mapping[str, Any], before: str | None = None) -> None:
-    """Raise UserError for the first flag whose value is wrong whatever the others and the dataset are.
+    """Raise UserError for the first flag whose value is wrong on its own.
 
-    flags: by name with underscores; None counts as not given.  before: check only the flags listed before
-    this one.
+    flags: by name with underscores; None: not given.  before: check only the options listed before this one.
     """
     known = {option.key for option in OPTIONS}
-    # A misspelt setting must not pass for one that was not given.
+    # A misspelt name must not be ignored.
     unknown = sorted(set(flags) - known)
     if unknown:
         raise UserError(f'unknown setting {unknown[0]!r}; known are {", ".join(sorted(known))}')
@@ -51,40 +41,40 @@ def check_flags(flags: Mapping[str, Any], before: str | None = None) -> None:
         if option.name == before:
             return
         if flags.get(option.key) is not None:
-            option.validate(flags[option.key])
+            option.read(flags[option.key])
 
 
 def resolve(flags: Mapping[str, Any], dataset: DatasetInfo) -> TrainConfig:
-    """The run that is asked for; its run_dir is still '.'.
+    """The configuration of a run, with run_dir '.' as a placeholder.
 
     flags: values of OPTIONS by name with underscores (`batch_gpu`); absent or None: not given.
-    Raises UserError, naming the flag, for the first thing that cannot be, in the order of OPTIONS.
+    Raises UserError that names the flag, for the first error in the order of OPTIONS.
     """
     check_flags(flags, before='data')
     request = Request(flags, dataset)
     split_resolution(dataset.height, dataset.width)
-    # The preset says everything; each flag that was given then changes its part, in the order of the table.
+    # The preset defines all settings; the given flags override theirs, in the order of the table.
     preset = _preset(request)
     settings = _preset_settings(preset, request)
     for option in OPTIONS:
         value = flags.get(option.key)
         if value is not None:
-            option.validate(value)
+            parsed = option.read(value)
             check_unused(preset.system, str(request.flags.get('cfg')), option.name, value)
-            option.apply(settings, value, request)
-    # Last, since several flags decide how many pictures D sees at a time.
+            option.apply(settings, parsed, request)
+    # Last, since several flags decide batch_gpu.
     settings['D.mbstd_group_size'] = fitting_group(settings['D.mbstd_group_size'], settings['batch_gpu'])
     return _build(settings)
 
 
 def run_description(flags: Mapping[str, Any], dataset: DatasetInfo) -> str:
-    """A run's name, without its number: dataset, preset, and the flags that make another training of it."""
+    """A run's name, without its number: dataset, preset, and the flags that affect training."""
     request = Request(flags, dataset)
     # abspath drops a trailing slash, which would leave no name.
     parts = [os.path.splitext(os.path.basename(os.path.abspath(dataset.path)))[0]]
     for option in OPTIONS:
         value = flags.get(option.key)
-        # The preset is always named, and the GPU count only where the preset depends on it.
+        # The preset is always part of the name, the number of GPUs only if the preset depends on it.
         if option.name == 'cfg':
             parts.append(f'auto{request.gpus}' if value in (None, 'auto') else value)
         elif value is not None:
@@ -93,18 +83,18 @@ def run_description(flags: Mapping[str, Any], dataset: DatasetInfo) -> str:
 
 
 def notes(flags: Mapping[str, Any], dataset: DatasetInfo, config: TrainConfig) -> list[str]:
-    """Sentences on what the user may not expect of a resolved run."""
+    """Notes on a resolved run that the user may not expect."""
     request = Request(flags, dataset)
     preset = _preset(request)
     found = []
     if config.D.mbstd_group_size != preset.mbstd:
-        found.append(f'Minibatch standard deviation uses groups of {config.D.mbstd_group_size} pictures, not '
-                     f'{preset.mbstd}, to divide the {config.batch_gpu} pictures at a time on each device.')
+        found.append(f'Minibatch standard deviation uses groups of {config.D.mbstd_group_size} images, not '
+                     f'{preset.mbstd}, so that they divide --batch-gpu={config.batch_gpu}.')
     colourless = dataset.channels not in COLOR_CHANNELS
     if colourless and config.augment.mode != 'noaug' and not request.given('augpipe'):
-        found.append(f'Augmentation leaves colours alone: pictures of {dataset.channels} channels have none.')
+        found.append(f'Augmentation leaves out colours: images of {dataset.channels} channels have none.')
     if config.resume_pkl is not None:
-        found.append(f'Transfer: a new training, from picture 0, with the weights of {config.resume_pkl}.')
+        found.append(f'Fine-tuning: a new run, from kimg 0, with the weights of {config.resume_pkl}.')
     return found
 
 
@@ -117,27 +107,27 @@ def _preset(request: Request) -> Preset:
 
 
 def _preset_settings(preset: Preset, request: Request) -> Settings:
-    """The settings before any flag but --cfg and --gpus."""
+    """The settings of the preset, before any other flag than --cfg and --gpus."""
     channels = {'channel_base': int(preset.fmaps * FMAPS_BASE), 'channel_max': preset.channel_max,
                 'num_fp16_res': preset.num_fp16_res, 'conv_clamp': preset.conv_clamp}
-    # The batch of a preset is split over the GPUs that it was made for; fewer GPUs take more rounds.
-    round_size = preset.batch // max(preset.ref_gpus or request.gpus, request.gpus)
+    # Presets assume ref_gpus GPUs; fewer GPUs accumulate gradients to the same batch size.
+    batch_gpu = preset.batch // max(preset.ref_gpus or request.gpus, request.gpus)
     return {
         'run_dir': '.', 'num_gpus': request.gpus, 'random_seed': 0, 'metrics': preset.metrics,
         'image_snapshot_ticks': preset.image_snap or preset.snap, 'network_snapshot_ticks': preset.snap,
         **{f'data.{name}': value for name, value in _data_settings(request.dataset).items()},
-        # Both networks have the same number of feature maps at a level.
+        # G and D have the same number of feature maps at each resolution.
         **{f'{network}.{name}': value for network in 'GD' for name, value in channels.items()},
         'G.z_dim': preset.z_dim, 'G.w_dim': preset.w_dim, 'G.map_layers': preset.map_depth,
         'G.use_noise': preset.use_noise,
-        # The mapping network of D, used with labels, keeps its own depth.
+        # map_depth is that of G: the mapping network of D, used with labels, keeps its default depth.
         'D.mbstd_group_size': preset.mbstd, 'D.architecture': preset.architecture,
         'G_opt.lr': preset.lrate, 'D_opt.lr': preset.lrate, 'G_opt.betas': preset.betas,
         'D_opt.betas': preset.betas, 'system': preset.system, **_intervals(preset),
         'augment.mode': request.aug, 'loss.r1_gamma': preset.gamma,
         'loss.pl_weight': preset.pl_weight, 'loss.style_mixing_prob': preset.style_mixing_prob,
         'augment.multipliers': _default_multipliers(preset, request), 'total_kimg': preset.kimg,
-        'batch_size': preset.batch, 'batch_gpu': max(round_size, 1),
+        'batch_size': preset.batch, 'batch_gpu': max(batch_gpu, 1),
         'ema_kimg': preset.ema_kimg, 'ema_rampup': preset.ema_rampup, 'ada_kimg': preset.ada_kimg,
         'kimg_per_tick': preset.kimg_per_tick,
     }
@@ -154,7 +144,7 @@ def _data_settings(dataset: DatasetInfo) -> dict[str, Any]:
 
 
 def _default_multipliers(preset: Preset, request: Request) -> dict[str, float]:
-    # Without augmentation nothing of the preset's pipeline stays, so that the options say what happens.
+    # Without augmentation, training_options.json lists no transforms.
     if request.aug == 'noaug':
         return {}
     groups = PIPELINES[preset.augpipe]
@@ -163,7 +153,7 @@ def _default_multipliers(preset: Preset, request: Request) -> dict[str, float]:
 
 
 def fitting_group(group: int, batch_gpu: int) -> int:
-    """The largest size up to `group` that divides the batch; larger groups than the batch are no problem."""
+    """The largest group size up to `group` that divides batch_gpu; `group` itself if batch_gpu is smaller."""
     if batch_gpu <= group:
         return group
     return max(size for size in range(1, group + 1) if batch_gpu % size == 0)

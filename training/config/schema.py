@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run is, and its published form: the dictionary that training_options.json holds."""
+"""All settings of a training run, and their published form: the dictionary in training_options.json."""
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dnnlib.util import UserError
 from training.config.sections import (
+    MAY_CHANGE,
     AugmentConfig,
     DataConfig,
     DiscriminatorConfig,
@@ -26,39 +27,33 @@ PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
 DEVICES = ('auto', 'cuda', 'cpu')
 OPS = ('auto', 'cuda', 'torch')
 CUDA_GRAPHS = ('auto', 'on', 'off')
-# Settings of this project: in the dictionary only where they differ from the defaults of TrainConfig.
-OWN_SETTINGS = ('ada_interval', 'G_reg_interval', 'D_reg_interval', 'kimg_per_tick', 'precision', 'device',
-                'metrics_every', 'snapshot_minutes', 'wandb', 'keep', 'time_limit_sec', 'timeout_sec', 'ops',
-                'cuda_graphs', 'compile', 'detector_dir')
-TAIL_SETTINGS = ('resume_pkl', 'ada_kimg', 'cudnn_benchmark', 'allow_tf32', *OWN_SETTINGS)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that a run is made from.
+    """All settings of a training run.
 
-    run_dir: its folder.  image_snapshot_ticks, network_snapshot_ticks: ticks between snapshots, None for
-    none.  snapshot_minutes: instead, minutes between both.  metrics: names, computed at every
-    `metrics_every`-th network snapshot.  wandb: log to Weights & Biases, too.  total_kimg: length, in
-    thousand pictures.  batch_size: pictures a step; batch_gpu: of these at a time on each device.  ema_kimg:
-    half-life of the averaged generator; ema_rampup: limits it to this share of the pictures so far, None for
-    no limit.  ada_kimg: thousand pictures in which p can move by 1; ada_interval: steps between its moves.
-    G_reg_interval, D_reg_interval: steps between regularisations, None: in every step.  resume_pkl: path or
-    URL of the networks to start from.  keep: network snapshots that stay besides the best, None for all.
-    time_limit_sec: the run saves itself and stops after so many seconds.  timeout_sec: a process that the
-    others wait for so long ends it.  allow_tf32: TF32 on a GPU, in float32 convolutions and matrix products;
-    None: in convolutions only.  ops: which implementation operators have.  cuda_graphs: whether phases
-    run as captured graphs.  compile: whether main phases run networks compiled by torch.compile.
-    detector_dir: folder with feature networks of metrics.  snapshot_formats: suffixes of the files of saved
-    networks.  system: which networks and losses, see training.systems.table.
-    Raises UserError for what cannot be trained.
+    run_dir: run directory.  image_snapshot_ticks, network_snapshot_ticks: ticks between snapshots, None for
+    none.  metrics: names, evaluated for every `metrics_every`-th snapshot.  total_kimg: training length.
+    batch_size: over all GPUs and passes; batch_gpu: per GPU and pass.  ema_kimg: half-life of the averaged
+    generator; ema_rampup: limits it to this fraction of the images so far, None for no limit.  resume_pkl:
+    path or URL of the weights to fine-tune from.  ada_kimg: kimg in which p can move by 1; ada_interval:
+    iterations between its updates.  allow_tf32: for float32 convolutions and matrix products on GPU, None for
+    convolutions only.  G_reg_interval, D_reg_interval: iterations between regularisation phases, None to
+    regularise in every main phase.  snapshot_minutes: minutes between snapshots, instead of ticks.  keep:
+    number of newest snapshots to keep besides the best, None for all.  time_limit_sec: save and stop after
+    this time.  timeout_sec: abort once one process has stalled the others for this time.  ops: implementation
+    of the custom ops.  cuda_graphs: whether phases are captured as CUDA graphs.  compile: whether main phases
+    run networks compiled by torch.compile.  detector_dir: directory with feature networks of metrics.
+    snapshot_formats: suffixes.  system: networks and losses, see training.systems.table.
+    Raises UserError for settings that cannot be trained.
     """
 
-    run_dir: str
+    run_dir: str = field(metadata=MAY_CHANGE)
     num_gpus: int
-    image_snapshot_ticks: int | None
-    network_snapshot_ticks: int | None
-    metrics: tuple[str, ...]
+    image_snapshot_ticks: int | None = field(metadata=MAY_CHANGE)
+    network_snapshot_ticks: int | None = field(metadata=MAY_CHANGE)
+    metrics: tuple[str, ...] = field(metadata=MAY_CHANGE)
     random_seed: int
     data: DataConfig
     G: GeneratorConfig
@@ -67,32 +62,34 @@ class TrainConfig:
     D_opt: OptimizerConfig
     loss: LossConfig
     augment: AugmentConfig
-    total_kimg: float
+    total_kimg: float = field(metadata=MAY_CHANGE)
     batch_size: int
     batch_gpu: int
     ema_kimg: float
     ema_rampup: float | None
+    # The published dictionary has these, in this order, only if they differ from their defaults.
+    resume_pkl: str | None = None
     ada_kimg: float = 500
+    cudnn_benchmark: bool = field(default=True, metadata=MAY_CHANGE)
+    allow_tf32: bool | None = None
     ada_interval: int = 4
     G_reg_interval: int | None = 4
     D_reg_interval: int | None = 16
-    kimg_per_tick: float = 4
-    resume_pkl: str | None = None
-    cudnn_benchmark: bool = True
-    allow_tf32: bool | None = None
+    kimg_per_tick: float = field(default=4, metadata=MAY_CHANGE)
     precision: str = 'auto'
-    device: str = 'auto'
-    metrics_every: int = 1
-    snapshot_minutes: float | None = None
-    wandb: bool = False
-    keep: int | None = None
-    time_limit_sec: float | None = None
-    timeout_sec: float = 600
-    ops: str = 'auto'
-    cuda_graphs: str = 'auto'
-    compile: bool = False
-    detector_dir: str | None = None
-    snapshot_formats: tuple[str, ...] = ('pkl',)
+    device: str = field(default='auto', metadata=MAY_CHANGE)
+    metrics_every: int = field(default=1, metadata=MAY_CHANGE)
+    snapshot_minutes: float | None = field(default=None, metadata=MAY_CHANGE)
+    wandb: bool = field(default=False, metadata=MAY_CHANGE)
+    keep: int | None = field(default=None, metadata=MAY_CHANGE)
+    time_limit_sec: float | None = field(default=None, metadata=MAY_CHANGE)
+    timeout_sec: float = field(default=600, metadata=MAY_CHANGE)
+    ops: str = field(default='auto', metadata=MAY_CHANGE)
+    cuda_graphs: str = field(default='auto', metadata=MAY_CHANGE)
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
+    detector_dir: str | None = field(default=None, metadata=MAY_CHANGE)
+    snapshot_formats: tuple[str, ...] = field(default=('pkl',), metadata=MAY_CHANGE)
+    # The class names in the dictionary say it.
     system: str = 'stylegan2'
 
     def __post_init__(self) -> None:
@@ -110,9 +107,9 @@ class TrainConfig:
 
     def _check_speed(self) -> None:
         if self.cuda_graphs == 'on' and self.device == 'cpu':
-            raise UserError('--cuda-graphs=on does not go with --device=cpu; leave one of them out')
+            raise UserError('--cuda-graphs=on conflicts with --device=cpu; omit one of them')
         if self.cuda_graphs == 'on' and self.compile:
-            raise UserError('--cuda-graphs=on does not go with --compile=1; leave one of them out')
+            raise UserError('--cuda-graphs=on conflicts with --compile=1; omit one of them')
 
     def _check_batch(self) -> None:
         if self.batch_size % (self.batch_gpu * self.num_gpus):
@@ -123,12 +120,12 @@ class TrainConfig:
                             f'--batch-gpu={self.batch_gpu}; use {remedy}')
 
     def _check_channels(self) -> None:
-        # A level has channel_base // level feature maps.
-        highest_level = 4 << split_resolution(*self.data.size)[2]
+        # Layers of resolution r have channel_base // r feature maps.
+        highest = 4 << split_resolution(*self.data.size)[2]
         for base in (self.G.channel_base, self.D.channel_base):
-            if base < highest_level:
-                raise UserError(f'--cbase={base} leaves the highest level without feature maps; use '
-                                f'--cbase={highest_level} or more')
+            if base < highest:
+                raise UserError(f'--cbase={base} leaves the highest resolution without feature maps; use '
+                                f'--cbase={highest} or more')
             self._form.check(self.data, base)
 
     @property
@@ -148,7 +145,7 @@ class TrainConfig:
         return kwargs
 
     def loss_kwargs(self) -> dict[str, Any]:
-        """Constructor arguments of the losses, as far as they are settings."""
+        """Constructor arguments of the loss that are settings."""
         return self._form.loss_kwargs(self.loss)
 
     def _half_dtype(self) -> dict[str, str]:
@@ -159,21 +156,19 @@ class TrainConfig:
         return dict(self.augment.multipliers)
 
     def for_device(self, device_type: str) -> 'TrainConfig':
-        """Decide --precision=auto for 'cuda' or 'cpu'. A CPU gains nothing from float16.
+        """Resolve --precision=auto for 'cuda' or 'cpu', where float16 would not be faster.
 
-        Raises UserError if the device cannot do what is asked for.
+        Raises UserError for options that the device does not support.
         """
         if self.cuda_graphs == 'on' and device_type != 'cuda':
-            raise UserError('--cuda-graphs=on: there is no GPU here; use --cuda-graphs=auto')
+            raise UserError('--cuda-graphs=on: no GPU is available; use --cuda-graphs=auto')
         if self.precision != 'auto' or device_type != 'cpu':
             return self
         return dataclasses.replace(self, G=dataclasses.replace(self.G, num_fp16_res=0),
                                    D=dataclasses.replace(self.D, num_fp16_res=0))
 
     def to_options(self) -> dict[str, Any]:
-        """The published dictionary, which JSON can hold: its keys in its order, then the settings of this
-        project.
-        """
+        """The published dictionary, as JSON can hold it: published keys in their order, then our own."""
         form = self._form
         return {
             **{name: getattr(self, name) for name in _HEAD_FIELDS},
@@ -186,20 +181,18 @@ class TrainConfig:
             'D_opt_kwargs': _named('torch.optim.Adam', self.D_opt),
             'loss_kwargs': {'class_name': form.loss, **self.loss_kwargs()},
             **{name: getattr(self, name) for name in _SCHEDULE_FIELDS}, **self.augment.options(),
-            **changed(self, *TAIL_SETTINGS), **self._formats(), **changed(self.data, 'cache'),
-            'run_dir': self.run_dir,
+            **{name: list(value) if isinstance(value, tuple) else value
+               for name, value in changed(self, *_OPTIONAL_FIELDS).items()},
+            **changed(self.data, 'cache'), 'run_dir': self.run_dir,
         }
-
-    def _formats(self) -> dict[str, list[str]]:
-        return {key: list(value) for key, value in changed(self, 'snapshot_formats').items()}
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> 'TrainConfig':
-        """Read a dictionary made by `to_options` or by the published program.
+        """The inverse of `to_options`; also reads dictionaries of the published program.
 
-        Raises UserError that names a key that is missing or unknown.
+        Raises UserError that names a missing or unknown key.
         """
-        # Each section takes its keys out; what is left are fields of TrainConfig, or unknown.
+        # Each section pops its keys; the remaining ones are fields of TrainConfig, or unknown.
         rest = dict(options)
         try:
             data, system = _read_data(rest), system_of(rest['G_kwargs'])
@@ -218,6 +211,8 @@ class TrainConfig:
 
 _HEAD_FIELDS = ('num_gpus', 'image_snapshot_ticks', 'network_snapshot_ticks')
 _SCHEDULE_FIELDS = ('total_kimg', 'batch_size', 'batch_gpu', 'ema_kimg', 'ema_rampup')
+_OPTIONAL_FIELDS = [f.name for f in dataclasses.fields(TrainConfig)
+                    if f.default is not dataclasses.MISSING and f.name != 'system']
 
 
 def _read_data(options: dict[str, Any]) -> DataConfig:
@@ -230,7 +225,7 @@ def _read_data(options: dict[str, Any]) -> DataConfig:
 
 
 def _read_optimizer(kwargs: Mapping[str, Any]) -> OptimizerConfig:
-    # Published files hold the integer 0, which Adam of current PyTorch refuses beside a float.
+    # Published files contain the integer 0, but Adam of current PyTorch refuses to mix it with a float.
     first, second = kwargs['betas']
     values = without_class_name(kwargs) | {'betas': (float(first), float(second))}
     return construct(OptimizerConfig, values)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a training run as frozen dataclasses, each with its published form: keyword arguments."""
+"""The sections of a training run as frozen dataclasses, and their published form: keyword arguments.
+
+Fields with the metadata MAY_CHANGE may differ when a run is resumed, because they do not affect training.
+"""
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,28 +12,29 @@ from dnnlib.util import UserError
 
 Section = TypeVar('Section')
 
+MAY_CHANGE = {'may_change': True}
 CACHES = ('auto', 'ram', 'gpu', 'off')
 AUGMENT_MODES = ('noaug', 'ada', 'fixed')
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The training pictures.
+    """The training images.
 
-    max_size: pictures used.  random_seed: draws them where they are a subset.  xflip: add the mirror images.
-    resolution: side, or (height, width), in pixels.  num_workers: processes or threads that read.
-    cache: 'ram' and 'gpu' decode all pictures once and keep them there, 'off' at each use, 'auto' decides
-    by size.
+    max_size: number of images used.  random_seed: of the subset, None for all images.  xflip: add the mirror
+    images.  resolution: side, or (height, width), in pixels.  num_workers: processes or threads that load
+    data.  cache: 'ram' and 'gpu' decode all images once and keep them there, 'off' decodes them at each use,
+    'auto' depends on their size.
     """
 
-    path: str
+    path: str = field(metadata=MAY_CHANGE)
     use_labels: bool
     max_size: int
     xflip: bool
     resolution: int | tuple[int, int]
     random_seed: int | None = None
-    num_workers: int = 3
-    cache: str = 'auto'
+    num_workers: int = field(default=3, metadata=MAY_CHANGE)
+    cache: str = field(default='auto', metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         check_minimum(self, 1, 'max_size')
@@ -44,13 +48,13 @@ class DataConfig:
 
     def kwargs(self) -> dict[str, Any]:
         """Keyword arguments of training.dataset.ImageFolderDataset."""
-        # A number for squares, as published; [height, width] otherwise.
+        # Square images: a number, as published.
         side = self.resolution if isinstance(self.resolution, int) else list(self.resolution)
         return {**{name: getattr(self, name) for name in ('path', 'use_labels', 'max_size', 'xflip')},
                 'resolution': side, **changed(self, 'random_seed')}
 
     def loader_kwargs(self) -> dict[str, Any]:
-        """What published files say of the loader; only num_workers can be chosen."""
+        """Keyword arguments of the data loader as published; only num_workers is a setting."""
         return {'pin_memory': True, 'num_workers': self.num_workers, 'prefetch_factor': 2}
 
 
@@ -58,10 +62,11 @@ class DataConfig:
 class GeneratorConfig:
     """The generator.
 
-    z_dim, w_dim: lengths of the latents.  map_layers: depth of the mapping network.  A level r has
-    min(channel_base // r, channel_max) feature maps.  num_fp16_res: how many of the highest levels compute in
-    half precision.  conv_clamp: bound of their activations, None for none.  channels_last: their memory
-    format, None for the faster one on each device.  use_noise: whether the layers of synthesis add noise.
+    z_dim, w_dim: dimensionality of the latents.  map_layers: depth of the mapping network.  Layers of
+    resolution r have min(channel_base // r, channel_max) feature maps.  num_fp16_res: number of the highest
+    resolutions in half precision.  conv_clamp: clamp of activations, None for none.  channels_last: memory
+    format of half-precision activations, None for the faster one on each device.  use_noise: whether
+    synthesis layers add noise.
     """
 
     z_dim: int
@@ -79,9 +84,9 @@ class GeneratorConfig:
         check_minimum(self, 0, 'num_fp16_res')
 
     def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of training.networks.Generator, without those that the dataset gives."""
+        """Keyword arguments of training.networks.Generator, except those that depend on the dataset."""
         synthesis = {name: getattr(self, name) for name in _CHANNEL_FIELDS}
-        # Published files have these keys only where they differ from the default.
+        # Published files contain these keys only if they differ from the default.
         synthesis.update(changed(self, 'use_noise'))
         if self.channels_last is not None:
             synthesis['fp16_channels_last'] = self.channels_last
@@ -99,8 +104,8 @@ class GeneratorConfig:
 class DiscriminatorConfig:
     """The discriminator; fields shared with GeneratorConfig mean the same.
 
-    mbstd_group_size: pictures whose deviation is a feature.  freeze_layers: layers, from the picture on, that
-    do not learn (Freeze-D).  architecture: 'resnet' (also None), 'skip' or 'orig'.
+    mbstd_group_size: group size of the minibatch standard deviation.  freeze_layers: number of frozen layers,
+    counted from the input (Freeze-D).  architecture: 'resnet' (also None), 'skip' or 'orig'.
     """
 
     channel_base: int
@@ -117,7 +122,7 @@ class DiscriminatorConfig:
         check_minimum(self, 0, 'num_fp16_res')
 
     def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of training.networks.Discriminator, without those that the dataset gives."""
+        """Keyword arguments of training.networks.Discriminator, except those that depend on the dataset."""
         block = changed(self, 'freeze_layers')
         if self.channels_last is not None:
             block['fp16_channels_last'] = self.channels_last
@@ -137,9 +142,7 @@ _CHANNEL_FIELDS = ('channel_base', 'channel_max', 'num_fp16_res', 'conv_clamp')
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam, before the correction for lazy regularisation.  lr: learning rate.  betas: decay a step.  eps:
-    floor.
-    """
+    """Adam, before the correction for lazy regularisation.  betas: decay rates per step."""
 
     lr: float
     betas: tuple[float, float] = (0.0, 0.99)
@@ -154,9 +157,9 @@ class OptimizerConfig:
 class LossConfig:
     """Weights of the loss terms.
 
-    r1_gamma: R1.  pl_weight: path length.  style_mixing_prob: chance that a batch mixes styles.
-    pl_batch_shrink: path length uses 1/n of a batch, at least one picture.  pl_decay: speed of the running
-    mean of lengths, a step.
+    r1_gamma: weight of R1.  pl_weight: weight of path length regularisation.  style_mixing_prob: probability
+    of style mixing.  pl_batch_shrink: path length regularisation uses 1/n of a batch, at least one image.
+    pl_decay: decay of the running mean of path lengths, per step.
     """
 
     r1_gamma: float
@@ -166,7 +169,7 @@ class LossConfig:
     pl_decay: float = 0.01
 
     def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of training.loss.StyleGAN2Loss that differ from its defaults, and r1_gamma."""
+        """Keyword arguments of training.loss.StyleGAN2Loss: r1_gamma, and those that differ from defaults."""
         names = ('pl_weight', 'style_mixing_prob', 'pl_batch_shrink', 'pl_decay')
         return {'r1_gamma': self.r1_gamma, **changed(self, *names)}
 
@@ -178,10 +181,10 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation. mode: 'ada' moves p towards `target`, 'fixed' keeps p, 'noaug' has none.
+    """Augmentation. mode: 'ada' adapts p, 'fixed' keeps it, 'noaug' disables augmentation.
 
-    p: probability of each transform, at the start for 'ada'.  target: wanted mean sign of D on real pictures.
-    multipliers: transform or group member -> factor of p.
+    p: probability of each transform, the initial one for 'ada'.  target: of ADA, the mean sign of D on real
+    images.  multipliers: {transform: factor of p}.
     """
 
     mode: str = 'ada'
@@ -193,7 +196,7 @@ class AugmentConfig:
         check_choice('mode', self.mode, AUGMENT_MODES)
 
     def options(self) -> dict[str, Any]:
-        """The published keys: ada_target, augment_p and augment_kwargs, as far as they apply."""
+        """The published keys that apply: ada_target, augment_p and augment_kwargs."""
         if self.mode == 'noaug':
             return {}
         target = {'ada_target': self.target} if self.mode == 'ada' else {}
@@ -203,17 +206,17 @@ class AugmentConfig:
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> 'AugmentConfig':
-        """Take the published keys out of a dictionary."""
+        """Pop the published keys from a dictionary."""
         target, p = options.pop('ada_target', None), options.pop('augment_p', None)
         multipliers = without_class_name(options.pop('augment_kwargs', None) or {})
-        # The published files have no key for the mode: a target makes it ADA, a probability alone fixed.
+        # Published files have no key for the mode: ada_target implies 'ada', augment_p alone 'fixed'.
         if target is not None:
             return cls('ada', p or 0.0, target, multipliers)
         return cls('fixed', p, multipliers=multipliers) if p is not None else cls('noaug')
 
 
 def changed(section: Any, *names: str) -> dict[str, Any]:
-    """Those of the named fields that differ from their defaults."""
+    """The named fields that differ from their defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(section)}
     return {name: getattr(section, name) for name in names if getattr(section, name) != defaults[name]}
 
@@ -231,7 +234,7 @@ def _flatten(kwargs: Mapping[str, Any], *groups: str) -> dict[str, Any]:
 
 
 def construct(cls: type[Section], values: Mapping[str, Any], **renamed: str) -> Section:
-    """cls(**values) with keys renamed; UserError for keys that are missing or unknown."""
+    """cls(**values) with keys renamed. Raises UserError for missing or unknown keys."""
     values = {renamed.get(key, key): value for key, value in values.items()}
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     absent = (dataclasses.MISSING, dataclasses.MISSING)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The systems that can be trained, as far as the configuration knows them: names of classes, their arguments,
-and which flags mean nothing to them.
-"""
+"""The configuration of each system: class names, constructor arguments, and options without effect."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,18 +15,18 @@ from training.config.sections import (
 
 Kwargs = dict[str, Any]
 ALL_FLOAT32: Kwargs = {'num_fp16_res': 0, 'conv_clamp': None}
-UNLIMITED = 2 ** 20  # feature maps, where a system has no maximum
-# Values that ask for what is so in any case.
+UNLIMITED = 2 ** 20  # channel_max of systems without a maximum
+# Values of unused options that are accepted, because they ask for the actual behaviour.
 HARMLESS = (False, 'auto', 'fp32', '0', 'false', 'no')
 MIN_DCGAN_SIDE = 8
 
 
 @dataclass(frozen=True)
 class SystemForm:
-    """How the sections of a configuration become constructor arguments, and back.
+    """How sections of a configuration become constructor arguments, and back.
 
-    generator, discriminator, loss: dotted class names.  unused: names of flags without effect.  The functions
-    of G and D take or give a section; the size of the pictures decides what feature maps mean.
+    generator, discriminator, loss: dotted class names.  check: raises UserError for image sizes and
+    channel_base that the system does not support.  unused: names of options without effect.
     """
 
     generator: str
@@ -66,21 +64,21 @@ def _read_dcgan_discriminator(kwargs: Kwargs, data: DataConfig) -> Discriminator
 
 
 def _last_hidden_level(data: DataConfig) -> int:
-    """The side of the last feature maps of G and the first of D: there are ngf and ndf of them."""
+    """Resolution of the last feature maps of G and the first ones of D: their numbers are ngf and ndf."""
     return data.size[0] // 2
 
 
 def _check_dcgan(data: DataConfig, channel_base: int) -> None:
     height, width = data.size
     if height != width or height & (height - 1) or height < MIN_DCGAN_SIDE:
-        raise UserError(f'--cfg=dcgan: no network fits pictures of {width}x{height}: the sides must be the '
+        raise UserError(f'--cfg=dcgan: no network fits images of {width}x{height}: the sides must be the '
                         f'same power of two, at least {MIN_DCGAN_SIDE}; resize with dataset_tool.py '
                         '--width=64 --height=64')
     level = _last_hidden_level(data)
     if channel_base % level:
         nearest = max(channel_base // level, 1) * level
         raise UserError(f'--cbase={channel_base}: with --cfg=dcgan it must be a multiple of {level}, half '
-                        f'the side of the pictures; use --cbase={nearest}')
+                        f'the side of the images; use --cbase={nearest}')
 
 
 SYSTEM_FORMS = {
@@ -111,32 +109,29 @@ SYSTEM_FORMS = {
 }
 
 
-# Of generators in runs of version 0.1, when each was a module beside training.networks.
+# Class names of generators in runs of version 0.1.
 NAMES_BEFORE = {'training.networks_stylegan1.StyleGAN1Generator': 'stylegan1',
                 'training.networks_dcgan.DCGANGenerator': 'dcgan'}
 
 
 def system_of(kwargs: Mapping[str, Any]) -> str:
-    """The system whose generator has these arguments, by their class_name; by default the published one.
-
-    Raises UserError for another class.
-    """
+    """The system of G_kwargs by its class_name; 'stylegan2' if it has none. Raises UserError if unknown."""
     names = {form.generator: name for name, form in SYSTEM_FORMS.items()} | NAMES_BEFORE
     found = kwargs.get('class_name', SYSTEM_FORMS['stylegan2'].generator)
     if found not in names:
         known = ', '.join(form.generator for form in SYSTEM_FORMS.values())
-        raise UserError(f'training options: the generator {found} is none of {known}')
+        raise UserError(f'training options: unknown generator {found}; known are {known}')
     return names[found]
 
 
 def check_unused(system: str, preset: str, flag: str, value: Any) -> None:
-    """Raise UserError for a flag that asks for something that the system does not have."""
+    """Raise UserError for an option that has no effect on the system."""
     if flag in SYSTEM_FORMS[system].unused and value not in HARMLESS:
-        raise UserError(f'--{flag}={value} has no effect with --cfg={preset}; leave one of the two out')
+        raise UserError(f'--{flag}={value} has no effect with --cfg={preset}; omit one of the two')
 
 
 def read_sections(options: dict[str, Any], system: str, data: DataConfig) -> dict[str, Any]:
-    """Take the arguments of G, D and the loss out of the published dictionary, as sections."""
+    """Pop the arguments of G, D and the loss from the published dictionary; returns sections."""
     form = SYSTEM_FORMS[system]
     G, D, loss = [without_class_name(options.pop(key)) for key in ('G_kwargs', 'D_kwargs', 'loss_kwargs')]
     return {'G': form.read_G(G, data), 'D': form.read_D(D, data), 'loss': form.read_loss(loss)}

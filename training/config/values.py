@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values with rules of their own: durations, snapshot intervals, lists of names, datasets and their sizes."""
+"""Parsers of option values, and properties of the dataset that the configuration depends on."""
 import re
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from dnnlib.util import UserError
 UNIT_SEC = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
 METRICS = ('fid50k_full', 'kid50k_full', 'pr50k3_full', 'ppl2_wend', 'is50k', 'fid50k', 'kid50k', 'pr50k3',
            'ppl_zfull', 'ppl_wfull', 'ppl_zend', 'ppl_wend', 'fid5k_full', 'kid5k_full', 'dc50k3_full', 'swd')
-HIGHER_IS_BETTER = ('is', 'pr', 'dc')  # beginnings of names of metrics
+HIGHER_IS_BETTER = ('is', 'pr', 'dc')  # prefixes of metric names
 SWITCH = {'auto': None, **dict.fromkeys(('1', 'true', 'yes', 'on', 'y', 't'), True),
           **dict.fromkeys(('0', 'false', 'no', 'off', 'n', 'f'), False)}
 SNAPSHOT_FORMATS = ('pkl', 'safetensors')
@@ -17,10 +17,11 @@ SNAPSHOT_FORMATS = ('pkl', 'safetensors')
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What opening a dataset tells.
+    """Properties of a dataset.
 
-    path: folder or zip.  num_images: without mirror images.  height, width: pixels.  channels: 1 gray, 2 gray
-    and alpha, 3 RGB, 4 RGBA, or any other number.  label_dim: length of a label vector, 0 without labels.
+    path: directory or zip.  num_images: without mirror images.  height, width: pixels.  channels: 1 gray,
+    2 gray with alpha, 3 RGB, 4 RGBA, or any other number.  label_dim: length of a label vector, 0 without
+    labels.
     """
 
     path: str
@@ -33,7 +34,7 @@ class DatasetInfo:
 
 
 def split_resolution(height: int, width: int) -> tuple[int, int, int]:
-    """As dnnlib.resolution.split_resolution(). Raises UserError, with the nearest size that fits."""
+    """As dnnlib.resolution.split_resolution(), but raises UserError that names the nearest valid size."""
     try:
         return resolution.split_resolution((height, width))
     except ValueError as error:
@@ -42,9 +43,9 @@ def split_resolution(height: int, width: int) -> tuple[int, int, int]:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of '45s', '90m', '3h', '1.5d', '1d12h', '02:30:00' or '2-00:00:00', which is days-h:m:s.
+    """Seconds of '45s', '90m', '3h', '1.5d', '1d12h', '02:30:00' or '2-00:00:00' (days-h:m:s).
 
-    Raises UserError for anything else, and for zero.
+    Raises UserError for other formats and for zero.
     """
     text = str(text).strip()
     clock = re.fullmatch(r'(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)', text)
@@ -55,13 +56,12 @@ def parse_duration(text: str) -> float:
     elif re.fullmatch(r'(?:\d+(?:\.\d+)?[smhd])+', text):
         seconds = sum(float(n) * UNIT_SEC[unit] for n, unit in re.findall(r'([\d.]+)([smhd])', text))
     if seconds <= 0:
-        raise UserError(f'--time-limit={text} must be a time such as 90m, 3h, 1d12h or 2-00:00:00')
+        raise UserError(f'--time-limit={text} must be a duration such as 90m, 3h, 1d12h or 2-00:00:00')
     return seconds
 
 
 def parse_snap(text: str) -> tuple[int | None, float | None]:
-    """(ticks, minutes), one of them None."""
-    # Ticks are whole; minutes, marked by m, need not be.
+    """(ticks, None) of '50', or (None, minutes) of '30m' or '1.5m'. Raises UserError for other formats."""
     match = re.fullmatch(r'(\d+)|(\d+(?:\.\d*)?)m', str(text).strip())
     number = float(match[1] or match[2]) if match else 0
     if not match or number <= 0 or (match[1] and number < 1):
@@ -70,19 +70,19 @@ def parse_snap(text: str) -> tuple[int | None, float | None]:
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:
-    """Names from a comma list; none for '' and 'none'. Raises UserError for a name that is not known."""
+    """Names of a comma-separated list; () for '' and 'none'. Raises UserError for unknown metrics."""
     if text == '' or text.lower() == 'none':
         return ()
     names = tuple(text.split(','))
     for name in names:
         if name not in METRICS:
-            raise UserError(f'--metrics={text}: {name!r} is not a metric; use none or, joined by commas: '
+            raise UserError(f'--metrics={text}: {name!r} is not a metric; use none or, comma-separated: '
                             f'{", ".join(METRICS)}')
     return names
 
 
 def parse_switch(name: str, value: str | bool) -> bool | None:
-    """True, False, or None for auto.  name: of the option. Raises UserError for anything else."""
+    """True, False, or None for auto.  name: of the option. Raises UserError for other values."""
     word = str(value).strip().lower()
     if word not in SWITCH:
         raise UserError(f'--{name}={value} must be auto, 1 or 0')
@@ -90,7 +90,7 @@ def parse_switch(name: str, value: str | bool) -> bool | None:
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """Formats of networks from a comma list. Raises UserError unless all are known and there is one."""
+    """Snapshot formats of a comma-separated list. Raises UserError if it is empty or one is unknown."""
     names = tuple(dict.fromkeys(text.split(',')))
     if not set(names) <= set(SNAPSHOT_FORMATS):
         raise UserError(f'--snapshot-format={text} must be one or more of {",".join(SNAPSHOT_FORMATS)}')

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes networks in the format that the name of the file asks for."""
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dnnlib.util import UserError
 from training.formats import exported, pickled, rosinality, safetensors_file
+from training.formats.load import check_truncation
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,6 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any], choices: Choices
     if not parent.is_dir():
         raise UserError(f'--dest={path}: the folder {parent} does not exist; create it first')
     return WRITERS[suffix](Path(path), contents, choices)
-
-
-def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:
-    """Raise UserError, naming the option, unless psi is finite, and 1 if the network keeps no average w."""
-    if not math.isfinite(psi):
-        raise UserError(f'{option}={psi}: must be a finite number')
-    if psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f'{option}={psi:g}: this network keeps no average w; only --trunc=1 works')
 
 
 def check_suffix(path: str | os.PathLike) -> str:

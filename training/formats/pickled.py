@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network pickles, official, StyleGAN3's and own: rebuilt from what the safe loader says of them."""
-import contextlib
 import copy
 import inspect
+import io
 import math
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,10 +16,11 @@ import torch
 
 import dnnlib
 from dnnlib.util import UserError, replace_file
+from torch_utils.pickles import describe
 from torch_utils.pickles.describe import TRUST, ModuleDescription, explained
 from torch_utils.pickles.tensors import make_tensors
 from training import networks
-from training.formats import rebuild
+from training.formats import rebuild, tensorflow
 from training.formats.rebuild import KEYS, MODULES, NETWORKS, check_sizes, construct, shown
 
 # StyleGAN3's version of the same networks has other defaults, and G's synthesis arguments beside the others.
@@ -104,6 +105,15 @@ def load_by_execution(file: BinaryIO, name: str) -> dnnlib.EasyDict:
     return found
 
 
+def read(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
+    """(key -> what builds that network, training_set_kwargs) of a pickle, PyTorch's or TensorFlow's."""
+    held = describe.load(io.BytesIO(data), name)
+    if tensorflow.is_tensorflow(held):
+        return tensorflow.recipes(name, held), None
+    networks = blueprints(name, held)
+    return networks, describe.plain(held.get('training_set_kwargs'), name)
+
+
 def blueprints(name: str, held: Any) -> dict[str, Blueprint]:
     """The networks in what safe_pickle.load() gave. Raises UserError if there are none."""
     check_contents(name, held, ModuleDescription)
@@ -150,32 +160,6 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 EXPORTED = ('G', 'D', 'G_ema', 'augment_pipe')  # networks of a snapshot, in the published order
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file to write to, which takes the place of `path` once it is complete and on the disk.
-
-    On any failure `path` stays as it was and nothing is left beside it. Raises UserError naming `path` if
-    the folder cannot be written to or the disk is full.
-    """
-    with replace_file(path) as temporary:
-        with open(temporary, 'xb') as file:
-            yield file
-            file.flush()
-            # Without this a power cut after the renaming may leave an empty file under the final name.
-            os.fsync(file.fileno())
-    _sync_folder(Path(path).parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the names of a folder on the disk, where the system offers it: they can get lost like contents."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class HostCopies:
@@ -257,7 +241,7 @@ def copy_networks(
 
 def write_networks(path: str | os.PathLike, snapshot: Mapping[str, Any]) -> Path:
     """Pickle what copy_networks() gave; returns the path. Raises UserError if the file cannot be written."""
-    with atomic_write(path) as file:
+    with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file:
         pickle.dump(dict(snapshot), file)
     return Path(path)
 

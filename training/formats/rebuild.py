@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks made of a class name, constructor arguments and tensors: all that is taken from any file."""
+import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,18 +9,16 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError
-from training import augment, networks
-from training.systems import dcgan, stylegan1
+from training import networks
 
 NETWORKS = ('G', 'D', 'G_ema')
 MODULES = (*NETWORKS, 'augment_pipe')
 KEYS = (*NETWORKS, 'training_set_kwargs', 'augment_pipe')
+# Class -> its module, which is imported once a file asks for it.
 CLASSES = {
-    'Generator': networks.Generator, 'Discriminator': networks.Discriminator,
-    'AugmentPipe': augment.AugmentPipe,
-    'StyleGAN1Generator': stylegan1.StyleGAN1Generator,
-    'DCGANGenerator': dcgan.DCGANGenerator,
-    'DCGANDiscriminator': dcgan.DCGANDiscriminator}
+    'Generator': 'training.networks', 'Discriminator': 'training.networks', 'AugmentPipe': 'training.augment',
+    'StyleGAN1Generator': 'training.systems.stylegan1',
+    'DCGANGenerator': 'training.systems.dcgan', 'DCGANDiscriminator': 'training.systems.dcgan'}
 FP16_SETTINGS = {'num_fp16_res': 4, 'conv_clamp': 256}
 
 # The largest arguments that are believed, so that no forged file can ask for more than memory and time allow.
@@ -58,14 +57,14 @@ def class_of(name: str, class_name: Any) -> type[torch.nn.Module]:
     if not isinstance(class_name, str) or class_name not in CLASSES:
         raise UserError(f'{name} is of class {shown(class_name)}; only {", ".join(CLASSES)} can be rebuilt '
                         'without running the code in the file')
-    return CLASSES[class_name]
+    return getattr(importlib.import_module(CLASSES[class_name]), class_name)
 
 
 def construct(name: str, cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) -> torch.nn.Module:
     """The network without its tensors. Raises UserError if the arguments are not those of the class."""
     # On the meta device nothing is allocated or drawn: the tensors come from the file. The augmentation
     # computes its filters with NumPy and is small.
-    device = 'cpu' if cls is augment.AugmentPipe else 'meta'
+    device = 'cpu' if cls.__name__ == 'AugmentPipe' else 'meta'
     try:
         with torch.device(device):
             return cls(**kwargs)

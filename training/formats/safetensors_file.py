@@ -13,8 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dnnlib.util import UserError
-from training.formats.pickled import atomic_write
+from dnnlib.util import UserError, replace_file
 from training.formats.rebuild import MODULES, Recipe, arguments_of, shown
 
 FORMAT = 'stylegan2-ada-clean/1'
@@ -75,8 +74,8 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> Path:
     if contents.get('training_set_kwargs') is not None:
         metadata['training_set_kwargs'] = json.dumps(contents['training_set_kwargs'], default=str)
     # Not save_file(), which makes files that only their owner may read.
-    with atomic_write(path) as file:
-        file.write(safetensors.torch.save(tensors, metadata))
+    with replace_file(path, durable=True) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
     return path
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What projection reads and writes: target pictures, ws to begin with, found ws and noise."""
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +18,7 @@ from training.datasets.images import (
     is_image_name,
     to_pillow,
 )
-
-# What NumPy may raise for files of other kinds; it documents only a part of it.
-NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, zipfile.BadZipFile)
+from training.sampling.sources import read_w
 
 
 def find_targets(paths: Sequence[str]) -> list[Path]:
@@ -78,24 +75,6 @@ def read_init_ws(path: str, G: torch.nn.Module, count: int, space: str) -> torch
         raise UserError(f'--init-w={path}: has a different w for each layer, which --space=w cannot keep; '
                         'use --space=w+')
     return torch.from_numpy(ws).expand(count, -1, -1)
-
-
-def read_w(path: str, option: str) -> np.ndarray:
-    """The float32 array w of an .npz file named by an option. Raises UserError if there is none."""
-    try:
-        # Without pickles: an array of objects would be code.
-        with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays['w'], dtype=np.float32)
-    except NPZ_ERRORS as error:
-        raise UserError(f'--{option}={path}: {npz_problem(error, "an .npz file with an array w")}; give '
-                        'the projected_w.npz of projector.py') from error
-
-
-def npz_problem(error: Exception, expected: str) -> str:
-    """Why np.load() failed, for a user: what NumPy itself says is about arguments of its own."""
-    if isinstance(error, OSError) and error.strerror is not None:
-        return f'cannot be read ({error.strerror})'
-    return f'not {expected}'
 
 
 def save_projections(

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""progress.html: a run on one page, curves and pictures, that opens from a file and loads nothing."""
-import html
+"""progress.html: curves, images and options of a run on one self-contained page."""
 import json
 import os
 import re
@@ -9,28 +8,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from dnnlib.util import format_time, replace_file
 from training.report.charts import chart, short_number
 from training.report.curves import mean_of, read_jsonl, read_ticks, training_panels
-from training.report.template import POLICY, SCRIPT, STYLE
-from training.report.thumbnails import Sheet, evenly, fake_sheets, sheet_uri, thumbnail_uri
+from training.report.thumbnails import Thumbnail, evenly, fake_sheets, sheet_uri, thumbnail_uri
 
 PAGE_NAME = 'progress.html'
 WARNING = 'Warning: '
-# Lines of log.txt that somebody who looks at the run should see.
+# Lines of log.txt that the page shows.
 WARNING_LINE = re.compile(r'Warning: |Note: |Error: |.*(?:Remedies:|not saved|cannot be )')
 MAX_WARNINGS, MAX_WARNING_CHARS = 20, 500
 RECENT_TICKS = 20  # for the estimate of the remaining time
 LOWER_IS_BETTER = ('fid', 'kid', 'swd', 'ppl')
 Ticks = list[dict[str, Any]]
+# page.html with page.css and page.js; all values are escaped.
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+    lstrip_blocks=True, undefined=jinja2.StrictUndefined)
 
 
 def write_progress_page(run_dir: str | os.PathLike) -> Path:
-    """Write progress.html into the folder of a run, from what lies there; returns its path.
+    """Write progress.html into a run directory; returns its path.
 
-    Needs stats.jsonl with a tick; training_options.json, metrics, sheets and log.txt are shown if there. The
-    page stays below 2 MB for runs of any length. Raises UserError if it cannot be written, or there is no
-    tick.
+    Needs stats.jsonl with a tick; training_options.json, metrics, sample sheets and log.txt are optional. The
+    page stays below 2 MB for runs of any length. Raises UserError if there is no tick or the page cannot be
+    written.
     """
     path = Path(run_dir, PAGE_NAME)
     text = progress_page(run_dir)
@@ -43,33 +47,35 @@ def progress_page(run_dir: str | os.PathLike) -> str:
     """The text of the page: see write_progress_page."""
     folder = Path(run_dir).resolve()
     ticks, options = read_ticks(folder / 'stats.jsonl'), read_options(folder)
-    charts = ''.join(chart(panel) for panel in training_panels(ticks, folder))
-    title = html.escape(folder.name)
-    parts = [_header(folder, ticks, options), _warnings(folder), _pictures(folder, options),
-             f'<h2>Curves</h2><div class="charts">{charts}</div>', _facts(options)]
-    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<title>{title}</title><style>{STYLE}</style></head>\n<body><main>\n' + '\n'.join(parts)
-            + f'\n</main><dialog><img alt=""></dialog><script>{SCRIPT}</script></body></html>\n')
+    total = options.get('total_kimg')
+    total = total if isinstance(total, (int, float)) and total > 0 else None
+    kimg = mean_of(ticks[-1], 'Progress/kimg') or 0.0
+    share = None if total is None else min(kimg / total, 1.0)
+    return TEMPLATES.get_template('page.html').render(
+        name=folder.name, written=time.strftime('%Y-%m-%d %H:%M', time.localtime()), share=share,
+        cards=[('kimg shown' if total is None else f'of {short_number(total)} kimg', short_number(kimg)),
+               *_time_cards(ticks, total, share), *_tick_cards(ticks[-1]), *_metric_cards(folder)],
+        warnings=log_warnings(folder / 'log.txt'), sheets=_sheets(folder, options),
+        strip=_strip(folder, options), charts=[chart(panel) for panel in training_panels(ticks, folder)],
+        facts=_facts(options))
 
 
 def eta_sec(ticks: Ticks, total_kimg: float) -> float | None:
-    """Seconds until total_kimg at the speed of the latest ticks, all work included; None if unknown."""
+    """Seconds until total_kimg at the speed of the latest ticks, including maintenance; None if unknown."""
     recent = ticks[-RECENT_TICKS:]
     points = [(mean_of(row, 'Progress/kimg'), mean_of(row, 'Timing/total_sec')) for row in recent]
     points = [(kimg, sec) for kimg, sec in points if kimg is not None and sec is not None]
     if len(points) < 2:
         return None
     (first_kimg, first_sec), (kimg, sec) = points[0], points[-1]
-    # The clock of a run that was started anew may have begun at zero.
+    # The clock of a resumed run may have restarted at zero.
     if kimg <= first_kimg or sec <= first_sec:
         return None
     return max(total_kimg - kimg, 0) * (sec - first_sec) / (kimg - first_kimg)
 
 
 def log_warnings(log: str | os.PathLike) -> list[str]:
-    """The latest warnings in a log.txt, each once, oldest first; empty if there is no such file."""
+    """The latest warnings in a log.txt, without duplicates, oldest first; [] without such a file."""
     try:
         lines = Path(log).read_text(encoding='utf-8', errors='replace').splitlines()
     except OSError:
@@ -79,7 +85,7 @@ def log_warnings(log: str | os.PathLike) -> list[str]:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """training_options.json of a run's folder; empty if it cannot be read."""
+    """training_options.json of a run directory; {} if it cannot be read."""
     try:
         options = json.loads((folder / 'training_options.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -90,27 +96,6 @@ def read_options(folder: Path) -> dict[str, Any]:
 def _part(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = options.get(name)
     return part if isinstance(part, Mapping) else {}
-
-
-def _header(folder: Path, ticks: Ticks, options: Mapping[str, Any]) -> str:
-    """Name, bar and the numbers of the moment."""
-    latest = ticks[-1]
-    kimg = mean_of(latest, 'Progress/kimg') or 0.0
-    total = options.get('total_kimg')
-    has_total = isinstance(total, (int, float)) and total > 0
-    share = min(kimg / total, 1.0) if has_total else None
-    cards = [('kimg shown' if share is None else f'of {short_number(total)} kimg', short_number(kimg))]
-    cards += _time_cards(ticks, total if has_total else None, share)
-    augment, speed = mean_of(latest, 'Progress/augment'), mean_of(latest, 'Timing/sec_per_kimg')
-    cards += [('sec/kimg', short_number(speed))] if speed is not None else []
-    cards += [('augment p', f'{augment:.3f}')] if augment is not None else []
-    cards += _metric_cards(folder)
-    boxes = ''.join(f'<div class="card"><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>'
-                    for label, value in cards)
-    bar = '' if share is None else f'<div class="bar"><div style="width: {share:.2%}"></div></div>'
-    when = time.strftime('%Y-%m-%d %H:%M', time.localtime())
-    return (f'<div class="top"><h1>{html.escape(folder.name)}</h1><span class="soft">written {when}; reload '
-            f'after the next snapshot</span></div>{bar or "<p></p>"}<div class="cards">{boxes}</div>')
 
 
 def _time_cards(ticks: Ticks, total: float | None, share: float | None) -> list[tuple[str, str]]:
@@ -124,8 +109,14 @@ def _time_cards(ticks: Ticks, total: float | None, share: float | None) -> list[
     return cards if eta is None else [*cards, ('remaining (estimate)', format_time(eta))]
 
 
+def _tick_cards(tick: dict[str, Any]) -> list[tuple[str, str]]:
+    speed, augment = mean_of(tick, 'Timing/sec_per_kimg'), mean_of(tick, 'Progress/augment')
+    return ([('sec/kimg', short_number(speed))] if speed is not None else []) + (
+        [('augment p', f'{augment:.3f}')] if augment is not None else [])
+
+
 def _metric_cards(folder: Path) -> list[tuple[str, str]]:
-    """The best value of each metric of which less is better, else the latest."""
+    """The best value of each metric where lower is better, else the latest."""
     cards = []
     for path in sorted(folder.glob('metric-*.jsonl')):
         rows = [row for row in read_jsonl(path) if isinstance(row.get('results'), dict) and row['results']]
@@ -143,43 +134,24 @@ def _metric_cards(folder: Path) -> list[tuple[str, str]]:
     return cards
 
 
-def _warnings(folder: Path) -> str:
-    lines = log_warnings(folder / 'log.txt')
-    if not lines:
-        return ''
-    items = ''.join(f'<li>{html.escape(line)}</li>' for line in lines)
-    return f'<h2>Warnings</h2><ul class="warnings">{items}</ul>'
-
-
-def _pictures(folder: Path, options: Mapping[str, Any]) -> str:
-    """The latest generated pictures beside training pictures, and how they came to be."""
-    tile, sheets = tile_size(options), fake_sheets(folder)
-    shown = []
-    if sheets:
-        kimg, path = sheets[-1]
+def _sheets(folder: Path, options: Mapping[str, Any]) -> list[Thumbnail]:
+    """The latest samples and the training images."""
+    tile, shown = tile_size(options), []
+    for kimg, path in fake_sheets(folder)[-1:]:
         shown.append((path, f'Generated at {kimg:.10g} kimg'))
-    shown.append((folder / 'reals.png', 'Training pictures'))
-    large = [Sheet(uri, caption) for path, caption in shown if (uri := sheet_uri(path, tile))]
-    strip = [Sheet(uri, 'at the start' if path.stem == 'fakes_init' else f'{kimg:.10g} kimg')
-             for kimg, path in evenly(sheets) if (uri := thumbnail_uri(path, tile))]
-    text = ''
-    if large:
-        figures = ''.join(_figure(sheet, 'h3') for sheet in large)
-        text += f'<h2>Pictures</h2><div class="sheets">{figures}</div>'
-    if len(strip) > 1:
-        figures = ''.join(_figure(sheet, 'span') for sheet in strip)
-        text += f'<h2>The same latents over time</h2><div class="strip">{figures}</div>'
-    return text
+    shown.append((folder / 'reals.png', 'Training images'))
+    return [Thumbnail(uri, caption) for path, caption in shown if (uri := sheet_uri(path, tile))]
 
 
-def _figure(sheet: Sheet, tag: str) -> str:
-    caption = html.escape(sheet.caption)
-    return (f'<figure class="sheet"><figcaption><{tag}>{caption}</{tag}></figcaption>'
-            f'<img src="{sheet.uri}" alt="{caption}"></figure>')
+def _strip(folder: Path, options: Mapping[str, Any]) -> list[Thumbnail]:
+    """A few samples of the same latents, over time."""
+    tile = tile_size(options)
+    return [Thumbnail(uri, 'at the start' if path.stem == 'fakes_init' else f'{kimg:.10g} kimg')
+            for kimg, path in evenly(fake_sheets(folder)) if (uri := thumbnail_uri(path, tile))]
 
 
 def tile_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of a picture, if the options tell."""
+    """(height, width) of an image; None if the options do not contain it."""
     size = _part(options, 'training_set_kwargs').get('resolution')
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(sides, list) or len(sides) != 2:
@@ -187,14 +159,14 @@ def tile_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
     return (sides[0], sides[1]) if all(isinstance(side, int) and side > 0 for side in sides) else None
 
 
-def _facts(options: Mapping[str, Any]) -> str:
-    """The options that one compares between runs."""
+def _facts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are worth comparing between runs."""
     data, augment = _part(options, 'training_set_kwargs'), _part(options, 'augment_kwargs')
     tile = tile_size(options)
     facts = {
         'Data': os.path.basename(str(data.get('path') or '')),
-        'Pictures': data.get('max_size'),
-        'Size': f'{tile[1]}x{tile[0]}' if tile else None,
+        'Images': data.get('max_size'),
+        'Resolution': f'{tile[1]}x{tile[0]}' if tile else None,
         'Mirrored': _yes_no(data.get('xflip')),
         'Labels': _yes_no(data.get('use_labels')),
         'Batch': _batch(options),
@@ -203,13 +175,11 @@ def _facts(options: Mapping[str, Any]) -> str:
         'Augmentation': _augmentation(options),
         'Transforms': ', '.join(name for name, factor in augment.items() if name != 'class_name' and factor),
         'Feature maps': _feature_maps(options),
-        'Average of G': _with_unit(options.get('ema_kimg'), 'kimg'),
-        'Transfer from': os.path.basename(str(options.get('resume_pkl') or '')),
+        'EMA half-life': _with_unit(options.get('ema_kimg'), 'kimg'),
+        'Fine-tuned from': os.path.basename(str(options.get('resume_pkl') or '')),
         'Seed': options.get('random_seed'),
     }
-    rows = ''.join(f'<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>'
-                   for name, value in facts.items() if value not in (None, ''))
-    return f'<h2>Options</h2><dl class="facts">{rows}</dl>' if rows else ''
+    return {name: value for name, value in facts.items() if value not in (None, '')}
 
 
 def _yes_no(value: Any) -> str | None:
@@ -224,7 +194,7 @@ def _batch(options: Mapping[str, Any]) -> str | None:
     batch, gpus, each = (options.get(key) for key in ('batch_size', 'num_gpus', 'batch_gpu'))
     if batch is None:
         return None
-    return f'{batch}, {each} at a time on {gpus} device{"" if gpus == 1 else "s"}'
+    return f'{batch}, {each} per pass on {gpus} device{"" if gpus == 1 else "s"}'
 
 
 def _learning_rates(options: Mapping[str, Any]) -> Any:
@@ -235,7 +205,7 @@ def _learning_rates(options: Mapping[str, Any]) -> Any:
 def _feature_maps(options: Mapping[str, Any]) -> str | None:
     synthesis = _part(_part(options, 'G_kwargs'), 'synthesis_kwargs')
     base, most = synthesis.get('channel_base'), synthesis.get('channel_max')
-    return None if base is None else f'{base} / level, at most {most}'
+    return None if base is None else f'{base} / resolution, at most {most}'
 
 
 def _augmentation(options: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ A snapshot is a set of files: the training state, the networks for use elsewhere
 manifest is replaced only once all of them are on the disk, so that a crash leaves the snapshots of before.
 """
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -14,16 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, file_sha256, replace_file
 from training.config.values import HIGHER_IS_BETTER
-from training.formats.pickled import atomic_write
 from training.report.ticks import kimg_number
 
 MANIFEST = 'snapshots.json'
 FORMAT = 1
 STATE, NETWORKS, SAFETENSORS, FAKES = 'state', 'networks', 'safetensors', 'fakes'  # roles of files
 NUM_STATES = 2  # kept at least: the second is for the day when the first turns out to be damaged
-HASH_CHUNK = 1 << 20
 TEMPORARY = re.compile(r'\.[0-9a-f]{32}\.tmp(\.\w+)?')  # of dnnlib.util.replace_file
 
 
@@ -68,15 +65,6 @@ def describe_file(path: str | os.PathLike) -> FileEntry:
     return FileEntry(path.name, path.stat().st_size, file_sha256(path))
 
 
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while data := file.read(HASH_CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
-
-
 def read_manifest(run_dir: str | os.PathLike) -> Entries:
     """The snapshots of a run, oldest first; none if there is no manifest.
 
@@ -106,8 +94,8 @@ def _entry(row: Mapping[str, Any]) -> SnapshotEntry:
 def write_manifest(run_dir: str | os.PathLike, entries: Entries) -> None:
     """Replace the manifest of a run in one step. Raises UserError if it cannot be written."""
     data = {'format': FORMAT, 'snapshots': [dataclasses.asdict(entry) for entry in entries]}
-    with atomic_write(Path(run_dir, MANIFEST)) as file:
-        file.write((json.dumps(data, indent=1) + '\n').encode('ascii'))
+    with replace_file(Path(run_dir, MANIFEST), durable=True) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + '\n', encoding='ascii')
 
 
 def latest_state(run_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, replace_file
 from training.config import TrainConfig
 from training.config.changes import check_changes
-from training.formats.pickled import atomic_write
 from training.report.ticks import nimg_of_name
 from training.run.folder import LOCK_FILE, RunLock
 from training.run.manifest import (
@@ -152,8 +151,8 @@ def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if _is_wanted(line, wanted)]
     if kept != lines:
-        with atomic_write(path) as file:
-            file.writelines(kept)
+        with replace_file(path, durable=True) as temporary:
+            temporary.write_bytes(b''.join(kept))
 
 
 def _is_wanted(line: bytes, wanted: Callable[[dict[str, Any]], bool]) -> bool:

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, first_line, replace_file
 from training.formats.convert import write_snapshot
-from training.formats.pickled import HostCopies, atomic_write
+from training.formats.pickled import HostCopies
 from training.run.manifest import (
     NETWORKS,
     SAFETENSORS,
@@ -114,7 +114,7 @@ class SnapshotWriter:
             self._delete([path.name])
 
     def _write_files(self, snapshot: Snapshot, path: Path) -> None:
-        with atomic_write(path) as file:
+        with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file:
             write_state(file, snapshot.payload)
         names = {STATE: path.name, **snapshot.others}
         if snapshot.networks is not None:
@@ -227,7 +227,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error})') from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f'{path}: not a training state ({_first_line(error)}); use an earlier one') from error
+        raise UserError(f'{path}: not a training state ({first_line(error)}); use an earlier one') from error
     if not isinstance(payload, dict) or not set(KEYS) <= set(payload):
         raise UserError(f'{path}: not a training state; give a training-state-*.pt or the folder of a run')
     if payload['format'] != FORMAT:
@@ -253,7 +253,3 @@ def _check_whole(path: str | os.PathLike) -> None:
         ending = file.read()
     if size < 0 or ending != _ending(digest.hexdigest()):
         raise UserError(f'{path}: damaged or incomplete (its checksum does not fit); use an earlier one')
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.util import UserError
-from torch_utils.processes.rendezvous import Meeting, meet
+from torch_utils.processes.rendezvous import Rendezvous, meet
 from training.config import TrainConfig, fitting_group
 from training.run.folder import FLAGS_FILE, OPTIONS_FILE, RunLock, read_json, save_options
 from training.run.interrupt import STOPPED
@@ -41,8 +41,8 @@ def plan_together(plan: Callable[[int], Plan | None]) -> Plan | None:
     plan(number of processes): called on rank 0, in the first start of a launch only.  Leaves with STOPPED if
     the time limit of the launch is over. Raises UserError, on rank 0 alone or where its folder is not seen.
     """
-    meeting = meet()
-    made = meeting.from_first(lambda: _plan(meeting, plan))
+    rendezvous = meet()
+    made = rendezvous.from_first(lambda: _plan(rendezvous, plan))
     if made is not None:
         check_shared(made[0].run_dir)
     return made
@@ -58,15 +58,15 @@ def check_shared(run_dir: str, wait_sec: float = SHARED_SEC) -> None:
         time.sleep(0.1)
 
 
-def _plan(meeting: Meeting, plan: Callable[[int], Plan | None]) -> Plan | None:
-    memory = meeting.recall()
+def _plan(rendezvous: Rendezvous, plan: Callable[[int], Plan | None]) -> Plan | None:
+    memory = rendezvous.recall()
     if memory:
-        return _plan_again(memory, meeting.world_size)
-    made = plan(meeting.world_size)
+        return _plan_again(memory, rendezvous.world_size)
+    made = plan(rendezvous.world_size)
     if made is not None:
         run, limit_sec = made[0], made[0].time_limit_sec
         # The limit is that of the launch, however often it starts again.
-        meeting.remember(
+        rendezvous.remember(
             run_dir=run.run_dir, deadline=None if limit_sec is None else time.time() + limit_sec)
     return made
 

@@ -13,8 +13,8 @@ import torch
 
 from dnnlib.progress import progress
 from dnnlib.util import UserError, replace_file
-from training.projection.files import NPZ_ERRORS, npz_problem
 from training.sampling.sampler import Sampler
+from training.sampling.sources import NPZ_ERRORS, npz_problem
 
 NUM_SAMPLES, CHUNK = 10_000, 1_000  # ws that statistics are made of, as in the projector
 SAMPLE_SEED = 123

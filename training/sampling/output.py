@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dnnlib import image_io
-from dnnlib.cli_options import make_folder
 from dnnlib.progress import progress
-from training.datasets.convert import dataset_writer
+from dnnlib.util import make_folder
+from training.datasets.writer import dataset_writer
 from training.sampling.sampler import Sampler
 from training.sampling.sources import Source, Sweep
 
@@ -57,7 +57,7 @@ def write_pictures(sampler: Sampler, source: Source, outdir: str, batch: int, *,
                 put(source.name(index), pixels, source.class_of(index))
                 if with_sheet and sheet is None:
                     columns = sheet_columns(count, pixels.shape)
-                    sheet = image_io.Sheet(columns, -(-count // columns), pixels.shape)
+                    sheet = image_io.ContactSheet(columns, -(-count // columns), pixels.shape)
                 if sheet is not None:
                     sheet.put(index % columns, index // columns, pixels)
             bar.update(len(indices))
@@ -92,7 +92,7 @@ def write_sheet(
     with progress(total=len(rows), desc='Sweeping', unit='row') as bar:
         for row, pictures in enumerate(sampler.tables(moments, batch)):
             save_row(row, pictures)
-            sheet = sheet or image_io.Sheet(columns, len(rows), pictures[0].shape)
+            sheet = sheet or image_io.ContactSheet(columns, len(rows), pictures[0].shape)
             for column, pixels in enumerate(pictures):
                 sheet.put(column, row, pixels)
             bar.update(1)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import legacy
 from dnnlib import image_io
 from dnnlib.util import UserError
 from torch_utils.misc import keep_freed_memory, pick_device
-from training.accelerate import by_graphs
-from training.formats.convert import check_truncation
+from training.formats.load import check_truncation, load_network
+from training.sampling.graphs import by_graphs
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def open_sampler(
     """
     target = pick_device(device)
     keep_freed_memory(target)
-    G = legacy.load_network(network, trust_pickle=trust_pickle, only=['G_ema']).G_ema
+    G = load_network(network, trust_pickle=trust_pickle, only=['G_ema']).G_ema
     if G is None:
         raise UserError(f'{network}: holds no G_ema; give a snapshot with an averaged generator')
     image_io.check_channels(G.img_channels)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pictures are made from: seeds, or the ws of projections; and sweeps, which vary one thing of them."""
 import dataclasses
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,11 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
-from training.projection.files import read_w
 from training.sampling.interpolation import interpolate
 from training.sampling.sampler import Sampler
+
+# What NumPy may raise for files of other kinds; it documents only a part of it.
+NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -147,3 +150,21 @@ def read_projected_w(path: str, G: torch.nn.Module) -> torch.Tensor:
     if len(w) == 0 or not np.isfinite(w).all():
         raise UserError(f'--projected-w={path}: w is empty or has values that are not finite; project again')
     return torch.from_numpy(w)
+
+
+def read_w(path: str, option: str) -> np.ndarray:
+    """The float32 array w of an .npz file named by an option. Raises UserError if there is none."""
+    try:
+        # Without pickles: an array of objects would be code.
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays['w'], dtype=np.float32)
+    except NPZ_ERRORS as error:
+        raise UserError(f'--{option}={path}: {npz_problem(error, "an .npz file with an array w")}; give '
+                        'the projected_w.npz of projector.py') from error
+
+
+def npz_problem(error: Exception, expected: str) -> str:
+    """Why np.load() failed, for a user: what NumPy itself says is about arguments of its own."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f'cannot be read ({error.strerror})'
+    return f'not {expected}'

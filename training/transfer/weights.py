@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-import legacy
 from dnnlib.resolution import Size, height_width
 from dnnlib.util import UserError, replace_file
 from torch_utils import distributed, misc
+from training.formats.load import NETWORKS, load_network
 from training.transfer.rules import Pair, fit_tensor
 
 ACTIONS = KEPT, RESIZED, FRESH, NOT_USED = 'kept', 'resized', 'fresh', 'not used'
@@ -44,7 +44,7 @@ def transfer(
     (process 0 does). A network that the file lacks stays fresh. Returns the whole table. Raises UserError if
     the file is no network file, or nothing in it fits.
     """
-    source = legacy.load_network(path_or_url, only=legacy.NETWORKS)
+    source = load_network(path_or_url, only=NETWORKS)
     records = transfer_networks(source, into)
     if not any(record.action in (KEPT, RESIZED) for record in records):
         raise UserError(f'--resume={path_or_url}: {_misfit(source, into)}')
@@ -242,7 +242,7 @@ def _text(shape: Shape | None) -> str:
 
 def _describe(networks: Mapping[str, torch.nn.Module | None]) -> str:
     """Such as '256x256 pictures of 3 channels, no labels'."""
-    net = next(networks[key] for key in legacy.NETWORKS if networks.get(key) is not None)
+    net = next(networks[key] for key in NETWORKS if networks.get(key) is not None)
     labels = f'{net.c_dim} labels' if net.c_dim else 'no labels'
     plural = 's' if net.img_channels > 1 else ''
     return f'{_size_text(net.img_resolution)} pictures of {net.img_channels} channel{plural}, {labels}'

@@ -12,7 +12,7 @@ if not torch.distributed.is_available():
     pytest.skip('torch without distributed', allow_module_level=True)
 
 from torch_utils.processes import rendezvous
-from torch_utils.processes.rendezvous import Meeting
+from torch_utils.processes.rendezvous import Rendezvous
 
 
 def in_threads(*functions):
@@ -30,7 +30,7 @@ def in_threads(*functions):
 
 
 def meeting_of(store, rank, size=2):
-    return Meeting(rank, size, 'start', torch.distributed.PrefixStore('start', store), store)
+    return Rendezvous(rank, size, 'start', torch.distributed.PrefixStore('start', store), store)
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import torch
 if not torch.distributed.is_available():
     pytest.skip('torch without distributed', allow_module_level=True)
 
-from torch_utils.processes.watchdog import Judge, Report
+from torch_utils.processes.watchdog import Heartbeat, StallDetector
 
 
 def judge(*moments, timeout_sec=10.0):
     """The verdict after each moment: (time, (beat, entered), ... by rank)."""
-    judge = Judge(timeout_sec)
-    return [judge.verdict({rank: Report(*pair, f'phase{rank}') for rank, pair in enumerate(pairs)}, now)
+    judge = StallDetector(timeout_sec)
+    return [judge.verdict({rank: Heartbeat(*pair, f'phase{rank}') for rank, pair in enumerate(pairs)}, now)
             for now, *pairs in moments]
 
 
@@ -43,5 +43,5 @@ def test_the_first_process_may_be_the_one():
 
 
 def test_reports_pass_through_the_store():
-    report = Report(3, 7, 'sample sheet')
-    assert Report.decode(report.encode().encode()) == report
+    report = Heartbeat(3, 7, 'sample sheet')
+    assert Heartbeat.decode(report.encode().encode()) == report

@@ -1,23 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which options may differ when a run goes on, and how the others are called."""
-import dataclasses
-
+"""Which options may differ when a run is resumed, and how the others are named."""
 import pytest
 from small_run import small_config
 
 from dnnlib.util import UserError
 from training.config import OPTIONS
-from training.config.changes import CAUSES, MAY_CHANGE, changes, check_changes
-
-
-def settings(config):
-    """All dotted names."""
-    found = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        parts = dataclasses.fields(value) if dataclasses.is_dataclass(value) else None
-        found += [field.name] if parts is None else [f'{field.name}.{part.name}' for part in parts]
-    return found
+from training.config.changes import changes, check_changes, settings_of
 
 
 def test_the_same_options_are_no_change():
@@ -38,8 +26,8 @@ def test_what_does_not_touch_the_mathematics_may_change(flags):
     ({'mirror': True}, ['--mirror']), ({'glr': 0.1, 'dlr': 0.2}, ['--glr', '--dlr']),
     ({'aug': 'noaug'}, ['--aug', '--augpipe']), ({'target': 0.3}, ['--target']), ({'cmax': 8}, ['--cmax']),
     ({'precision': 'bf16'}, ['--precision']), ({'freezed': 2}, ['--freezed'])])
-def test_what_makes_another_training_is_refused_by_the_names_of_the_flags(flags, names):
-    with pytest.raises(UserError, match='another training') as caught:
+def test_what_affects_training_is_refused_by_the_names_of_the_flags(flags, names):
+    with pytest.raises(UserError, match='different training') as caught:
         check_changes(small_config(), small_config(**flags))
     assert all(f'{name} (' in str(caught.value) for name in names) and '--allow-changes' in str(caught.value)
     assert '\n' not in str(caught.value)
@@ -50,10 +38,26 @@ def test_both_values_are_told():
         check_changes(small_config(), small_config(gamma=7.0))
 
 
-def test_every_setting_that_flags_can_reach_has_the_name_of_one():
-    found = set(settings(small_config()))
-    assert found >= set(CAUSES) and found >= MAY_CHANGE
-    # What several flags or a rule set is not in the table of options; presets alone decide the rest.
-    named = MAY_CHANGE | set(CAUSES) | {path for option in OPTIONS for path in option.paths}
-    rest = {name for name in found - named if '.' not in name}
-    assert rest == {'ada_interval'}
+@pytest.mark.parametrize('flags, names', [
+    ({'subset': 9}, '--data or --subset (data.max_size'), ({'augpipe': 'noise'}, '--augpipe (augment.mult'),
+    ({'resume': 'a.pkl'}, '--resume (resume_pkl'), ({'precision': 'bf16'}, '--precision (G.num_fp16_res'),
+    ({'nhwc': True}, '--nhwc (G.channels_last'), ({'cfg': 'stylegan2'}, '--cfg (ema_kimg')])
+def test_settings_that_a_rule_or_a_preset_decides_are_named_by_its_flag(flags, names):
+    with pytest.raises(UserError, match='different training') as caught:
+        check_changes(small_config(), small_config(**flags))
+    assert names in str(caught.value)
+
+
+def test_the_settings_of_each_option_exist():
+    found = {path for path, *_ in settings_of(small_config())}
+    assert found >= {path for option in OPTIONS for path in option.paths + option.also}
+
+
+def test_settings_without_an_option_are_decided_by_presets():
+    named = {path for option in OPTIONS for path in option.paths + option.also}
+    rest = {path for path, may_change, _ in settings_of(small_config()) if not may_change} - named
+    assert rest == {
+        'ema_kimg', 'ema_rampup', 'ada_kimg', 'ada_interval', 'G_reg_interval', 'D_reg_interval', 'system',
+        'G.z_dim', 'G.w_dim', 'G.use_noise', 'D.mbstd_group_size', 'D.architecture', 'G_opt.betas',
+        'G_opt.eps', 'D_opt.betas', 'D_opt.eps', 'loss.pl_weight', 'loss.style_mixing_prob',
+        'loss.pl_batch_shrink', 'loss.pl_decay'}

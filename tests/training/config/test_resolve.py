@@ -68,13 +68,13 @@ def test_the_demo_presets_are_small_and_need_no_download(name):
     assert config.metrics == ('swd',) and config.G.num_fp16_res == 0 and config.kimg_per_tick <= 1
 
 
-def test_auto_gives_every_process_as_many_pictures():
+def test_auto_gives_every_process_as_many_images():
     for gpus in range(1, 70):
         config = resolve({'gpus': gpus}, side=256)
         assert config.batch_size == config.batch_gpu * gpus and config.batch_size <= max(64, gpus)
 
 
-def test_auto_measures_pictures_that_are_not_square_by_their_area():
+def test_auto_measures_images_that_are_not_square_by_their_area():
     wide = resolve(side=64, width=256)
     assert wide.batch_size == resolve(side=128).batch_size
     assert wide.loss.r1_gamma == pytest.approx(resolve(side=128).loss.r1_gamma)
@@ -92,7 +92,7 @@ def test_settling_a_preset_leaves_no_rule():
     assert not any(callable(getattr(settled, f.name)) for f in dataclasses.fields(Preset))
 
 
-# --- Picture sizes
+# --- Image sizes
 
 @pytest.mark.parametrize('size, expected', [
     ((8, 8), (4, 4, 1)), ((32, 32), (4, 4, 3)), ((1024, 1024), (4, 4, 8)), ((48, 48), (3, 3, 4)),
@@ -219,7 +219,7 @@ def test_groups_for_minibatch_deviation_divide_the_batch(batch, group):
     assert config.batch_gpu % actual == 0 and actual == min(group, batch)
 
 
-def test_pictures_without_colour_get_the_other_augmentations():
+def test_images_without_colour_get_the_other_augmentations():
     assert set(resolve(channels=5).augment_kwargs()) == set(resolve({'augpipe': 'bg'}).augment_kwargs())
     with pytest.raises(UserError, match=r'--augpipe=bgc .*5 channels.*--augpipe=bg'):
         resolve({'augpipe': 'bgc'}, channels=5)
@@ -296,7 +296,7 @@ def test_flags_before_the_dataset_are_checked_without_it():
     ({'resume': 'noresume'}, 'pics-auto1-noresume'),
     ({'desc': 'try_2', 'glr': 0.001, 'map_depth': 4}, 'pics-auto1-map4-glr0.001-try_2'),
 ])
-def test_a_run_is_named_after_what_makes_it_another_training(flags, name):
+def test_a_run_is_named_after_what_affects_training(flags, name):
     assert cfg.run_description(flags, dataset(**LABELLED)) == name
 
 
@@ -307,7 +307,7 @@ def test_a_run_is_named_after_the_last_part_of_the_dataset_path(path, name):
 
 @pytest.mark.parametrize('flags, info, word', [
     ({'cfg': 'paper256', 'batch': 12}, {}, 'groups of 6 .*not 8'),
-    ({}, {'channels': 2}, 'colours'), ({'resume': 'a.pkl'}, {}, 'from picture 0, with the weights of a.pkl'),
+    ({}, {'channels': 2}, 'colours'), ({'resume': 'a.pkl'}, {}, 'from kimg 0, with the weights of a.pkl'),
 ])
 def test_what_a_user_may_not_expect_is_said(flags, info, word):
     info = dataset(**info)

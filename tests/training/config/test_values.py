@@ -16,7 +16,7 @@ def test_a_duration_is_read(text, seconds):
 @pytest.mark.parametrize('text', [
     '', '3', '0h', 'h', '-3h', '3 h', '3x', '00:00:00', '1:2', '01:61:00', '1d-2', 'inf', '1e3s', '3h30'])
 def test_anything_else_is_refused_with_examples(text):
-    with pytest.raises(UserError, match=r'^--time-limit=.* must be a time such as 90m'):
+    with pytest.raises(UserError, match=r'^--time-limit=.* must be a duration such as 90m'):
         parse_duration(text)
 
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots: whole or absent, on the CPU, and without a trace of the run."""
-import errno
 import pickle
 
 import pytest
@@ -9,30 +8,6 @@ from small_networks import small_discriminator, small_generator
 
 from dnnlib.util import UserError
 from training.formats import pickled
-
-
-def test_a_file_appears_when_it_is_complete(tmp_path):
-    path = tmp_path / 'file.bin'
-    with pickled.atomic_write(path) as file:
-        file.write(b'new')
-        assert not path.exists()
-    assert path.read_bytes() == b'new' and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / 'file.bin'
-    path.write_bytes(b'old')
-    with pytest.raises(KeyError), pickled.atomic_write(path) as file:
-        file.write(b'half')
-        raise KeyError('interrupted')
-    assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    with pytest.raises(UserError, match=r'net\.pkl: cannot be written \(No space left'):
-        with pickled.atomic_write(tmp_path / 'net.pkl'):
-            raise OSError(errno.ENOSPC, 'No space left on device')
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_is_one_line(tmp_path):

@@ -31,6 +31,8 @@ from training.projection.tuning import tune
 
 NPZ = 'projector.npz'
 CPU = torch.device('cpu')
+SCHEDULE = ['num_steps', 'initial_learning_rate', 'initial_noise_factor', 'lr_rampdown_length',
+            'lr_rampup_length', 'noise_ramp_length']
 
 
 def recorded(key):
@@ -46,9 +48,7 @@ def recorded_network(name):
 
 @pytest.mark.parametrize('case', cases('projector', 'schedules'))
 def test_recorded_schedule(case):
-    names = ['num_steps', 'initial_learning_rate', 'initial_noise_factor', 'lr_rampdown_length',
-             'lr_rampup_length', 'noise_ramp_length']
-    schedule = Schedule(**{name: case[name] for name in names})
+    schedule = Schedule(**{name: case[name] for name in SCHEDULE})
     steps = range(schedule.num_steps)
     np.testing.assert_allclose([schedule.learning_rate(k) for k in steps], recorded(case['lr']), rtol=1e-6)
     np.testing.assert_allclose(
@@ -72,15 +72,14 @@ def test_recorded_trajectory(case):
     def features(images):
         return torch.nn.functional.avg_pool2d(images / 255, case['pool']).flatten(1)
     distance = Distance('recorded', features, lambda a, b: (a - b).square().sum(dim=-1))
-    schedule = Schedule(case['num_steps'], initial_noise_factor=case['initial_noise_factor'])
+    settings = {name: case[name] for name in SCHEDULE if name in case}
+    schedule = Schedule(**settings)
     found = Projector(G, distance, ProjectionSettings(schedule)).project(target[None])[0]
     dist, ws = recorded(case['dist']), recorded(case['w'])
     assert (np.abs(found.distances - dist) <= 0.02 * dist + 1e-3).all()
     np.testing.assert_allclose(found.path, ws, atol=0.02, rtol=0)
     # The published call is the same.
-    path = projector.project(
-        G, target, num_steps=case['num_steps'], initial_noise_factor=case['initial_noise_factor'],
-        device=CPU, distance=distance)
+    path = projector.project(G, target, **settings, device=CPU, distance=distance)
     assert torch.equal(path, found.path)
 
 

@@ -89,9 +89,10 @@ def test_options_are_those_one_compares_and_name_no_folder(run_dir):
     page = progress_page(run_dir)
     facts = dict(re.findall(r'<dt>(.*?)</dt><dd>(.*?)</dd>', page))
     assert facts == {
-        'Data': 'cats.zip', 'Pictures': '500', 'Size': '16x16', 'Mirrored': 'yes', 'Labels': 'no',
-        'Batch': '32, 16 at a time on 2 devices', 'Learning rate': '0.002 (G), 0.001 (D)', 'R1 gamma': '0.5',
-        'Augmentation': 'adaptive, target 0.6', 'Transforms': 'xflip', 'Average of G': '10 kimg', 'Seed': '7'}
+        'Data': 'cats.zip', 'Images': '500', 'Resolution': '16x16', 'Mirrored': 'yes', 'Labels': 'no',
+        'Batch': '32, 16 per pass on 2 devices', 'Learning rate': '0.002 (G), 0.001 (D)', 'R1 gamma': '0.5',
+        'Augmentation': 'adaptive, target 0.6', 'Transforms': 'xflip', 'EMA half-life': '10 kimg',
+        'Seed': '7'}
     assert '/home/me' not in page and str(run_dir.parent) not in page
 
 
@@ -114,19 +115,19 @@ def test_metrics_have_a_card_and_a_curve(run_dir):
     assert '<h3>Image quality: fid50k_full</h3>' in page
 
 
-def test_pictures_stand_side_by_side_and_over_time(run_dir):
+def test_images_stand_side_by_side_and_over_time(run_dir):
     for i, name in enumerate(('fakes_init', 'fakes000010', 'fakes000020', 'reals')):
         save_sheet(run_dir / f'{name}.png', i)
     page = progress_page(run_dir)
     captions = re.findall(r'<figcaption><(?:h3|span)>(.*?)</(?:h3|span)></figcaption><img', page)
-    assert captions == ['Generated at 20 kimg', 'Training pictures', 'at the start', '10 kimg', '20 kimg']
+    assert captions == ['Generated at 20 kimg', 'Training images', 'at the start', '10 kimg', '20 kimg']
 
 
-def test_broken_and_missing_pictures_are_left_out(run_dir):
-    (run_dir / 'fakes000010.png').write_bytes(b'no picture')
+def test_broken_and_missing_images_are_skipped(run_dir):
+    (run_dir / 'fakes000010.png').write_bytes(b'no image')
     save_sheet(run_dir / 'reals.png')
     page = progress_page(run_dir)
-    assert 'Training pictures' in page and 'Generated at' not in page and 'over time' not in page
+    assert 'Training images' in page and 'Generated at' not in page and 'over time' not in page
 
 
 def test_warnings_of_the_log_are_shown_once_each_and_escaped(run_dir):

@@ -14,7 +14,7 @@ if not torch.distributed.is_available():
 
 from small_run import small_config
 
-from torch_utils.processes.rendezvous import Meeting
+from torch_utils.processes.rendezvous import Rendezvous
 from training.formats.pickled import HostCopies
 from training.run import torchrun
 from training.run.folder import FLAGS_FILE, read_json, save_options
@@ -29,7 +29,7 @@ def meet(monkeypatch):
 
     def begin(size=2):
         name = f'start{time.monotonic_ns()}'
-        meeting = Meeting(0, size, name, torch.distributed.PrefixStore(name, store), store)
+        meeting = Rendezvous(0, size, name, torch.distributed.PrefixStore(name, store), store)
         monkeypatch.setattr(torchrun, 'meet', lambda: meeting)
     begin()
     return begin

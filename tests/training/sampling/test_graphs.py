@@ -7,7 +7,7 @@ from graph_stand_in import Device, StandIn
 from small_networks import small_generator
 
 from metrics.metric_utils import MetricOptions, generated_block
-from training.accelerate import GraphedNetwork, by_graphs
+from training.sampling.graphs import GraphedNetwork, by_graphs
 from training.sampling.sampler import Sampler
 
 CPU = torch.device('cpu')
