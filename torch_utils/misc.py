@@ -88,7 +88,7 @@ class _ModuleCall:
         return not self.params and not self.buffers and not self.has_new_output
 
     def rows(self) -> list[list[str]]:
-        """Name, parameters, buffers, output shape, datatype: one row per output."""
+        """Name, parameters, buffers, output shape, dtype: one row per output."""
         counts = [str(_numel(tensors) or '-') for tensors in (self.params, self.buffers)]
         if not self.outputs:
             return [[self.name, *counts, '-', '-']]

@@ -93,7 +93,7 @@ OPTIONS = {'fallback_random': True}
 
 
 class CompiledNetwork:
-    """Calls a network in its compiled form, made at the first call for each shape of pictures.
+    """Calls a network in its compiled form, made at the first call for each shape of images.
 
     options: further settings of torch.compile.
     """

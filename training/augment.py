@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Augmentation of all that D sees: random changes of position, colour, frequency, noise, holes (ADA, App. B).
 
-TRANSFORMS below is the pipeline: one row a transform. The parameters of all pictures are drawn and combined
+TRANSFORMS below is the pipeline: one row a transform. The parameters of all images are drawn and combined
 on the host, in NumPy: faster than many tiny kernels, no wait for a GPU, the same draws on every device.
 """
 import functools
@@ -28,18 +28,18 @@ from training.augmentation.numbers import (
 )
 from training.augmentation.resample import Margins, filter_each, plan_warp, warp
 
-BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural pictures in the four bands of imgfilter (ADA, App. B)
+BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural images in the four bands of imgfilter (ADA, App. B)
 
 @dataclass(frozen=True, eq=False)
 class Transform:
     """One row of the pipeline.
 
-    name: the attribute with its multiplier; 0 turns the row off, else a picture gets it with probability
+    name: the attribute with its multiplier; 0 turns the row off, else an image gets it with probability
     chance(multiplier * p).  source: kind of the `count` random numbers r [count, N] that it takes.
-    value(pipe, r): its parameter t.  neutral: t of a picture that does not get it; this changes no bit.
+    value(pipe, r): its parameter t.  neutral: t of an image that does not get it; this changes no bit.
     matrix: t [count, N] -> [N, d + 1, d + 1]; that of positions takes width and height, too, and maps output
     to input.  parts(pipe): factors of the multiplier for parts that come independently of each other.
-    rgb_only: left out for grey pictures.  has_quantile: whether debug_percentile applies it.
+    rgb_only: left out for grey images.  has_quantile: whether debug_percentile applies it.
     """
 
     name: str
@@ -63,7 +63,7 @@ _rotation = functools.partial(
     Transform, 'rotate', UNIFORM, lambda pipe, u: (2 * u - 1) * math.pi * pipe.rotate_max, 0,
     lambda t, w, h: matrices.rotate2d(t[0]), chance=_one_of_two_rotations)
 
-# The first transform of a picture comes first; each row here undoes it, output position -> input position.
+# The first transform of an image comes first; each row here undoes it, output position -> input position.
 GEOMETRY = (
     Transform('xflip', UNIFORM, lambda pipe, u: np.floor(2 * u), 0,
               lambda i, w, h: matrices.scale(1 - 2 * i[0], 1.0)),
@@ -103,12 +103,12 @@ Parameters = list[tuple[Transform, np.ndarray]]  # rows in use and their t [coun
 
 @persistence.persistent_class
 class AugmentPipe(torch.nn.Module):
-    """The pipeline as a module: pipe(images) changes each picture independently; gradients of any order.
+    """The pipeline as a module: pipe(images) changes each image independently; gradients of any order.
 
     Multipliers (xflip, rotate90, ... cutout): a transform happens with probability multiplier * p.
     xint_max, xfrac_std: share of the side.  scale_std, aniso_std, contrast_std, saturation_std and
     imgfilter_std: octaves.  rotate_max, hue_max: share of a half turn.  brightness_std, noise_std: of the
-    scale where pictures are in [-1, 1].
+    scale where images are in [-1, 1].
     imgfilter_bands: extra multipliers of four bands, lowest first.  cutout_size: of the sides.
     Buffers: p (float32 scalar, initially 1), Hz_geom [12], Hz_fbank [4, 43].
     Raises UserError if a setting is not a finite number, or a multiplier negative.
@@ -137,9 +137,9 @@ class AugmentPipe(torch.nn.Module):
     def forward(self, images: torch.Tensor, debug_percentile: float | None = None) -> torch.Tensor:
         """Augmented `images` [N, C, H, W], any floating dtype; computed in at least float32.
 
-        Pictures that draw nothing are returned to the bit. debug_percentile in [0, 1): apply every transform
+        Images that draw nothing are returned to the bit. debug_percentile in [0, 1): apply every transform
         with a multiplier, whatever p, with this quantile as its parameter (noise pixels stay random).
-        Raises UserError if colours are to be changed in pictures that are not grey, RGB or RGBA.
+        Raises UserError if colours are to be changed in images that are not grey, RGB or RGBA.
         """
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
@@ -202,7 +202,7 @@ def _checked_setting(name: str, value: Any, is_multiplier: bool) -> Any:
     return value if wanted == 1 else list(value)
 
 
-# Stages. A decision: pipe, shape of x, parameters -> changed (bool [N]), arrays with a row for each picture.
+# Stages. A decision: pipe, shape of x, parameters -> changed (bool [N]), arrays with a row for each image.
 # What is done by it: pipe, x [N, C, H, W], margins, arrays as tensors -> x.
 
 Decision = tuple[np.ndarray, list[np.ndarray]]
@@ -224,7 +224,7 @@ def _decide_color(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Paramet
     num, channels = shape[:2]
     if channels not in (1, 3, 4):
         name = parameters[0][0].name
-        raise UserError(f'{name}={getattr(pipe, name)}: colours can be augmented in pictures of 1, 3 or 4 '
+        raise UserError(f'{name}={getattr(pipe, name)}: colours can be augmented in images of 1, 3 or 4 '
                         f'channels, not {channels}; use --augpipe=bg')
     matrix = matrices.identity(num, 3)
     for row, t in _without_neutral(parameters):
@@ -255,7 +255,7 @@ def _recolor(
 
 def _decide_imgfilter(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
     ((_, t),) = parameters  # [4, N]
-    # Each band in turn: amplify it by t, then bring the expected power of the whole picture back to 1.
+    # Each band in turn: amplify it by t, then bring the expected power of the whole image back to 1.
     power = 1 + BAND_POWER[:, None] * (np.square(t) - 1)
     return (t != 1).any(axis=0), [(t / np.sqrt(power.prod(axis=0))).T]  # gains [N, 4]
 
@@ -308,7 +308,7 @@ ALL, PART, SELECTED = 'all', 'part', 'selected'
 class _Step:
     """One stage on one batch.
 
-    number: of the stage.  extent: ALL pictures; PART of them, the indices of which are the first value; or
+    number: of the stage.  extent: ALL images; PART of them, the indices of which are the first value; or
     all are computed and a mask, the first value, says whose result is SELECTED.
     """
 
@@ -353,5 +353,5 @@ def _as_tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _without_neutral(parameters: Parameters) -> Parameters:
-    """The rows that at least one picture got; while p is small, most are missing."""
+    """The rows that at least one image got; while p is small, most are missing."""
     return [(row, t) for row, t in parameters if (t != row.neutral).any()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endless batches of training pictures from any position of the stream, out of memory or through workers."""
+"""Endless batches of training images from any position of the stream, out of memory or through workers."""
 import itertools
 import os
 import signal
@@ -18,7 +18,7 @@ from training.dataset import Dataset, SeekableSampler
 
 GPU_SHARE = 0.1  # of a GPU's memory that cache='auto' may take,
 FREE_SHARE = 0.5  # and of what is free of it
-CHUNK = 1024  # pictures moved at once
+CHUNK = 1024  # images moved at once
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -49,10 +49,10 @@ class Upload:
         return moved
 
 
-class ResidentPictures:
-    """All pictures of a preloaded dataset in the memory of a device.
+class ResidentImages:
+    """All images of a preloaded dataset in the memory of a device.
 
-    pixels: uint8 [number of raw pictures, C, H, W].  Raises torch.OutOfMemoryError if they do not fit.
+    pixels: uint8 [number of raw images, C, H, W].  Raises torch.OutOfMemoryError if they do not fit.
     """
 
     def __init__(self, dataset: Dataset, device: torch.device, show_progress: bool = True):
@@ -99,7 +99,7 @@ def _decided(cache: str, num_bytes: int, device: torch.device) -> str:
     if device.type == 'cuda' and cache in ('auto', 'gpu'):
         free, total = torch.cuda.mem_get_info(device)
         if cache == 'gpu' and num_bytes > FULL_SHARE * free:
-            raise UserError(f'--cache=gpu: the decoded pictures take {num_bytes / 2 ** 30:.1f} GiB, but only '
+            raise UserError(f'--cache=gpu: the decoded images take {num_bytes / 2 ** 30:.1f} GiB, but only '
                             f'{free / 2 ** 30:.1f} GiB of the GPU are free; use --cache=auto')
         if cache == 'gpu' or (fits_on_gpu(num_bytes, free, total) and fits_in_ram(num_bytes)):
             return 'gpu'
@@ -110,17 +110,17 @@ def _decided(cache: str, num_bytes: int, device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of a picture or batch that cannot be had, on its way from a worker: why, in one line."""
+    """In place of an image or batch that cannot be had, on its way from a worker: why, in one line."""
 
     reason: str
 
 
 class Batches:
-    """Real pictures and labels for one process, as float32 in [-1, 1] on `device`.
+    """Real images and labels for one process, as float32 in [-1, 1] on `device`.
 
     Iterating yields (img [batch, C, H, W], c [batch, c_dim]); what comes at which position of the stream
-    depends on (seed, position) only.  batch: pictures of this process in each step.  cache: where decoded
-    pictures stay: 'ram', 'gpu' (in the memory of `device`), 'off' or 'auto'.
+    depends on (seed, position) only.  batch: images of this process in each step.  cache: where decoded
+    images stay: 'ram', 'gpu' (in the memory of `device`), 'off' or 'auto'.
     """
 
     def __init__(  # noqa: PLR0913 (the layout of a run)
@@ -134,7 +134,7 @@ class Batches:
         self.in_ram = cache != 'off'
         if self.in_ram:
             dataset.preload(show_progress=rank == 0)
-        self.resident = ResidentPictures(dataset, device, show_progress=rank == 0) if cache == 'gpu' else None
+        self.resident = ResidentImages(dataset, device, show_progress=rank == 0) if cache == 'gpu' else None
 
     def __iter__(self) -> Iterator[Pair]:
         for pixels, labels in self._uploaded() if self.resident is None else self._resident():
@@ -175,7 +175,7 @@ class Batches:
         if num_restarts >= MAX_RESTARTS:
             raise UserError(f'--workers={self.num_workers}: they die again and again ({cause}); short memory '
                             'is the usual cause: use --workers=0 or --cache=off') from error
-        write(f'A process that reads pictures died ({cause}); it is replaced.')
+        write(f'A process that loads images died ({cause}); it is replaced.')
 
     def _load(self, position: int) -> Iterator[Pair | Unreadable]:
         workers = {'num_workers': self.num_workers, 'prefetch_factor': 2} if self.num_workers else {}
@@ -238,7 +238,7 @@ def _death_of_worker(error: Exception) -> str | None:
 
 
 def draw_labels(dataset: Dataset, count: int, rng: np.random.Generator) -> torch.Tensor:
-    """Labels of uniformly random items [count, c_dim] float32: the labels of generated pictures."""
+    """Labels of uniformly random items [count, c_dim] float32: the labels of generated images."""
     if dataset.label_dim == 0:
         return torch.zeros([count, 0])
     return torch.from_numpy(

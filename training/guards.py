@@ -153,11 +153,11 @@ def _explain(call: _Call) -> Finding:
 PATIENCE_TICKS = 4  # what lasts shorter happens in healthy runs, too
 REPEAT_TICKS = 10  # between reports of one phase
 
-MIN_DIVERSITY = 0.1  # of the training pictures'; runs of the demo had 0.4 to 1 from 4 kimg on, 2 at the start
-DIVERSITY_SIDE = 16  # pixels; finer detail, such as noise, says nothing about the choice of pictures
+MIN_DIVERSITY = 0.1  # of the training images'; runs of the demo had 0.4 to 1 from 4 kimg on, 2 at the start
+DIVERSITY_SIDE = 16  # pixels; finer detail, such as noise, says nothing about the choice of images
 DIVERSITY_IMAGES = 32
 
-WON_SIGN = 0.95  # mean sign of D's logits: right for 97.5 % of the pictures
+WON_SIGN = 0.95  # mean sign of D's logits: right for 97.5 % of the images
 WON_LOSS = 0.1  # of D; a coin would have 1.39
 HIGHEST_P = 0.99  # of augmentation; ADA has nothing left to add
 
@@ -264,8 +264,8 @@ class Guards:
         counts.collapsed = ticks_in_a_row(counts.collapsed, ratio < MIN_DIVERSITY)
         if counts.collapsed != PATIENCE_TICKS:
             return []
-        return ['The generator seems to have collapsed: its pictures have differed from each other by less '
-                f'than {MIN_DIVERSITY:.0%} of what training pictures do for {PATIENCE_TICKS} ticks (now '
+        return ['The generator seems to have collapsed: its images have differed from each other by less '
+                f'than {MIN_DIVERSITY:.0%} of what training images do for {PATIENCE_TICKS} ticks (now '
                 f'{ratio:.1%}). Remedies: ' + self._remedies(
                     '--resume from a snapshot of before', 'a higher --gamma', 'a lower --glr or --dlr')]
 
@@ -279,9 +279,9 @@ class Guards:
         if counts.won != PATIENCE_TICKS:
             return []
         help_first = '--aug=ada' if self.state.ada is None else '--resume from a trained network'
-        return ['The discriminator has won: it has told nearly all training pictures from generated ones for '
+        return ['The discriminator has won: it has told nearly all training images from generated ones for '
                 f'{PATIENCE_TICKS} ticks, so that the generator hardly learns any more. Remedies: '
-                + self._remedies(help_first, 'more training pictures', '--mirror=1', 'a higher --gamma',
+                + self._remedies(help_first, 'more training images', '--mirror=1', 'a higher --gamma',
                                  'a lower --dlr')]
 
     def _remedies(self, *texts: str) -> str:
@@ -318,7 +318,7 @@ def broken_line(
     remedies = itertools.chain(
         _causes_in_state(finding), [f'a lower --{network.lower()}lr', 'a higher --gamma'],
         ['--precision=fp32'] if finding is None or finding.is_half else [])
-    return (f'{phase}: {where} ({times}). Training goes on without the broken gradients. '
+    return (f'{phase}: {where} ({times}). Training continues without the non-finite gradients. '
             f'Remedies if this lasts: {", ".join(usable(remedies, unused))}.')
 
 

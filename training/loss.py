@@ -36,7 +36,7 @@ class MicroBatch:
 class StyleGAN2Loss:
     """Losses of G and D, and the only state among them: pl_mean, the running mean of path lengths.
 
-    augment_pipe: applied to every picture that D sees, real and generated; None for none.
+    augment_pipe: applied to every image that D sees, real and generated; None for none.
     style_mixing_prob: chance that a batch mixes the styles of two latents.  r1_gamma: weight of R1.
     pl_weight, pl_decay, pl_batch_shrink: weight, averaging speed and batch divisor of path length
     regularisation.
@@ -100,7 +100,7 @@ class StyleGAN2Loss:
         yield fake + self._discriminator_real(real_logits, fake.detach())
 
     def r1(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Penalise D's gradient at real pictures (Mescheder et al. 2018, R1), taken before augmentation."""
+        """Penalise D's gradient at real images (Mescheder et al. 2018, R1), taken before augmentation."""
         if self.r1_gamma != 0:
             logits, penalty = self._gradient_penalty(batch)
             self._report_logits('real', logits)
@@ -112,7 +112,7 @@ class StyleGAN2Loss:
         yield from self.path_length(batch)
 
     def discriminator_both(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """discriminator_main and r1 with one pass over the real pictures: no lazy regularisation."""
+        """discriminator_main and r1 with one pass over the real images: no lazy regularisation."""
         if self.r1_gamma == 0:
             yield from self.discriminator_main(batch)
             return
@@ -156,7 +156,7 @@ class StyleGAN2Loss:
         return self.compiled.get(name, network) if once else network
 
     def _fakes(self, batch: MicroBatch) -> torch.Tensor:
-        """Generated pictures as D sees them, of which G learns nothing."""
+        """Generated images as D sees them, of which G learns nothing."""
         with torch.no_grad():
             img, _ = self._generate(batch.gen_z, batch.gen_c, once=True)
         return self._augmented(img)
@@ -172,7 +172,7 @@ class StyleGAN2Loss:
         return loss
 
     def _gradient_penalty(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits [n, 1], weighted penalty [n, 1]) of the real pictures."""
+        """(logits [n, 1], weighted penalty [n, 1]) of the real images."""
         real_img = batch.real_img.detach().requires_grad_()
         logits = self._discriminate(real_img, batch.real_c)
         (grad,) = torch.autograd.grad(logits.sum(), real_img, create_graph=True)
@@ -206,7 +206,7 @@ def pass_together(
     D: Callable[..., torch.Tensor], fake: tuple[torch.Tensor, torch.Tensor],
     real: tuple[torch.Tensor, torch.Tensor], group: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """D's logits of two batches of the same size, each a pair of pictures and labels, in one pass: half the
+    """D's logits of two batches of the same size, each a pair of images and labels, in one pass: half the
     calls, each with twice the work, and the same numbers.
 
     group: samples_seen_together of D. The rows alternate such that no group has samples of both batches; if

@@ -4,7 +4,7 @@
 Shapes: N batch, I/O channels in and out, H/W rows and columns.  z [N, z_dim]  c [N, c_dim]
 ws [N, num_ws, w_dim]  img [N, img_channels, H, W], nominally in [-1, 1].  All parameters and buffers are
 float32.
-A picture is (a * 2^n) x (b * 2^n). Blocks are named by level: b4, b8, ...; level r has a*r/4 x b*r/4 pixels,
+An image is (a * 2^n) x (b * 2^n). Blocks are named by level: b4, b8, ...; level r has a*r/4 x b*r/4 pixels,
 so for square powers of two (a = b = 4) a level is its resolution.
 """
 import math
@@ -86,7 +86,7 @@ class Conv2dLayer(torch.nn.Module):
         weight_gain = self.weight_gain
         clamp = None if self.conv_clamp is None else self.conv_clamp * gain
         if self.activation == 'linear' and self.bias is None:
-            # What scales the result may as well scale the weight: a pass over the picture less.
+            # What scales the result may as well scale the weight: a pass over the image less.
             weight_gain, gain = weight_gain * gain, 1
         weight = scaled_cast(self.weight, weight_gain, x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -232,7 +232,7 @@ class SynthesisLayer(torch.nn.Module):
 
 @persistence.persistent_class
 class ToRGBLayer(torch.nn.Module):
-    """Modulated 1x1 convolution to picture channels, without demodulation or noise."""
+    """Modulated 1x1 convolution to image channels, without demodulation or noise."""
 
     def __init__(
         self, in_channels: int, out_channels: int, w_dim: int, kernel_size: int = 1,
@@ -254,7 +254,7 @@ class ToRGBLayer(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisBlock(torch.nn.Module):
-    """The layers of one resolution: conv0 (up-sampling) and conv1, and what becomes of the RGB picture."""
+    """The layers of one resolution: conv0 (up-sampling) and conv1, and what becomes of the RGB image."""
 
     def __init__(  # noqa: PLR0913 (published signature)
         self, in_channels: int, out_channels: int, w_dim: int, resolution: Size, img_channels: int,
@@ -343,7 +343,7 @@ class SynthesisBlock(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisNetwork(torch.nn.Module):
-    """ws to picture: a learned constant, then one block per level."""
+    """ws to image: a learned constant, then one block per level."""
 
     def __init__(
         self, w_dim: int, img_resolution: Size, img_channels: int, channel_base: int = 32768,
@@ -534,7 +534,7 @@ class DiscriminatorEpilogue(torch.nn.Module):
 
 @persistence.persistent_class
 class Discriminator(torch.nn.Module):
-    """Picture and label to logit: D(img, c) -> [N, 1]."""
+    """Image and label to logit: D(img, c) -> [N, 1]."""
 
     def __init__(  # noqa: PLR0913 (published signature)
         self, c_dim: int, img_resolution: Size, img_channels: int, architecture: str = 'resnet',

@@ -221,7 +221,7 @@ def _build_augmentation(
 def ema_beta(cur_nimg: int, batch_size: int, ema_kimg: float, ema_rampup: float | None) -> float:
     """Share of the old average that one iteration keeps: 0.5 ^ (batch_size / half-life).
 
-    cur_nimg: pictures shown before this iteration.  ema_kimg: half-life in thousand pictures.
+    cur_nimg: images shown before this iteration.  ema_kimg: half-life in thousand images.
     ema_rampup: limits the half-life to this share of cur_nimg, None for no limit; the first beta is then 0.
     """
     half_life_nimg = ema_kimg * 1000

@@ -128,7 +128,7 @@ class Training:
             self._finish_writing()
         if self.writer is not None and self.writer.has_failed:
             raise UserError(f'{self.config.run_dir}: the last snapshot is missing; make room and use '
-                            '--resume=latest, which goes on from the one before')
+                            '--resume=latest, which resumes from the previous one')
         return is_complete
 
     def _introduce(self) -> None:
@@ -180,9 +180,9 @@ class Training:
         problems = distributed.gather_values(None if batches.error is None else str(batches.error))
         for rank, problem in enumerate(problems):
             if problem is not None:
-                raise UserError(f'{problem} (process {rank}); then go on with --resume=latest')
+                raise UserError(f'{problem} (process {rank}); then use --resume=latest')
         self.log.print(f'Stopping at {self.state.cur_nimg / 1000:.1f} kimg as asked to '
-                       f'({interrupt.reason or "by another process"}); --resume=latest goes on from here.')
+                       f'({interrupt.reason or "by another process"}); --resume=latest resumes from here.')
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         config = self.config
@@ -200,7 +200,7 @@ class Training:
             if distributed.world_size() == 1 and self.state.cur_nimg > 0:
                 if self.saved_nimg != self.state.cur_nimg:
                     self._save_snapshot()
-                raise UserError(f'{error}; then go on with --resume=latest') from error
+                raise UserError(f'{error}; then use --resume=latest') from error
             raise
 
     def _end_tick(self, bar: Progress) -> None:
@@ -249,7 +249,7 @@ class Training:
             self.log.save_grid(
                 name, self.sheet.fakes(self.state.G_ema, self.config.batch_gpu), (-1, 1), self.sheet.size)
         except UserError as error:
-            self.log.warn(f'Sample sheet not saved, training goes on: {error}')
+            self.log.warn(f'Sample sheet not saved, training continues: {error}')
 
     def _save_networks(self, name: str, fakes: str, done: bool) -> None:
         """Start to write a snapshot and, meanwhile, compute metrics. All processes call it."""

@@ -54,7 +54,7 @@ def test_pictures_on_the_device_come_in_the_same_order_mirrored_ones_included(fo
     stream = batches.Batches(
         ImageFolderDataset(str(folder), xflip=True, use_labels=True, max_size=7), 4, CPU, **kwargs)
     expected = list(itertools.islice(stream, 9))
-    stream.resident = batches.ResidentPictures(stream.dataset, CPU)
+    stream.resident = batches.ResidentImages(stream.dataset, CPU)
     assert stream.resident.pixels.shape == (7, 3, 8, 8)
     for (img, c), (same_img, same_c) in zip(expected, itertools.islice(stream, 9), strict=True):
         assert torch.equal(img, same_img) and torch.equal(c, same_c) and c.shape == (4, 3)
@@ -94,7 +94,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(folder, capsys):
         os.kill(worker.pid, signal.SIGKILL)
     assert same(expected, found + take(stream, 10))
     output = capsys.readouterr().out
-    assert output.count('A process that reads pictures died') == 1 and '\n' not in output.strip()
+    assert output.count('A process that loads images died') == 1 and '\n' not in output.strip()
 
 
 def test_a_death_is_noticed_at_the_next_batch_and_not_in_between(folder):

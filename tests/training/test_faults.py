@@ -70,7 +70,7 @@ def fill_disk_at(counts):
 
 def test_a_disk_that_is_full_for_a_while_costs_one_snapshot(config, whole):
     assert finish(start(config, before=lambda: fill_disk_at([2]))) == 0, output(config)
-    assert len(lines_with(config, 'Snapshot not saved, training goes on: ')) == 1
+    assert len(lines_with(config, 'Snapshot not saved, training continues: ')) == 1
     assert 'File too large' in output(config) and 'Traceback' not in output(config)
     assert_ends_like(whole, config)
 
@@ -117,7 +117,7 @@ def test_a_killed_data_worker_is_replaced(pictures, tmp_path, whole):
     for worker in workers_of(pid):
         os.kill(worker, signal.SIGKILL)
     assert finish(pid) == 0, output(config)
-    assert len(lines_with(config, 'A process that reads pictures died')) == 1
+    assert len(lines_with(config, 'A process that loads images died')) == 1
     assert_ends_like(whole, config)
 
 

@@ -74,6 +74,6 @@ def test_a_process_without_data_stops_all_with_the_state_of_that_moment_saved(tm
     (tmp_path / 'pictures').mkdir()
     config = configure(write_pictures(tmp_path / 'pictures'), tmp_path / 'run', batch=4, gpus=2, steps=30,
                        steps_per_tick=100)
-    with pytest.raises(UserError, match=r'a\.png cannot be decoded \(process 1\); then go on with --resume'):
+    with pytest.raises(UserError, match=r'a\.png cannot be decoded \(process 1\); then use --resume'):
         distributed.launch(starve, (config,), 2)
     assert last_nimg(config) == 4 * 9

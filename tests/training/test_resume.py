@@ -93,7 +93,7 @@ def test_a_run_that_is_asked_to_stop_saves_itself_within_a_tick(pictures, whole,
 def test_a_time_limit_stops_a_run_in_the_same_way(pictures, tmp_path):
     config = configure(pictures, tmp_path / 'run', steps=100000, time_limit='1s', snap='1000')
     assert finish(start(config)) == STOPPED
-    assert '--time-limit' in output(config) and '--resume=latest goes on from here' in output(config)
+    assert '--time-limit' in output(config) and '--resume=latest resumes from here' in output(config)
     assert read_manifest(config.run_dir)
 
 

@@ -106,13 +106,13 @@ def _grad_reference(
         y = saved if from_output else activation_funcs[act].func(saved, alpha) * gain
         limit = _rounded(clamp, y.dtype)
         dx = torch.ops.aten.hardtanh_backward(dx, y, -limit, limit)
-    # As the activation was laid out: what is sent back may be a number spread over a picture.
+    # As the activation was laid out: what is sent back may be a number spread over an image.
     return laid_out_as(dx, saved, dy)
 
 
 @functools.cache
 def _rounded(clamp: float, dtype: torch.dtype) -> float:
-    """What clamping to a number gives in a datatype."""
+    """What clamping to a number gives in a dtype."""
     return float(torch.tensor(clamp, dtype=dtype, device='cpu'))
 
 
@@ -135,7 +135,7 @@ def _grad_backward(ctx: Any, ddx: torch.Tensor) -> tuple:
     return act_grad(ddx, saved, *ctx.spec), curvature, None, None, None, None
 
 
-# The same for a bias a channel, together with the bias's own gradient: (dx, db) in one pass over a picture.
+# The same for a bias a channel, together with the bias's own gradient: (dx, db) in one pass over an image.
 # `y` is the output of an activation of which saves_output() holds, so that nothing is curved.
 
 def _both_reference(

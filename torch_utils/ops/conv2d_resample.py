@@ -16,7 +16,7 @@ def conv2d_resample(  # noqa: PLR0913 (published signature)
     """Up-sample by `up` with filter f, convolve with w, down-sample by `down` with f.
 
     x: [N, C, H, W].  w: [O, C // groups, kh, kw], dtype of x.  f: as upfirdn2d(); unused if up == down == 1.
-    padding: int, [x, y] or [x0, x1, y0, y1] in pixels of the up-sampled picture, all of it applied at the
+    padding: int, [x, y] or [x0, x1, y0, y1] in pixels of the up-sampled image, all of it applied at the
     start.  flip_weight: True correlates (as torch does), False is a convolution.  Returns [N, O, H', W'].
     """
     kh, kw = w.shape[2:]
@@ -62,7 +62,7 @@ def convolve_before_filter(
 
 
 def _total_padding(padding: int | Sequence[int], f: torch.Tensor | None, up: int, down: int) -> list[int]:
-    """The user's padding plus what keeps the picture centred under the filters."""
+    """The user's padding plus what keeps the image centred under the filters."""
     (fw, fh), (x0, x1, y0, y1) = filter_size(f), parse_padding(padding)
     if up > 1:
         x0, x1 = x0 + (fw + up - 1) // 2, x1 + (fw - up) // 2

@@ -186,7 +186,7 @@ def _filtered_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> No
 
 
 def _filtered_backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    # sum(g * filter(x)) = sum(adjoint(g) * x): the filtered picture is not needed, and both gradients come of
+    # sum(g * filter(x)) = sum(adjoint(g) * x): the filtered image is not needed, and both gradients come of
     # one pass over adjoint(g).
     x, f, d, y = ctx.saved_tensors
     wants = ctx.needs_input_grad

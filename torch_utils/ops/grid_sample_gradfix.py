@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bilinear sampling of pictures, differentiable to any order with respect to the picture on every torch.
+"""Bilinear sampling of images, differentiable to any order with respect to the image on every torch.
 
 y[n,c,i,j] = sum over pixels q of x[n,c,q] * weight(grid[n,i,j] - q) is linear in x for a fixed grid. So its
 gradient is linear in dy, and the derivative of that is the sampling itself. New releases of torch know this.

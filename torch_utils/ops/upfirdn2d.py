@@ -50,10 +50,10 @@ def upfirdn2d(
     x: torch.Tensor, f: torch.Tensor | None, up: int | Sequence[int] = 1, down: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1, impl: str = 'cuda',
 ) -> torch.Tensor:
-    """Pad, up-sample, filter and down-sample a batch of pictures; differentiable to any order in x.
+    """Pad, up-sample, filter and down-sample a batch of images; differentiable to any order in x.
 
     x: [N, C, H, W], any float dtype.  f: float32 [fh, fw], [taps] (separable) or None (no filter).
-    padding counts pixels of the up-sampled picture; negative crops.  impl is accepted and ignored.
+    padding counts pixels of the up-sampled image; negative crops.  impl is accepted and ignored.
     Returns [N, C, (H*up + y0 + y1 - fh) // down + 1, ...], dtype of x. Raises ValueError if that is empty.
     """
     if f is not None and (f.ndim not in (1, 2) or f.requires_grad):
@@ -191,7 +191,7 @@ def _correlate(
     if up == [1, 1]:
         y = _correlate_padded(x, taps.expand(channels, 1, *taps.shape), down, padding)
         return y.contiguous(memory_format=layout)
-    # A transposed convolution scatters each sample by the filter: no zero-stuffed picture is ever built.
+    # A transposed convolution scatters each sample by the filter: no zero-stuffed image is ever built.
     (fw, fh), (x0, x1, y0, y1) = filter_size(taps), padding
     lo, hi = (fh - 1 - y0, fw - 1 - x0), (fh - up[1] - y1, fw - up[0] - x1)  # rows and columns to cut off
     cut = [max(min(pair), 0) for pair in zip(lo, hi, strict=True)]

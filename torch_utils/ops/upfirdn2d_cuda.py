@@ -21,7 +21,7 @@ PIXEL_THREADS, PIXEL_LANES = 128, 8  # of a block (upfirdn2d_pixel.cu); vectors 
 PIXEL_STRIPS = (16, 8, 4)  # units down a thread: the most that leave PIXEL_BLOCKS blocks
 PIXEL_BLOCKS = 512  # four on every multiprocessor of the largest device there is
 PIXEL_SUMS = 64  # registers for unfinished outputs
-SMALL = 16  # pictures of at most this side fill too little of a tile
+SMALL = 16  # images of at most this side fill too little of a tile
 SHARED_BYTES = 48 * 1024  # what every device grants a block without asking
 
 
@@ -105,7 +105,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Fused:
-    """The epilogue of a modulated convolution, run on the filtered picture; noise, b may be None."""
+    """The epilogue of a modulated convolution, run on the filtered image; noise, b may be None."""
 
     d: torch.Tensor
     noise: torch.Tensor | None

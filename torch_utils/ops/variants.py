@@ -94,7 +94,7 @@ def _bias_act() -> Iterator[Kernel]:
 def _epilogues() -> Iterator[Kernel]:
     for dtype, last in itertools.product(LAYERS, (False, True)):
         make = epilogue_cuda.epilogue_kernel
-        for vec in {1, widest(dtype)}:  # pictures after a transposed convolution have odd sides
+        for vec in {1, widest(dtype)}:  # images after a transposed convolution have odd sides
             yield make('epilogue', dtype, last, vec)
             yield make('epilogue_grad', dtype, last, vec)
         for noise in (True, False):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive discriminator augmentation: how much to augment, from how sure D is about the training pictures.
+"""Adaptive discriminator augmentation: how much to augment, from how sure D is about the training images.
 
-The mean sign of D's output for real pictures (r_t; ADA, Sec. 3) is near 0 as long as D cannot tell them from
+The mean sign of D's output for real images (r_t; ADA, Sec. 3) is near 0 as long as D cannot tell them from
 generated ones, and near 1 once it has memorised them. Above the target p grows, below it p shrinks, steadily.
 """
 import torch
 
 from torch_utils import distributed
 
-HIGH_P = 0.8  # leaks of the augmentation into generated pictures become likely (ADA, Sec. 2.2)
+HIGH_P = 0.8  # leaks of the augmentation into generated images become likely (ADA, Sec. 2.2)
 HIGH_KIMG = 20  # p crosses HIGH_P for a moment in healthy runs too
 
 
@@ -20,7 +20,7 @@ def next_p(
     """p moved by batch_size * interval / (1000 * kimg) towards more or less augmentation, kept within [0, 1].
 
     p: float32 scalar.  mean_sign: r_t in [-1, 1]; if it equals `target` or is not a number, p stays.
-    interval: iterations between updates.  kimg: thousand pictures in which p can go from 0 to 1.
+    interval: iterations between updates.  kimg: thousand images in which p can go from 0 to 1.
     Published: no upper limit, so that p winds up to any height and takes as long to come back.
     """
     excess = torch.as_tensor(mean_sign, dtype=torch.float32, device=p.device) - target
@@ -31,8 +31,8 @@ def next_p(
 class AdaController:
     """Gathers signs and moves p every few iterations; nothing here waits for a GPU.
 
-    target: wanted r_t.  batch_size: pictures per iteration over all processes.  interval: iterations between
-    updates.  kimg: thousand pictures in which p can go from 0 to 1.  p itself is a buffer of the AugmentPipe.
+    target: wanted r_t.  batch_size: images per iteration over all processes.  interval: iterations between
+    updates.  kimg: thousand images in which p can go from 0 to 1.  p itself is a buffer of the AugmentPipe.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class AdaController:
 
     @torch.no_grad()
     def add(self, signs: torch.Tensor) -> None:
-        """Take in signs of D's logits for real pictures, of any shape, from each phase that computes them."""
+        """Take in signs of D's logits for real images, of any shape, from each phase that computes them."""
         total = signs.detach().sum(dtype=torch.float32)
         self.pending += torch.stack([total, torch.full_like(total, signs.numel())])
 
@@ -81,8 +81,8 @@ class AdaController:
             return None
         self.has_warned = True
         return (f'Augmentation probability p = {p:.2f} has been above {HIGH_P} for {HIGH_KIMG} kimg: there '
-                'are few pictures for this network, and rotations or tints may leak into those it generates. '
-                'Remedies: more pictures or --mirror=1, --resume from a trained network, or milder '
+                'are few images for this network, and rotations or tints may leak into those it generates. '
+                'Remedies: more images or --mirror=1, --resume from a trained network, or milder '
                 'augmentations (--augpipe=bg leaves colours alone, blit only flips, turns and shifts).')
 
     def state_dict(self) -> dict[str, object]:

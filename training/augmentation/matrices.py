@@ -104,7 +104,7 @@ def wavelet_bank(lowpass: Sequence[float], num_levels: int) -> np.ndarray:
     """Zero-phase band filters [num_levels + 1, taps] of an orthogonal wavelet; the lowest band comes first.
 
     lowpass: its decomposition low-pass filter, of sum sqrt(2). The rows add up to a unit impulse, so that
-    weighting them amplifies frequency bands of a picture (ADA, App. B).
+    weighting them amplifies frequency bands of an image (ADA, App. B).
     """
     low = np.asarray(lowpass, dtype=np.float64)
     high = low * (-1.0) ** np.arange(len(low))

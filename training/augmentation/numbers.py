@@ -26,7 +26,7 @@ QUANTILES: dict[str, Callable[[float], float]] = {
 class Numbers:
     """Where the parameters of one call come from.
 
-    changes_nothing: whether it is certain beforehand that all pictures stay as they are.
+    changes_nothing: whether it is certain beforehand that all images stay as they are.
     """
 
     changes_nothing = False
@@ -107,7 +107,7 @@ class RandomNumbers(Numbers):
 
 
 class QuantileNumbers(Numbers):
-    """The same parameters for every picture, from one quantile of their distributions."""
+    """The same parameters for every image, from one quantile of their distributions."""
 
     def __init__(self, quantile: float, num: int):
         if not 0 <= quantile < 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The heavy part of augmentation: pictures warped and filtered, each by a matrix or filter of its own."""
+"""The heavy part of augmentation: images warped and filtered, each by a matrix or filter of its own."""
 import functools
 import math
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def _units(margins: Margins, size: tuple[int, int], slack: int) -> tuple[np.ndar
 def warp(x: torch.Tensor, margins: Margins, matrix: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     """Move pixels as planned by `plan_warp`.
 
-    The picture, continued by reflection, is sampled at twice its resolution between two passes of the
+    The image, continued by reflection, is sampled at twice its resolution between two passes of the
     low-pass filter `taps` [12], which limits aliasing. x: [N, C, H, W]; so is the result.
     """
     slack = len(taps) // 4
@@ -99,7 +99,7 @@ def _rounded_up(margins: Margins, size: tuple[int, int]) -> Margins:
 
 
 def filter_each(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """Convolve each picture along x and y with a symmetric filter of its own, taps [N, odd number]."""
+    """Convolve each image along x and y with a symmetric filter of its own, taps [N, odd number]."""
     num, channels, height, width = x.shape
     x = _pad_reflect(x, taps.shape[1] // 2)
     weight = taps.repeat_interleave(channels, dim=0)[:, None, None]  # [N * C, 1, 1, taps]

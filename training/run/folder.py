@@ -19,7 +19,7 @@ from training.config import TrainConfig
 RUN_NUMBER = re.compile(r'\d+')
 CLAIM_ATTEMPTS = 1000
 OPTIONS_FILE, FLAGS_FILE = 'training_options.json', 'training_flags.json'
-# What is there before the first picture.
+# What is there before the first image.
 FIRST_FILES = {OPTIONS_FILE, FLAGS_FILE, '.lock', 'log.txt', 'stats.jsonl'}
 
 

@@ -68,7 +68,7 @@ class StatsWriter:
         self._add_scalars(scalars, cur_nimg, time.time())
 
     def write_sheet(self, path: str | os.PathLike, cur_nimg: int) -> None:
-        """Show a sheet of generated pictures that was saved as `path`."""
+        """Show a sheet of generated images that was saved as `path`."""
         for sink in self._sinks:
             sink.add_sheet(path, cur_nimg)
 
@@ -179,7 +179,7 @@ class RunLog:
             write()
         except (UserError, OSError) as error:
             if str(error) not in self._said:
-                self.print(f'Training goes on, but {error}')
+                self.print(f'Training continues, but {error}')
             self._said.add(str(error))
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """snapshots.json: which snapshots of a run are complete. What it does not list is not there.
 
-A snapshot is a set of files: the training state, the networks for use elsewhere, a sheet of pictures. The
+A snapshot is a set of files: the training state, the networks for use elsewhere, a sheet of images. The
 manifest is replaced only once all of them are on the disk, so that a crash leaves the snapshots of before.
 """
 import dataclasses
@@ -45,7 +45,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class SnapshotEntry:
-    """A complete snapshot, at `nimg` pictures.  files: by role.  metrics: results, as far as computed."""
+    """A complete snapshot, at `nimg` images.  files: by role.  metrics: results, as far as computed."""
 
     nimg: int
     files: Mapping[str, FileEntry]
@@ -117,7 +117,7 @@ def latest_state(run_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
 def state_name(entries: Entries, nimg: int) -> str:
     """Name of the training state at nimg: training-state-<kimg>.pt.
 
-    If a snapshot at other pictures has this name already, the pictures beyond the thousand are added: a
+    If a snapshot at other images has this name already, the images beyond the thousand are added: a
     listed state is never overwritten.
     """
     name = f'training-state-{kimg_number(nimg)}.pt'
@@ -126,7 +126,7 @@ def state_name(entries: Entries, nimg: int) -> str:
 
 
 def with_snapshot(entries: Entries, new: SnapshotEntry) -> Entries:
-    """The list with one more snapshot; equal names of files, and one at the same pictures, give way."""
+    """The list with one more snapshot; equal names of files, and one at the same images, give way."""
     rest = forget_files([e for e in entries if e.nimg != new.nimg], {f.name for f in new.files.values()})
     return tuple(sorted([*rest, new], key=lambda e: e.nimg))
 
@@ -142,7 +142,7 @@ def prune(entries: Entries, keep: int | None = None, metric: str | None = None) 
 
     keep: stay with the last so many snapshots that have networks, and the best by `metric`; None: all
     networks stay. Training states, which are large, stay where their networks were chosen so, and in the
-    NUM_STATES last snapshots. Sheets of pictures always stay.
+    NUM_STATES last snapshots. Sheets of images always stay.
     """
     chosen = {e.nimg for e in _chosen(entries, keep, metric)}
     last = {e.nimg for e in [e for e in entries if STATE in e.files][-NUM_STATES:]}

@@ -95,7 +95,7 @@ def _check_is_dead(run: Path) -> None:
         with RunLock(run):
             pass
     except UserError as error:
-        raise UserError(f'--resume=latest: {error}; to go on with an older run, name its folder') from error
+        raise UserError(f'--resume=latest: {error}; to resume an older run, name its directory') from error
 
 
 def open_state(request: ResumeRequest, config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that show statistics while a run goes on, both optional: TensorBoard and Weights & Biases."""
+"""Programs that show statistics while a run is in progress, both optional: TensorBoard and Weights & Biases."""
 import contextlib
 import inspect
 import json
@@ -24,10 +24,10 @@ class Sink(Protocol):
     """What StatsWriter passes its numbers on to."""
 
     def add_scalars(self, scalars: Mapping[str, float], cur_nimg: int, now: float) -> None:
-        """Show values measured after cur_nimg pictures, at `now` (seconds since the epoch)."""
+        """Show values measured after cur_nimg images, at `now` (seconds since the epoch)."""
 
     def add_sheet(self, path: str | os.PathLike, cur_nimg: int) -> None:
-        """Show a sheet of generated pictures that was saved as `path`."""
+        """Show a sheet of generated images that was saved as `path`."""
 
     def close(self) -> None:
         """Write out everything."""
@@ -130,7 +130,7 @@ class WandbSink:
         except self._errors as error:
             # Once: a server that is down would fill the log.
             if not self._has_failed:
-                progress.write(f'W&B: something could not be recorded ({_one_line(error)}); training goes on')
+                progress.write(f'W&B: something could not be recorded ({_one_line(error)}); training continues')
             self._has_failed = True
 
 
@@ -142,7 +142,7 @@ def _is_logged_in(wandb: ModuleType) -> bool:
 
 
 def _run_id(run_dir: Path) -> str:
-    """Kept in the folder, so that a continued run goes on in the same place."""
+    """Kept in the run directory, so that a resumed run continues there."""
     path = run_dir / WANDB_ID_FILE
     with contextlib.suppress(OSError):
         kept = path.read_text(encoding='utf-8').strip()

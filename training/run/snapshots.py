@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes snapshots while training goes on: from copies, in a thread, one at a time."""
+"""Writes snapshots while training continues: from copies, in a thread, one at a time."""
 import contextlib
 import hashlib
 import os
@@ -38,7 +38,7 @@ ROLES = {'pkl': NETWORKS, 'safetensors': SAFETENSORS}
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is to be written of a run at `nimg` pictures; all tensors are from `copies`.
+    """What is to be written of a run at `nimg` images; all tensors are from `copies`.
 
     payload: see run_state_file.make_payload.  networks: see checkpoint.copy_networks, None for none, under
     the name `networks_name`.  others: role -> name of files that belong to the snapshot and are written
@@ -154,7 +154,7 @@ class SnapshotWriter:
             action()
         except (UserError, OSError, RuntimeError, pickle.PickleError) as error:
             text = (str(error).splitlines() or [type(error).__name__])[0]
-            self._problems.append(f'Snapshot not saved, training goes on: {text}')
+            self._problems.append(f'Snapshot not saved, training continues: {text}')
             return False
         return True
 

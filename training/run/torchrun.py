@@ -3,7 +3,7 @@
 
 A start after a failure (--max-restarts), or with other machines (--nnodes=1:2), goes on in the folder of the
 run from its last complete snapshot. The number of processes may change then, if it divides the batch: the
-same pictures are seen in the same order, and gradients are the same to rounding, but latents and augmentation
+same images are seen in the same order, and gradients are the same to rounding, but latents and augmentation
 are drawn anew for each process, so that with another number the run is not the same to the bit.
 """
 import dataclasses
@@ -116,7 +116,7 @@ def fit_layout(config: TrainConfig, num_gpus: int) -> TrainConfig:
                if share % n == 0 and fitting_group(group, n) == group
                and min(group, n) == min(group, config.batch_gpu)]
     if not fitting:
-        raise UserError(f'--batch={config.batch_size} leaves {share} pictures for each of the {num_gpus} '
+        raise UserError(f'--batch={config.batch_size} leaves {share} images for each of the {num_gpus} '
                         f'processes that the launcher started now, which are no groups of {group} for the '
                         'minibatch standard deviation; start fewer')
     return dataclasses.replace(config, num_gpus=num_gpus, batch_gpu=max(fitting))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DCGAN (Radford et al. 2016): transposed and strided 4x4 convolutions with batch normalisation.
 
-Pictures are square with a power of two from 8 as side; the known network has 64. z [N, z_dim], img
+Images are square with a power of two from 8 as side; the known network has 64. z [N, z_dim], img
 [N, img_channels, side, side] in [-1, 1]. Both networks are called like those of training.networks.
 """
 import torch
@@ -66,7 +66,7 @@ class LatentMapping(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisNetwork(torch.nn.Module):
-    """Latent to picture: conv1 to 4x4, then twice the side with each layer; batch norm and ReLU, tanh at the
+    """Latent to image: conv1 to 4x4, then twice the side with each layer; batch norm and ReLU, tanh at the
     end.
     """
 
@@ -126,7 +126,7 @@ class DCGANGenerator(torch.nn.Module):
 
 @persistence.persistent_class
 class DCGANDiscriminator(torch.nn.Module):
-    """D(img, c) -> logits [N, 1], the sigmoid of which is the probability of a real picture.
+    """D(img, c) -> logits [N, 1], the sigmoid of which is the probability of a real image.
 
     ndf: feature maps of the first layer, doubled with each further one.  c_dim: 0, there are no labels.
     """
@@ -140,7 +140,7 @@ class DCGANDiscriminator(torch.nn.Module):
         widths = [img_channels, *(ndf << k for k in range(num_layers - 1)), 1]
         for i in range(num_layers):
             setattr(self, f'conv{i + 1}', Reduce(widths[i], widths[i + 1], is_last=i == num_layers - 1))
-            # Neither at the picture nor at the logit (Radford et al. 2016, Sec. 3).
+            # Neither at the image nor at the logit (Radford et al. 2016, Sec. 3).
             if 0 < i < num_layers - 1:
                 setattr(self, f'bn{i + 1}', BatchNorm(widths[i + 1]))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of DCGAN (Radford et al. 2016): binary cross-entropy, D on real pictures, then on fakes, then G.
+"""The losses of DCGAN (Radford et al. 2016): binary cross-entropy, D on real images, then on fakes, then G.
 
 The methods are those of a phase: see training.loss.
 """
@@ -19,7 +19,7 @@ from training.phases import FlatGradients, Phase, PhaseSource
 class DCGANLoss:
     """Losses of G and D.
 
-    augment_pipe: applied to every picture that D sees, real and generated; None for none.
+    augment_pipe: applied to every image that D sees, real and generated; None for none.
     report(name, values): where statistics go.  ada: is given D's signs on real images; None unless p is
     adaptive.  pl_mean: stays 0, there are no path lengths; training states have a field for it.
     compiled: faster forms of differentiated_once(), by name.

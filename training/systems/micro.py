@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A StyleGAN2 generator for 16x16 pictures that consists of five operations, to time a step of training with.
+"""A StyleGAN2 generator for 16x16 images that consists of five operations, to time a step of training with.
 
 z [N, 512] -> ws [N, num_ws, 512] -> img [N, img_channels, 16, 16] in (-1, 1). The operations: a constant
 fill, leaky ReLU in place, bias plus tanh, modulated 3x3 convolution, a 512x512 fully connected layer.
@@ -65,7 +65,7 @@ class MicroLayer(torch.nn.Module):
 
 
 class MicroSynthesis(torch.nn.Module):
-    """A constant 4x4, then convolutions at 4x4, 8x8 and 16x16, and one to picture channels."""
+    """A constant 4x4, then convolutions at 4x4, 8x8 and 16x16, and one to image channels."""
 
     def __init__(self, img_channels: int, channels: int):
         super().__init__()

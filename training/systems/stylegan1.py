@@ -120,7 +120,7 @@ class ConstantBlock(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisNetwork(torch.nn.Module):
-    """ws to picture: a constant, then two blocks for each level, and a 1x1 convolution to colours."""
+    """ws to image: a constant, then two blocks for each level, and a 1x1 convolution to colours."""
 
     def __init__(
         self, w_dim: int, img_resolution: Size, img_channels: int, channel_base: int = 16384,

@@ -13,7 +13,7 @@ import torch
 
 from dnnlib.resolution import height_width
 
-COLOUR_PLANES = {1: 1, 2: 1, 3: 3, 4: 3}  # channels of a picture -> those that are not alpha
+COLOUR_PLANES = {1: 1, 2: 1, 3: 3, 4: 3}  # channels of an image -> those that are not alpha
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def fit_tensor(pair: Pair) -> Fit:
 
 
 def picture_map(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(matrix [new, old], offset [new]) that turn a picture of `old` channels in [-1, 1] into one of `new`.
+    """(matrix [new, old], offset [new]) that turn an image of `old` channels in [-1, 1] into one of `new`.
 
     Gray becomes R = G = B, colour its mean, a missing alpha opaque. With more than 4 channels, equal numbers
     correspond and the others are 0.
@@ -61,7 +61,7 @@ def picture_map(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
     same = planes_old == planes_new
     colours = torch.eye(planes_new) if same else torch.full([planes_new, planes_old], 1 / planes_old)
     matrix[:planes_new, :planes_old] = colours
-    # Alpha is the last channel of pictures of 2 or 4.
+    # Alpha is the last channel of images of 2 or 4.
     if new > planes_new:
         if old > planes_old:
             matrix[-1, -1] = 1
@@ -86,7 +86,7 @@ def overlap(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _is_bias_of_other_picture(pair: Pair) -> bool:
-    # A bias of D's first layer has one shape for all pictures, but takes over what a constant alpha gave.
+    # A bias of D's first layer has one shape for all images, but takes over what a constant alpha gave.
     return (pair.name.endswith('fromrgb.bias')
             and pair.source.img_channels != pair.target.img_channels)
 
@@ -118,7 +118,7 @@ def _resize_const(pair: Pair) -> Fit:
 
 
 def _resize_epilogue(pair: Pair) -> Fit:
-    """D's fully connected layer sees [C, h, w] flattened: a coarser or finer picture of the same."""
+    """D's fully connected layer sees [C, h, w] flattened: a coarser or finer image of the same."""
     old_size, new_size = (height_width(net.b4.resolution) for net in (pair.source, pair.target))
     old = pair.old.unflatten(1, (-1, *old_size))  # [O, I, h, w]
     new = pair.new.unflatten(1, (-1, *new_size))
@@ -136,26 +136,26 @@ def _cut_deviation_last(pair: Pair) -> Fit:
 
 
 def _recolour_output(pair: Pair) -> Fit:
-    """ToRGB makes the picture of other channels that corresponds to what it made."""
+    """ToRGB makes the image of other channels that corresponds to what it made."""
     old, new = pair.source.img_channels, pair.target.img_channels
     if old == new:
         return _cut(pair)
     matrix, offset = picture_map(old, new)
-    how = f'picture of {old} channels -> {new}'
+    how = f'image with {old} channels -> {new}'
     if pair.old.ndim > 1:
         return Fit(overlap(torch.einsum('no,oi...->ni...', matrix, pair.old), pair.new), how)
-    # The picture is the sum over all blocks: a constant enters once.
+    # The image is the sum over all blocks: a constant enters once.
     first = next(name for name, _ in pair.target.named_parameters() if name.endswith('torgb.bias'))
     return Fit(matrix @ pair.old + offset * (pair.name == first), how)
 
 
 def _recolour_input(pair: Pair) -> Fit:
-    """FromRGB responds to a picture of other channels as it did to the corresponding one."""
+    """FromRGB responds to an image of other channels as it did to the corresponding one."""
     old, new = pair.source.img_channels, pair.target.img_channels
     if old == new:
         return _cut(pair)
     matrix, offset = picture_map(new, old)
-    how = f'picture of {old} channels -> {new}'
+    how = f'image with {old} channels -> {new}'
     if pair.old.ndim > 1:
         value = torch.einsum('oc...,cn->on...', pair.old, matrix) * math.sqrt(new / old)
         return Fit(overlap(value, pair.new), how)

@@ -113,8 +113,8 @@ def _transfer_network(key: str, source: torch.nn.Module, target: torch.nn.Module
 def _start_new(name: str, tensor: torch.Tensor, theirs: Mapping[str, torch.Tensor]) -> str:
     """Prepare a tensor without counterpart; returns what to say of it.
 
-    A level above those of the file adds its detail to the enlarged picture of the levels below. With nothing
-    to add at first, G goes on making the pictures that it has learned.
+    A level above those of the file adds its detail to the enlarged image of the levels below. With nothing
+    to add at first, G goes on making the images that it has learned.
     """
     first = 'synthesis.b4.torgb.weight'
     if not name.endswith('torgb.weight') or first not in theirs:
@@ -131,7 +131,7 @@ def transfer_notes(
     for key in into:
         if source.get(key) is None:
             consequence = (
-                'starts from random weights, and pictures will first get worse; snapshots of train.py hold '
+                'starts from random weights, and images will first get worse; snapshots of train.py hold '
                 'all networks' if _source_of(source, key) is None
                 else f'takes the weights of {SUBSTITUTES[key]}')
             notes.append(f'the file holds no {key}: the one here {consequence}')
@@ -241,11 +241,11 @@ def _text(shape: Shape | None) -> str:
 
 
 def _describe(networks: Mapping[str, torch.nn.Module | None]) -> str:
-    """Such as '256x256 pictures of 3 channels, no labels'."""
+    """Such as '256x256 images of 3 channels, no labels'."""
     net = next(networks[key] for key in NETWORKS if networks.get(key) is not None)
     labels = f'{net.c_dim} labels' if net.c_dim else 'no labels'
     plural = 's' if net.img_channels > 1 else ''
-    return f'{_size_text(net.img_resolution)} pictures of {net.img_channels} channel{plural}, {labels}'
+    return f'{_size_text(net.img_resolution)} images with {net.img_channels} channel{plural}, {labels}'
 
 
 def _size_text(size: Size) -> str:

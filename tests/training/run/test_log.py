@@ -165,7 +165,7 @@ def test_curves_that_cannot_be_drawn_cost_one_line_and_not_the_run(tmp_path, mon
         capsys.readouterr()
         log.plot()
         log.plot()
-    assert capsys.readouterr().out == 'Training goes on, but no matplotlib\n'
+    assert capsys.readouterr().out == 'Training continues, but no matplotlib\n'
     assert (tmp_path / 'progress.html').is_file()
 
 

@@ -197,4 +197,4 @@ def test_failures_cost_one_line_and_not_the_run(use, run_dir, capsys):
         sink.add_scalars({'a': 1.0}, 0, 0.0)
     sink.add_sheet(run_dir / 'missing.png', 0)
     sink.close()
-    assert capsys.readouterr().out.count('training goes on') == 1
+    assert capsys.readouterr().out.count('training continues') == 1

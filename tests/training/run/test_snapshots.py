@@ -142,7 +142,7 @@ def test_a_full_disk_costs_the_snapshot_and_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     problems = writer.take_problems()
     assert len(problems) == 1 and '\n' not in problems[0] and writer.has_failed
-    assert problems[0].startswith('Snapshot not saved, training goes on: ')
+    assert problems[0].startswith('Snapshot not saved, training continues: ')
     assert 'training-state-000002.pt: cannot be written (File too large)' in problems[0]
     assert names(tmp_path) == before and assert_sound(tmp_path) == 1000
     write(writer, 3000, size=1_000_000)

@@ -267,7 +267,7 @@ def test_a_file_is_transferred_with_a_table_on_the_screen_and_in_the_folder(snap
     here = networks_here(c_dim=5, img_resolution=32)
     records = transfer(snapshot, here, tmp_path)
     shown, written = capsys.readouterr().out, (tmp_path / 'transfer.txt').read_text()
-    assert '16x16 pictures of 3 channels, 3 labels -> 32x32 pictures of 3 channels, 5 labels' in shown
+    assert '16x16 images with 3 channels, 3 labels -> 32x32 images with 3 channels, 5 labels' in shown
     for text in (shown, written):
         assert 'D: 43 of 55 tensors taken (42 kept, 1 resized), 12 fresh; 3 of the file not used' in text
     assert any('mapping.embed.weight' in line and '8x3' in line and '8x5' in line
