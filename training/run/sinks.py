@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that show statistics while a run is in progress, both optional: TensorBoard and Weights & Biases."""
+"""Programs that show statistics of a run in progress, both optional: TensorBoard and Weights & Biases."""
 import contextlib
 import inspect
 import json
@@ -130,7 +130,7 @@ class WandbSink:
         except self._errors as error:
             # Once: a server that is down would fill the log.
             if not self._has_failed:
-                progress.write(f'W&B: something could not be recorded ({_one_line(error)}); training continues')
+                progress.write(f'W&B: not everything was recorded ({_one_line(error)}); training continues')
             self._has_failed = True
 
 
