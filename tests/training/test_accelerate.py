@@ -172,7 +172,7 @@ def test_graphs_are_for_gpus_and_say_so():
     run = small_run()
     use_graphs(run.state, run.phases, run.config, torch.device('cpu'), pytest.fail)
     assert all(phase.graphs is None for phase in run.phases)
-    with pytest.raises(UserError, match='--cuda-graphs=on does not go with --device=cpu'):
+    with pytest.raises(UserError, match='--cuda-graphs=on conflicts with --device=cpu'):
         small_config(cuda_graphs='on')
     with pytest.raises(UserError, match='no GPU'):
         small_config(cuda_graphs='on', device='auto').for_device('cpu')

@@ -104,7 +104,7 @@ def test_the_start_compiles_what_the_option_says(cfg, names):
 
 
 def test_graphs_and_the_compiler_exclude_each_other():
-    with pytest.raises(UserError, match='--cuda-graphs=on does not go with --compile=1'):
+    with pytest.raises(UserError, match='--cuda-graphs=on conflicts with --compile=1'):
         small_config(cuda_graphs='on', compile=True, device='auto')
 
 
