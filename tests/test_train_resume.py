@@ -121,7 +121,7 @@ def test_latest_waits_for_no_run_that_has_just_begun_but_names_it(folder, run, s
     monkeypatch.setattr(RunLock, '_try', lambda self: False)
     status, _, stderr = run('--outdir={out}', '--resume=latest')
     assert status == 2 and not started and stderr.count('\n') == 1
-    assert stderr.startswith('Error: --resume=latest: ') and 'name its folder' in stderr
+    assert stderr.startswith('Error: --resume=latest: ') and 'name its directory' in stderr
     assert '00001-new' in stderr
 
 

@@ -123,7 +123,7 @@ def test_transfer_takes_what_fits_and_says_how_much(pictures, tmp_path, capsys, 
 def test_a_failing_metric_is_named_once_and_training_goes_on(pictures, tmp_path, capsys, no_sheets):
     run(configure(pictures, tmp_path / 'run', metrics='fid50k_full', snap='1'))
     output = capsys.readouterr().out
-    assert output.count('Metric fid50k_full is left out') == 1 and 'tick 3' in output
+    assert output.count('Metric fid50k_full is skipped') == 1 and 'tick 3' in output
 
 
 def test_a_picture_that_cannot_be_read_ends_the_run_with_its_name(pictures, tmp_path, no_sheets):

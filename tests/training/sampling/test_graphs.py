@@ -66,7 +66,7 @@ def test_a_capture_that_fails_costs_a_warning(gpu):
     check_same(gpu, GraphedNetwork(module, backend, lines.append), module, noise_mode='random')
     assert backend.num_captures == 1 and backend.num_replays == 0
     (line,) = lines
-    assert 'goes on without graphs' in line and '--cuda-graphs=off' in line
+    assert 'continuing without them' in line and '--cuda-graphs=off' in line
 
 
 def test_memory_that_graphs_hold_is_given_back_when_it_is_needed(gpu):

@@ -212,7 +212,7 @@ def test_dcgan_says_that_it_knows_no_truncation(finished, tmp_path, capsys):
     network = last_snapshot(finished['dcgan'])
     with pytest.raises(SystemExit) as done:
         generate.main([f'--outdir={tmp_path}', f'--network={network}', '--seeds=0', '--trunc=0.7'])
-    assert done.value.code == 2 and 'only --trunc=1 is possible' in capsys.readouterr().err
+    assert done.value.code == 2 and 'only --trunc=1 works' in capsys.readouterr().err
 
 
 def test_styles_of_stylegan_mix(finished, tmp_path):
