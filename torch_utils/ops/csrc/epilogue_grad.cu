@@ -3,8 +3,6 @@
 // Macros: SCALAR_T, VEC, CHANNELS_LAST, ACT, NEXT.
 #include "walk.cuh"
 
-constexpr unsigned all_lanes = 0xffffffffu;
-
 // What goes with the columns of a thread; nothing is read beyond the last.
 __device__ __forceinline__ void load_columns(const scalar_t* p, const Place& at, acc_t (&values)[VEC]) {
     if (at.has_columns) load(p, values);
@@ -15,28 +13,6 @@ __device__ __forceinline__ void load_columns(const scalar_t* p, const Place& at,
 __device__ __forceinline__ acc_t sum_of_lanes(acc_t v, int lanes) {
     for (int offset = lanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(all_lanes, v, offset);
     return v;
-}
-
-// Sum over the rows of the block for each of its columns: within a warp first, then over the warps, a thread a column.
-__device__ __forceinline__ void store_column_sums(
-    acc_t (&sums)[VEC], acc_t* __restrict__ out, const Place& at, int lanes, int cols
-) {
-    __shared__ acc_t shared[THREADS / 32][32 * VEC];
-    for (int offset = 16; offset >= lanes; offset /= 2)
-#pragma unroll
-        for (int k = 0; k < VEC; k++) sums[k] += __shfl_xor_sync(all_lanes, sums[k], offset);
-    __syncthreads();  // the buffer may still be read for the sums before
-    if (threadIdx.x % 32 < lanes) {
-#pragma unroll
-        for (int k = 0; k < VEC; k++) shared[threadIdx.x / 32][at.lane * VEC + k] = sums[k];
-    }
-    __syncthreads();
-    const int own = threadIdx.x, col = at.col_chunk * lanes * VEC + own;
-    if (own >= lanes * VEC || col >= cols) return;
-    acc_t total = 0;
-#pragma unroll
-    for (int w = 0; w < THREADS / 32; w++) total += shared[w][own];
-    out[col] = total;
 }
 
 struct Vectors {  // what a thread reads of one row
@@ -130,6 +106,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
     }
     const i64 column_sums = (at.n * row_chunks + at.row_chunk) * cols;
     acc_t* const column_target = CHANNELS_LAST ? sum_g : sum_noise;
-    if (column_target) store_column_sums(column_g, column_target + column_sums, at, lanes, pitch);
-    if (CHANNELS_LAST && sum_gx) store_column_sums(column_gx, sum_gx + column_sums, at, lanes, pitch);
+    if (column_target) store_column_sums(column_g, column_target + column_sums, at, lanes, pitch, 1);
+    if (CHANNELS_LAST && sum_gx) store_column_sums(column_gx, sum_gx + column_sums, at, lanes, pitch, 1);
 }

@@ -16,7 +16,6 @@
 #endif
 #define BLOCKS (FEW * CHUNKS * VEC > 32 ? 2 : 3)  // on a multiprocessor: the matrix stays in registers
 
-constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int rows_at_once = FEW > 4 ? 1 : 4;  // whose loads are in flight together
 
 struct Few {  // where the few channels of a sample's pixels are
@@ -149,28 +148,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) many_to_few(
     }
 }
 
-// Sum over the rows of a block for each of its columns, in a fixed order.
-__device__ __forceinline__ void store_sums(
-    acc_t (&sums)[VEC], acc_t* __restrict__ out, const Place& at, int lanes, int cols, int step
-) {
-    __shared__ acc_t shared[THREADS / 32][32 * VEC];
-    for (int offset = 16; offset >= lanes; offset /= 2)
-#pragma unroll
-        for (int k = 0; k < VEC; k++) sums[k] += __shfl_xor_sync(all_lanes, sums[k], offset);
-    __syncthreads();  // the buffer may still be read for the sums before
-    if (threadIdx.x % 32 < lanes) {
-#pragma unroll
-        for (int k = 0; k < VEC; k++) shared[threadIdx.x / 32][at.lane * VEC + k] = sums[k];
-    }
-    __syncthreads();
-    const int own = threadIdx.x, col = at.col_chunk * lanes * VEC + own;
-    if (own >= lanes * VEC || col >= cols) return;
-    acc_t total = 0;
-#pragma unroll
-    for (int warp = 0; warp < THREADS / 32; warp++) total += shared[warp][own];
-    out[col * step] = total;
-}
-
 // Sums over the pixels of a block of x[n, few, pixel] * many[n, pixel, many]: [n, row_chunks, matrix], the steps of
 // whose elements are few_step and many_step.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) few_by_many(
@@ -211,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) few_by_many(
     }
     sums += (at.n * row_chunks + at.row_chunk) * cols * FEW;
 #pragma unroll
-    for (int f = 0; f < FEW; f++) store_sums(total[f], sums + f * few_step, at, lanes, pitch, many_step);
+    for (int f = 0; f < FEW; f++) store_column_sums(total[f], sums + f * few_step, at, lanes, pitch, many_step);
 }
 
 // The gradient of few_to_many with FINISH in one pass over dy and y: with g = dy * slope(y),
@@ -294,6 +271,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) few_to_many_grad(
     const i64 sums = (at.n * row_chunks + at.row_chunk) * cols;
     if (sum_gx)
 #pragma unroll
-        for (int f = 0; f < FEW; f++) store_sums(total[f], sum_gx + sums * FEW + f, at, lanes, pitch, FEW);
-    if (sum_g) store_sums(total_g, sum_g + sums, at, lanes, pitch, 1);
+        for (int f = 0; f < FEW; f++) store_column_sums(total[f], sum_gx + sums * FEW + f, at, lanes, pitch, FEW);
+    if (sum_g) store_column_sums(total_g, sum_g + sums, at, lanes, pitch, 1);
 }

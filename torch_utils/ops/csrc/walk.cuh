@@ -33,3 +33,28 @@ struct Place {  // of a thread: its columns, its rows, and which part of the mat
     }
     __device__ __forceinline__ int own_row() const { return threadIdx.x / unsigned(THREADS / row_step); }
 };
+
+constexpr unsigned all_lanes = 0xffffffffu;
+
+// Sum over the rows of the block for each of its columns, in a fixed order: within a warp first, then over the warps,
+// one thread per column. Column c is stored at out[c * step].
+__device__ __forceinline__ void store_column_sums(
+    acc_t (&sums)[VEC], acc_t* __restrict__ out, const Place& at, int lanes, int cols, int step
+) {
+    __shared__ acc_t shared[THREADS / 32][32 * VEC];
+    for (int offset = 16; offset >= lanes; offset /= 2)
+#pragma unroll
+        for (int k = 0; k < VEC; k++) sums[k] += __shfl_xor_sync(all_lanes, sums[k], offset);
+    __syncthreads();  // the buffer may still be read for the sums before
+    if (threadIdx.x % 32 < lanes) {
+#pragma unroll
+        for (int k = 0; k < VEC; k++) shared[threadIdx.x / 32][at.lane * VEC + k] = sums[k];
+    }
+    __syncthreads();
+    const int own = threadIdx.x, col = at.col_chunk * lanes * VEC + own;
+    if (own >= lanes * VEC || col >= cols) return;
+    acc_t total = 0;
+#pragma unroll
+    for (int w = 0; w < THREADS / 32; w++) total += shared[w][own];
+    out[col * step] = total;
+}
