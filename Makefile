@@ -18,13 +18,12 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 # Runs with the python that is there, so that a machine with its own PyTorch needs no installation.
-# Both stages as they run on a GPU, with tiny networks on the CPU.
-gpu-rehearsal: $(READY)
-	$(BIN)/python scripts/gpu_check.py --rehearse --stage=first --out=$(OUT)
-	$(BIN)/python scripts/gpu_check.py --rehearse --stage=second --out=$(OUT)
-
 gpu-check:
 	$(PYTHON) scripts/gpu_check.py --stage=$(STAGE) --out=$(OUT)
+
+# The same stage with tiny networks on the CPU.
+gpu-rehearsal: $(READY)
+	$(BIN)/python scripts/gpu_check.py --rehearse --stage=$(STAGE) --out=$(OUT)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import textwrap
 import zipfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from elsewhere import HIDE
 
 import legacy
 from dnnlib.util import UserError
@@ -93,19 +93,10 @@ def test_a_run_resumes_with_the_same_numbers(name, place, monkeypatch):
 def test_the_source_inside_a_network_still_runs(name, place):
     # By pickle itself, where only torch_utils and dnnlib can be imported.
     path = extract(name, place) / 'network-snapshot-000000-060.pkl'
-    code = '''
-        import pickle, sys
-
-        class Hide:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition('.')[0] in ('training', 'legacy', 'metrics'):
-                    raise ImportError(f'{name} is hidden')
-        sys.meta_path.insert(0, Hide())
-        import torch
-        G = pickle.load(open(sys.argv[1], 'rb'))['G_ema']
-        print(list(G(torch.zeros(2, G.z_dim), torch.zeros(2, G.c_dim)).shape))
-    '''
-    done = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(code), str(path)], cwd=ROOT, capture_output=True, text=True)
+    code = HIDE + '''
+G = pickle.load(open(sys.argv[1], 'rb'))['G_ema']
+print(list(G(torch.zeros(2, G.z_dim), torch.zeros(2, G.c_dim)).shape))
+'''
+    done = subprocess.run([sys.executable, '-c', code, str(path)], cwd=ROOT, capture_output=True, text=True)
     side = 16 if name == 'dcgan' else 8
     assert done.stdout == f'[2, 3, {side}, {side}]\n', done.stderr

@@ -60,7 +60,7 @@ def resolve(flags: Mapping[str, Any], dataset: DatasetInfo) -> TrainConfig:
         value = flags.get(option.key)
         if value is not None:
             parsed = option.read(value)
-            check_unused(preset.system, str(request.flags.get('cfg')), option.name, value)
+            check_unused(preset.system, str(request.flags.get('cfg')), option.name, parsed)
             option.apply(settings, parsed, request)
     # Last, since several flags decide batch_gpu.
     settings['D.mbstd_group_size'] = fitting_group(settings['D.mbstd_group_size'], settings['batch_gpu'])

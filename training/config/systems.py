@@ -16,8 +16,8 @@ from training.config.sections import (
 Kwargs = dict[str, Any]
 ALL_FLOAT32: Kwargs = {'num_fp16_res': 0, 'conv_clamp': None}
 UNLIMITED = 2 ** 20  # channel_max of systems without a maximum
-# Values of unused options that are accepted, because they ask for the actual behaviour.
-HARMLESS = (False, 'auto', 'fp32', '0', 'false', 'no')
+# Parsed values of unused options that are accepted, because they ask for the actual behaviour.
+HARMLESS = (None, False, 'auto', 'fp32')
 MIN_DCGAN_SIDE = 8
 
 
@@ -125,7 +125,7 @@ def system_of(kwargs: Mapping[str, Any]) -> str:
 
 
 def check_unused(system: str, preset: str, flag: str, value: Any) -> None:
-    """Raise UserError for an option that has no effect on the system."""
+    """Raise UserError for an option that has no effect on the system.  value: parsed."""
     if flag in SYSTEM_FORMS[system].unused and value not in HARMLESS:
         raise UserError(f'--{flag}={value} has no effect with --cfg={preset}; omit one of the two')
 

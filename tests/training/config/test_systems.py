@@ -72,7 +72,8 @@ def test_flags_without_effect_are_refused(cfg, flags):
         resolved(cfg=cfg, **flags)
 
 
-@pytest.mark.parametrize('flags', [{'precision': 'fp32'}, {'precision': 'auto'}, {'nhwc': False}])
+@pytest.mark.parametrize('flags', [
+    {'precision': 'fp32'}, {'precision': 'auto'}, {'nhwc': False}, {'nhwc': 'off'}, {'nhwc': 'auto'}])
 def test_flags_that_ask_for_what_is_so_anyway_are_not(flags):
     assert resolved(cfg='stylegan1', **flags).system == 'stylegan1'
 
