@@ -29,7 +29,7 @@ torch.save({'images': images, 'logits': snapshot['D'](images, None)}, sys.argv[2
 
 
 def open_elsewhere(path, folder):
-    """What a snapshot with networks of unlabelled pictures and augmentation computes there.
+    """What a snapshot with networks of unlabelled images and augmentation computes there.
 
     images: of two zero latents.  logits: of these images.  folder: becomes that Python's only path.
     """

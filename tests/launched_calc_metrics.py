@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""calc_metrics.py as torchrun starts it in tests: with so few generated pictures that a test can wait."""
+"""calc_metrics.py as torchrun starts it in tests: with so few generated images that a test can wait."""
 import functools
 
 import calc_metrics

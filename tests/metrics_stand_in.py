@@ -12,7 +12,7 @@ from training.dataset import ImageFolderDataset
 
 
 class StandInInception(torch.nn.Module):
-    """Random features of pictures resized to 8x8: 6 of them, or 5 class probabilities."""
+    """Random features of images resized to 8x8: 6 of them, or 5 class probabilities."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class StandInInception(torch.nn.Module):
 
 
 class StandInVgg(torch.nn.Module):
-    """Random features of pictures, resized or not."""
+    """Random features of images, resized or not."""
 
     def __init__(self):
         super().__init__()
@@ -49,8 +49,8 @@ def write_detectors(folder):
     return str(folder)
 
 
-def write_pictures(folder, count=30, channels=3, shape=(16, 16), seed=0):
-    """A folder of random pictures; its path as text."""
+def write_images(folder, count=30, channels=3, shape=(16, 16), seed=0):
+    """A folder of random images; its path as text."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for i in range(count):
@@ -59,4 +59,4 @@ def write_pictures(folder, count=30, channels=3, shape=(16, 16), seed=0):
 
 
 def small_dataset(folder, count=30, **kwargs):
-    return ImageFolderDataset(write_pictures(folder, count), **kwargs)
+    return ImageFolderDataset(write_images(folder, count), **kwargs)

@@ -24,26 +24,26 @@ from training.run.manifest import read_manifest
 from training.run.resume import ResumeRequest, find_state
 from training.run.snapshots import read_state
 
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 # Imports half of PyTorch, which no child needs to do again.
 torch.optim.Adam([torch.zeros(1)])
 # What a clock decides.
 CLOCK = ('Timing/', 'Resources/', 'timestamp')
 
 
-def write_pictures(folder, side=8):
+def write_images(folder, side=8):
     """Twelve RGB images of side x side."""
     rng = np.random.default_rng(0)
-    for i in range(NUM_PICTURES):
+    for i in range(NUM_IMAGES):
         pixels = rng.integers(0, 256, [side, side, 3], dtype=np.uint8)
         PIL.Image.fromarray(pixels).save(folder / f'{i:02d}.png')
     return folder
 
 
-def configure(pictures, run_dir, *, steps=40, steps_per_tick=5, batch=4, side=8, **flags):
-    """A run of so many steps of `batch` pictures, with ADA, style mixing and path lengths."""
-    info = DatasetInfo(str(pictures), NUM_PICTURES, side, side, 3, has_labels=False, label_dim=0)
-    flags = {'outdir': 'unused', 'data': str(pictures), 'cfg': 'demo', 'batch': batch, 'batch_gpu': 2,
+def configure(images, run_dir, *, steps=40, steps_per_tick=5, batch=4, side=8, **flags):
+    """A run of so many steps of `batch` images, with ADA, style mixing and path lengths."""
+    info = DatasetInfo(str(images), NUM_IMAGES, side, side, 3, has_labels=False, label_dim=0)
+    flags = {'outdir': 'unused', 'data': str(images), 'cfg': 'demo', 'batch': batch, 'batch_gpu': 2,
              'cbase': 4 * side, 'cmax': 4, 'device': 'cpu', 'metrics': 'none', 'workers': 0, 'cache': 'off',
              'snap': '1', **flags}
     config = resolve(flags, info)
@@ -74,7 +74,7 @@ def start(config, request=None, before=None):
         os.dup2(handle, 2)
         out = io.TextIOWrapper(os.fdopen(os.dup(1), 'wb', 0), write_through=True)
         sys.stdout = sys.stderr = out
-        leave_out_pictures()
+        leave_out_images()
         if before is not None:
             before()
         status = run_to_status(config, request)
@@ -82,7 +82,7 @@ def start(config, request=None, before=None):
         os._exit(status)
 
 
-def leave_out_pictures(replace=setattr):
+def leave_out_images(replace=setattr):
     """Curves and large sheets would take more time than the training.
 
     replace: as setattr, which nothing undoes.
@@ -94,8 +94,8 @@ def leave_out_pictures(replace=setattr):
 
 
 def train_briefly(config, request):
-    """train() in a process that knows nothing of leave_out_pictures()."""
-    leave_out_pictures()
+    """train() in a process that knows nothing of leave_out_images()."""
+    leave_out_images()
     training_loop.train(config, request)
 
 
@@ -130,7 +130,7 @@ def finish(pid, timeout_sec=60):
 
 
 def last_nimg(config):
-    """Pictures at the latest snapshot, 0 without one."""
+    """Images at the latest snapshot, 0 without one."""
     return max((entry.nimg for entry in read_manifest(config.run_dir)), default=0)
 
 

@@ -12,7 +12,7 @@ SYNTHESIS = {'channel_base': 64, 'channel_max': 8}
 
 
 def small_generator(**changes):
-    """A generator of 16x16 pictures with active noise and an average w; a function of the arguments."""
+    """A generator of 16x16 images with active noise and an average w; a function of the arguments."""
     torch.manual_seed(7)
     kwargs = {'z_dim': 8, 'c_dim': 0, 'w_dim': 8, 'img_resolution': 16, 'img_channels': 3,
               'mapping_kwargs': {'num_layers': 2}, 'synthesis_kwargs': SYNTHESIS, **changes}
@@ -27,7 +27,7 @@ def small_generator(**changes):
 
 
 def small_discriminator(**changes):
-    """A discriminator of 16x16 pictures, always the same for the same arguments."""
+    """A discriminator of 16x16 images, always the same for the same arguments."""
     torch.manual_seed(8)
     kwargs = {'c_dim': 0, 'img_resolution': 16, 'img_channels': 3, **SYNTHESIS, **changes}
     return networks.Discriminator(**kwargs).eval()

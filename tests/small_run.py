@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training of tiny networks on random pictures, without files, that tests can build in milliseconds."""
+"""A training of tiny networks on random images, without files, that tests can build in milliseconds."""
 import dataclasses
 
 import torch
@@ -14,7 +14,7 @@ CPU = torch.device('cpu')
 
 
 def small_config(side=8, **flags):
-    """--cfg=demo with next to no feature maps, but noise, on pictures of side x side."""
+    """--cfg=demo with next to no feature maps, but noise, on images of side x side."""
     flags = {'cfg': 'demo', 'data': 'x', 'outdir': 'x', 'batch': 4, 'cbase': 4 * side, 'cmax': 4,
              'device': 'cpu', **flags}
     config = resolve(flags, DatasetInfo('x', 12, side, side, 3, has_labels=False, label_dim=0))
@@ -22,7 +22,7 @@ def small_config(side=8, **flags):
 
 
 def small_training(data, run_dir, total_kimg, **flags):
-    """What train() needs for a run of such networks on a folder of 8x8 RGB pictures, in ticks of one step."""
+    """What train() needs for a run of such networks on a folder of 8x8 RGB images, in ticks of one step."""
     flags = {'cfg': 'demo', 'data': str(data), 'outdir': 'unused', 'batch': 4, 'cbase': 32, 'cmax': 4,
              'device': 'cpu', 'metrics': 'none', 'workers': 0, **flags}
     config = resolve(flags, DatasetInfo(str(data), 8, 8, 8, 3, has_labels=False, label_dim=0))

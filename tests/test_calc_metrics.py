@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from launched_calc_metrics import FEW
-from metrics_stand_in import write_detectors, write_pictures
+from metrics_stand_in import write_detectors, write_images
 from small_networks import small_generator
 from source_tree import ROOT
 
@@ -30,7 +30,7 @@ def run_dir(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / 'training_options.json').write_text('{}')
     write_detectors(tmp_path / 'detectors')
-    noted = {'class_name': 'os.system', 'path': write_pictures(tmp_path / 'data'), 'xflip': True}
+    noted = {'class_name': 'os.system', 'path': write_images(tmp_path / 'data'), 'xflip': True}
     pickled.save_network_snapshot(
         folder / 'net.pkl', G=None, D=None, G_ema=small_generator(), training_set_kwargs=noted)
     return folder
@@ -73,7 +73,7 @@ def test_twice_the_same_seed_is_the_same_digits_with_a_feature_network_too(
             f'--detector-dir={tmp_path}/detectors')
     results = []
     for _ in range(2):
-        shutil.rmtree(tmp_path / 'cache', ignore_errors=True)  # the real pictures are looked at anew
+        shutil.rmtree(tmp_path / 'cache', ignore_errors=True)  # the real images are looked at anew
         status, out, err = run(*args, capsys=capsys)
         assert status == 0, err
         results.append([json.loads(line)['results'] for line in out.splitlines()])
@@ -133,7 +133,7 @@ def refuse(url, **_):
 
 def test_what_cannot_be_done_is_one_line_and_status_2(run_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open(url, 'rb'))
-    network, other = f'--network={run_dir}/net.pkl', write_pictures(tmp_path / 'other', 3, 1)
+    network, other = f'--network={run_dir}/net.pkl', write_images(tmp_path / 'other', 3, 1)
     pickled.save_network_snapshot(tmp_path / 'bare.pkl', G=None, D=None, G_ema=small_generator())
     for args, words in [
             ([], '--network is required'), (['--network=nothing.pkl'], 'no such file'),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The script behind the bundled dataset: halves pictures, keeps labels, repeatable to the byte."""
+"""The script behind the bundled dataset: halves images, keeps labels, repeatable to the byte."""
 import numpy as np
 from dataset_cases import encode, make_image, write_zip
 

@@ -14,7 +14,7 @@ import time
 import launched_train
 import pytest
 import torch
-from resume_cases import equal, final_state, write_pictures
+from resume_cases import equal, final_state, write_images
 from source_tree import ROOT
 
 import train
@@ -38,8 +38,8 @@ QUICK = 'keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3'
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp('pictures'))
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('images'))
 
 
 def train_in_place(*command):
@@ -69,9 +69,9 @@ def run_torchrun(arguments, log):
 class Launch:
     """torchrun with train.py and everything they print in a file."""
 
-    def __init__(self, folder, pictures, launcher, *options):
+    def __init__(self, folder, images, launcher, *options):
         self.folder, self.log = folder, folder.with_suffix('.txt')
-        arguments = [*launcher, SCRIPT, f'--outdir={folder}', f'--data={pictures}', *OPTIONS, *options]
+        arguments = [*launcher, SCRIPT, f'--outdir={folder}', f'--data={images}', *OPTIONS, *options]
         self.process = FORK.Process(target=run_torchrun, args=(arguments, self.log))
         self.process.start()
 
@@ -121,12 +121,12 @@ def free_port():
 
 
 @pytest.fixture(scope='module')
-def launch(pictures):
+def launch(images):
     """Starts a Launch; none of them outlives the tests."""
     launches = []
 
     def start(folder, *args):
-        launches.append(Launch(folder, pictures, *args))
+        launches.append(Launch(folder, images, *args))
         return launches[-1]
     yield start
     for each in launches:
@@ -195,9 +195,9 @@ def test_a_machine_that_is_gone_for_good_leaves_the_other_one_training(launch, t
     assert 'Stopping at' in stays.output() and len(list(stays.folder.iterdir())) == 1
 
 
-def test_what_is_wrong_is_said_once_and_nothing_is_created(pictures, tmp_path):
+def test_what_is_wrong_is_said_once_and_nothing_is_created(images, tmp_path):
     done = subprocess.run(
-        [*TORCHRUN, *ALONE, str(ROOT / 'train.py'), f'--outdir={tmp_path}/runs', f'--data={pictures}',
+        [*TORCHRUN, *ALONE, str(ROOT / 'train.py'), f'--outdir={tmp_path}/runs', f'--data={images}',
          *OPTIONS, '--gpus=3'],
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
         capture_output=True, text=True, check=False)

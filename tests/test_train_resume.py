@@ -26,7 +26,7 @@ def started(monkeypatch):
 
 @pytest.fixture
 def run(capsys, tmp_path):
-    """Run the command on four pictures: (exit status, stdout, stderr)."""
+    """Run the command on four images: (exit status, stdout, stderr)."""
     data = tmp_path / 'pics'
     data.mkdir()
     for i in range(4):

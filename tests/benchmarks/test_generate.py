@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark of generating pictures, as a program."""
+"""The benchmark of generating images, as a program."""
 import json
 
 import torch

@@ -117,7 +117,7 @@ def _epilogue_grad(noise_shape, wants=(True, True, True, True), bare=False, layo
 EPILOGUE_GRAD = {
     'all': _epilogue_grad((3, 1, 4, 5)),
     'shared_noise': _epilogue_grad((4, 5)),
-    'only_picture': _epilogue_grad((), (True, False, False, False)),
+    'only_image': _epilogue_grad((), (True, False, False, False)),
     'only_sums': _epilogue_grad((3, 1, 4, 5), (False, True, True, True)),
     'without_scale': _epilogue_grad((3, 1, 4, 5), (True, False, True, True), bare=True),
     'channels_last': _epilogue_grad((3, 1, 4, 5), layout=torch.channels_last),
@@ -168,7 +168,7 @@ SCALED_FILTERED = {
 SCALED_GRAD = {
     'all': _scaled_epilogue_grad((3, 1, 4, 5)),
     'shared_noise': _scaled_epilogue_grad((4, 5), has_dy=False),
-    'only_picture': _scaled_epilogue_grad((), (True, False, False, False)),
+    'only_image': _scaled_epilogue_grad((), (True, False, False, False)),
     'only_sums': _scaled_epilogue_grad((3, 1, 4, 5), (False, True, True, True)),
     'channels_last': _scaled_epilogue_grad((3, 1, 4, 5), layout=torch.channels_last),
 }
@@ -321,7 +321,7 @@ WARP = {
 }
 
 
-PICTURE, COLUMNS = (3, 2, 4, 5), (3, 2)
+IMAGE, COLUMNS = (3, 2, 4, 5), (3, 2)
 SMOOTH = [act for act, spec in bias_act.activation_funcs.items() if spec.curvature is not None]
 SAMPLES = [
     *[Sample(f'upfirdn2d-{k}', upfirdn2d._upfirdn2d, v) for k, v in UPFIRDN2D.items()],
@@ -343,8 +343,8 @@ SAMPLES = [
     *[Sample(f'scaled_epilogue_grad-{k}', epilogue.scaled_epilogue_grad, v) for k, v in SCALED_GRAD.items()],
     *[Sample(f'warp-{k}', warp.warp, _warp(*v)) for k, v in WARP.items()],
     *[Sample(f'warp_adjoint-{k}', warp.warp_adjoint, _warp(*v, is_adjoint=True)) for k, v in WARP.items()],
-    Sample('scale_channels', epilogue.scale_channels, _tensors(PICTURE, COLUMNS)),
-    Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(PICTURE, PICTURE, COLUMNS)),
+    Sample('scale_channels', epilogue.scale_channels, _tensors(IMAGE, COLUMNS)),
+    Sample('scale_channels_grad', epilogue.scale_channels_grad, _tensors(IMAGE, IMAGE, COLUMNS)),
     *[Sample(f'pixel_product-{k}', pixel_product.pixel_product, v, has_kernel=k != 'nchw')
       for k, v in PIXEL_PRODUCT.items()],
     *[Sample(f'pixel_layer-{k}', pixel_product.pixel_layer, v, has_kernel=k != 'nchw')

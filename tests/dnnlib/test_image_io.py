@@ -10,8 +10,8 @@ from dnnlib.util import UserError
 
 
 def read(path):
-    with PIL.Image.open(path) as picture:
-        return picture.mode, np.asarray(picture)
+    with PIL.Image.open(path) as image:
+        return image.mode, np.asarray(image)
 
 
 def test_values_are_rounded_and_limited():
@@ -43,7 +43,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
         image_io.save_png(tmp_path / 'absent' / 'x.png', np.zeros([1, 2, 2], np.uint8))
 
 
-def test_a_sheet_puts_pictures_in_their_places_and_leaves_the_rest_black(tmp_path):
+def test_a_sheet_puts_images_in_their_places_and_leaves_the_rest_black(tmp_path):
     sheet = image_io.ContactSheet(3, 2, (1, 2, 4))
     sheet.put(2, 1, np.full([1, 2, 4], 9, np.uint8))
     sheet.save(tmp_path / 'sheet.png')

@@ -14,11 +14,11 @@ def frames(count, height, width, channels):
     return [np.full([height, width, channels], 20 + 30 * i, np.uint8) for i in range(count)]
 
 
-def write(path, pictures, **options):
-    height, width, _ = pictures[0].shape
+def write(path, images, **options):
+    height, width, _ = images[0].shape
     with video.open_video(path, width, height, **options) as film:
-        for picture in pictures:
-            film.append(picture)
+        for image in images:
+            film.append(image)
     return film.num_frames
 
 
@@ -46,12 +46,12 @@ def test_colors_survive_the_way_through_a_video(tmp_path):
 
 def test_a_gif_has_its_frames_and_its_rate_on_average(tmp_path):
     write(tmp_path / 'a.gif', frames(6, 9, 7, 3), fps=30)
-    with PIL.Image.open(tmp_path / 'a.gif') as picture:
-        assert picture.n_frames == 6 and picture.size == (7, 9) and picture.info['loop'] == 0
+    with PIL.Image.open(tmp_path / 'a.gif') as image:
+        assert image.n_frames == 6 and image.size == (7, 9) and image.info['loop'] == 0
         durations = []
         for i in range(6):
-            picture.seek(i)
-            durations.append(picture.info['duration'])
+            image.seek(i)
+            durations.append(image.info['duration'])
     assert sum(durations) == 200 and set(durations) <= {30, 40}
     assert video.gif_durations(6, 30) == durations
 
@@ -60,8 +60,8 @@ def test_a_gif_has_its_frames_and_its_rate_on_average(tmp_path):
 def test_a_folder_of_frames_keeps_the_channels(tmp_path, channels, mode):
     write(tmp_path / 'out', frames(3, 5, 4, channels))
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [f'frame{i:06d}.png' for i in range(3)]
-    with PIL.Image.open(tmp_path / 'out' / 'frame000001.png') as picture:
-        assert picture.mode == mode and np.asarray(picture).max() == 50
+    with PIL.Image.open(tmp_path / 'out' / 'frame000001.png') as image:
+        assert image.mode == mode and np.asarray(image).max() == 50
 
 
 def test_alpha_is_laid_over_the_background(tmp_path):
@@ -71,8 +71,8 @@ def test_alpha_is_laid_over_the_background(tmp_path):
                                     ('c', {'background': '#000080'}, (0, 0, 128))):
         write(tmp_path / name, [clear], **options)
         path = tmp_path / name
-        with PIL.Image.open(path if path.is_file() else path / 'frame000000.png') as picture:
-            assert picture.convert('RGB').getpixel((3, 3)) == expected
+        with PIL.Image.open(path if path.is_file() else path / 'frame000000.png') as image:
+            assert image.convert('RGB').getpixel((3, 3)) == expected
 
 
 def test_half_transparent_gray_is_mixed():

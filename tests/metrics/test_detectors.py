@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature networks: where they are found, what is refused, which pictures they see."""
+"""Feature networks: where they are found, what is refused, which images they see."""
 import hashlib
 import shutil
 

@@ -74,7 +74,7 @@ def test_spherical_interpolation_as_recorded(case):
 
 
 @pytest.mark.parametrize('case', of_kind('ppl_image'))
-def test_the_picture_for_the_perceptual_network_as_recorded(case):
+def test_the_image_for_the_perceptual_network_as_recorded(case):
     size = case['img_resolution']
     c, y, x = np.ogrid[:case['img_channels'], :size, :size]
     formula = re.fullmatch(FORMULA, case['input_formula'])
@@ -152,6 +152,6 @@ def test_interpolation_between_equal_directions_stays_there():
     torch.testing.assert_close(formulas.slerp(a, a, torch.tensor([[0.5]])), a / 5)
 
 
-def test_pictures_of_any_shape_are_cropped_by_their_own_sides():
+def test_images_of_any_shape_are_cropped_by_their_own_sides():
     assert formulas.perceptual_image(torch.zeros([1, 1, 64, 32]), crop=True).shape == (1, 1, 32, 16)
     assert formulas.perceptual_image(torch.ones([1, 1, 64, 32]), crop=False).unique().tolist() == [255]

@@ -22,8 +22,8 @@ from training.config.values import METRICS
 RESULT = {'results': {'m': 1 / 3}, 'metric': 'm', 'total_time': 2.0, 'total_time_str': '2s', 'num_gpus': 1}
 
 
-class Pictures:
-    """Stands for an unlabelled dataset of 16x16 pictures, and counts how often they are read."""
+class Images:
+    """Stands for an unlabelled dataset of 16x16 images, and counts how often they are read."""
 
     label_dim = 0
 
@@ -41,7 +41,7 @@ class Pictures:
 
 @pytest.fixture
 def options():
-    return {'G': small_generator(), 'dataset': Pictures(), 'device': torch.device('cpu')}
+    return {'G': small_generator(), 'dataset': Images(), 'device': torch.device('cpu')}
 
 
 @pytest.fixture

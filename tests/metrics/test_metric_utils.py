@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated pictures for metrics: repeatable, labelled like the dataset, without side effects."""
+"""Generated images for metrics: repeatable, labelled like the dataset, without side effects."""
 import numpy as np
 import torch
 from small_networks import small_generator
@@ -24,7 +24,7 @@ class Labelled:
 
 
 class Recorder(torch.nn.Module):
-    """A generator whose pictures are plain, of the brightness of the label; keeps what it was given."""
+    """A generator whose images are plain, of the brightness of the label; keeps what it was given."""
 
     z_dim = 3
 
@@ -37,7 +37,7 @@ class Recorder(torch.nn.Module):
         return (c[:, :1, None, None] / 10).expand(-1, 1, 2, 2)
 
 
-def test_the_same_seed_gives_the_same_pictures_whatever_happened_before(device):
+def test_the_same_seed_gives_the_same_images_whatever_happened_before(device):
     G = small_generator().to(device)
     first = generate_images(G, 3, Labelled(0), device)
     torch.randn(5, device=device)
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_pictures_whatever_happened_before(device):
     assert first.float().std() > 1
 
 
-def test_pictures_are_made_in_batches_with_labels_of_random_items():
+def test_images_are_made_in_batches_with_labels_of_random_items():
     G = Recorder()
     images = generate_images(G, BATCH + 6, Labelled(), CPU)
     assert [len(z) for z, _ in G.calls] == [BATCH, 6]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::UserWarning:torchmetrics')
 
 
 class Features(torch.nn.Module):
-    """Stands for a feature network: gives back the features that it is shown as pictures."""
+    """Stands for a feature network: gives back the features that it is shown as images."""
 
     num_features = NUM_FEATURES
 

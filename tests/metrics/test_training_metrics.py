@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from metrics_stand_in import write_detectors, write_pictures
+from metrics_stand_in import write_detectors, write_images
 from small_run import small_training
 
 from dnnlib.util import UserError
@@ -76,7 +76,7 @@ def test_a_training_measures_what_it_saves_but_not_noise_and_keeps_the_best(tmp_
     monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
     monkeypatch.setitem(metric_main._METRICS, 'fid5k_full', lambda options: metric_main.fid(
         options, 'fid5k_full', 20))
-    data, run_dir = write_pictures(tmp_path / 'data', 8, shape=(8, 8)), tmp_path / 'run'
+    data, run_dir = write_images(tmp_path / 'data', 8, shape=(8, 8)), tmp_path / 'run'
     run_dir.mkdir()
     train(small_training(data, run_dir, 0.016, metrics='fid5k_full', snap='1', keep=1,
                          detector_dir=write_detectors(tmp_path / 'detectors')))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From pictures and networks to numbers, with small feature networks that stand in for the real ones."""
+"""From images and networks to numbers, with small feature networks that stand in for the real ones."""
 import json
 import shutil
 
@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from metrics_stand_in import small_dataset, write_detectors, write_pictures
+from metrics_stand_in import small_dataset, write_detectors, write_images
 from small_networks import small_generator
 
 from dnnlib.util import UserError
@@ -23,7 +23,7 @@ SMALL = ('fid_small', 'kid_small', 'pr_small', 'dc_small', 'is_small', 'ppl_w', 
 
 
 def register_small():
-    """The metrics of the paper on so few pictures that a test can wait for them."""
+    """The metrics of the paper on so few images that a test can wait for them."""
     register_row(metric_main.fid, 'fid_small', 150)
     register_row(metric_main.fid, 'fid_some', 150, 20)
     register_row(metric_main.kid, 'kid_small', 150)
@@ -76,17 +76,17 @@ def test_two_processes_find_what_one_finds_and_so_does_the_next_time(options, tm
 
 
 @pytest.mark.parametrize(('channels', 'shape'), [(1, (16, 16)), (2, (16, 24)), (4, (24, 16))])
-def test_gray_transparent_and_oblong_pictures_count_as_shown(options, tmp_path, channels, shape):
-    own = ImageFolderDataset(write_pictures(tmp_path / 'own', 12, channels, shape))
+def test_gray_transparent_and_oblong_images_count_as_shown(options, tmp_path, channels, shape):
+    own = ImageFolderDataset(write_images(tmp_path / 'own', 12, channels, shape))
     G = small_generator(img_channels=channels, img_resolution=shape)
     for name in ('fid_small', 'pr_small', 'ppl_w'):
         results = calc_metric(name, **{**options, 'G': G, 'dataset': own}).results
         assert all(np.isfinite(value) for value in results.values()), name
     (tmp_path / 'shown').mkdir()
     for path in (tmp_path / 'own').iterdir():
-        picture = PIL.Image.open(path).convert('RGBA')
-        white = PIL.Image.new('RGBA', picture.size, 'white')
-        PIL.Image.alpha_composite(white, picture).convert('RGB').save(tmp_path / 'shown' / path.name)
+        image = PIL.Image.open(path).convert('RGBA')
+        white = PIL.Image.new('RGBA', image.size, 'white')
+        PIL.Image.alpha_composite(white, image).convert('RGB').save(tmp_path / 'shown' / path.name)
     sets = own, ImageFolderDataset(str(tmp_path / 'shown'))
     stats = [feature_stats.real_statistics(MetricOptions(**options), dataset, metric_main.MOMENTS)
              for dataset in sets]
@@ -109,7 +109,7 @@ def test_the_sums_are_those_of_all_features(options):
     np.testing.assert_allclose(cov, np.cov(rows.T, bias=True), rtol=1e-5, atol=1e-9)
 
 
-def test_cached_features_know_number_and_content_of_the_pictures(options, tmp_path):
+def test_cached_features_know_number_and_content_of_the_images(options, tmp_path):
     cache = tmp_path / 'cache' / 'gan-metrics'
     whole, some = [calc_metric(name, **options).results[name] for name in ('fid_small', 'fid_some')]
     assert whole != some and len(list(cache.glob('data-inception-2015-12-05-*.npz'))) == 2
@@ -139,7 +139,7 @@ def test_a_folder_and_its_zip_have_one_key(tmp_path):
     assert data_key(type(dataset)(str(tmp_path / 'x.zip'), xflip=True)) != data_key(dataset)
 
 
-def test_full_metrics_see_every_picture_even_if_training_saw_some(tmp_path):
+def test_full_metrics_see_every_image_even_if_training_saw_some(tmp_path):
     some = small_dataset(tmp_path / 'data', 9, max_size=3, xflip=True)
     some.preload(show_progress=False)
     whole, mirrored = whole_dataset(some), whole_dataset(some, keep_xflip=True)

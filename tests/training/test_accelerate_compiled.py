@@ -129,14 +129,14 @@ def compare():
     for call in (module, CompiledNetwork(module, **QUICK)):
         torch.manual_seed(1)
         y = call(x, w)
-        # A mean spreads one number over a picture: strides of 0 reach the operators.
+        # A mean spreads one number over an image: strides of 0 reach the operators.
         results.append([y, *torch.autograd.grad(y.square().mean(), [x, *module.parameters()])])
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(shutil.which('c++') is None and shutil.which('g++') is None, reason='no C++ compiler')
-def test_the_default_compiler_gives_the_same_pictures_and_gradients():
+def test_the_default_compiler_gives_the_same_images_and_gradients():
     # Setuptools, which the compiler imports, minds what else a process has imported.
     process = multiprocessing.get_context('spawn').Process(target=compare)
     process.start()

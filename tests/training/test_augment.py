@@ -72,7 +72,7 @@ def test_p_of_zero_is_the_identity_to_the_bit(channels, dtype, device):
 
 
 @pytest.mark.parametrize('names', [BLIT + GEOM, COLOR, ['imgfilter'], ['noise'], ['cutout']], ids='+'.join)
-def test_pictures_that_draw_nothing_are_unchanged_to_the_bit_beside_others(names, device):
+def test_images_that_draw_nothing_are_unchanged_to_the_bit_beside_others(names, device):
     images = torch.randn(40, 3, 24, 24, device=device)
     output = build(names, p=0.12, device=device)(images)
     is_same = (output == images).flatten(1).all(dim=1)
@@ -80,7 +80,7 @@ def test_pictures_that_draw_nothing_are_unchanged_to_the_bit_beside_others(names
     assert 0 < is_same.sum() < 40 and torch.equal(is_same, close)
 
 
-def test_draws_are_independent_for_each_picture_and_follow_the_seed(device):
+def test_draws_are_independent_for_each_image_and_follow_the_seed(device):
     images, pipe = torch.randn(1, 3, 8, 8, device=device).repeat(6, 1, 1, 1), build(ALL, device=device)
     torch.manual_seed(5)
     first, second = pipe(images), pipe(images)
@@ -144,7 +144,7 @@ def test_changes_of_p_take_effect_at_once(device):
     assert torch.equal(pipe(images), images)
 
 
-def test_alpha_is_left_alone_by_colours_and_moves_with_the_picture():
+def test_alpha_is_left_alone_by_colours_and_moves_with_the_image():
     images = torch.randn(2, 4, 16, 16)
     output = build(COLOR)(images, debug_percentile=0.3)
     assert torch.equal(output[:, 3], images[:, 3])
@@ -153,7 +153,7 @@ def test_alpha_is_left_alone_by_colours_and_moves_with_the_picture():
     torch.testing.assert_close(moved[:, 3:], build(GEOM)(images[:, 3:], debug_percentile=0.3))
 
 
-def test_grey_pictures_change_as_grey_rgb_pictures_do():
+def test_grey_images_change_as_grey_rgb_images_do():
     grey = torch.randn(3, 1, 5, 5)
     output = build(COLOR)(grey, debug_percentile=0.7)
     assert not torch.allclose(output, grey)
@@ -171,13 +171,13 @@ def test_other_channel_counts_work_but_for_colours(channels):
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 3), (5, 16), (16, 5), (21, 21)])
-def test_pictures_of_any_size(size):
+def test_images_of_any_size(size):
     images = torch.randn(4, 3, *size)
     output = build(ALL)(images)
     assert output.shape == images.shape and output.isfinite().all()
 
 
-def test_flips_and_shifts_of_a_non_square_picture():
+def test_flips_and_shifts_of_a_non_square_image():
     images = torch.nn.functional.interpolate(torch.randn(1, 3, 4, 8), [16, 32], mode='bicubic')
     flipped = build(['xflip'])(images, debug_percentile=0.9)
     assert (flipped - images.flip(3)).abs().mean() < 0.05  # the low-pass filter is not symmetric
@@ -186,7 +186,7 @@ def test_flips_and_shifts_of_a_non_square_picture():
     torch.testing.assert_close(shifted[:, :, 4:, 8:], images[:, :, 3:-1, 6:-2], rtol=0, atol=1e-4)
 
 
-def test_reflection_by_more_than_the_picture_continues_without_end():
+def test_reflection_by_more_than_the_image_continues_without_end():
     for size, margin in [((1, 4), 7), ((5, 5), 4), ((2, 3), 21)]:
         x = torch.randn(1, 1, *size)
         expected = np.pad(x.numpy(), [(0, 0), (0, 0), (margin, margin), (margin, margin)], mode='reflect')
@@ -241,7 +241,7 @@ def test_gradients_of_first_and_second_order_for_fixed_parameters():
     assert gradgradcheck(lambda x: pipe(x, debug_percentile=0.3), images, fast_mode=True)
 
 
-def test_gradients_of_second_order_where_only_some_pictures_change():
+def test_gradients_of_second_order_where_only_some_images_change():
     pipe = build(['xfrac', 'contrast', 'imgfilter', 'cutout', 'noise'], p=0.4)
 
     def seeded(x):

@@ -24,7 +24,7 @@ def augment(images, kwargs, p=1.0):
 
 
 def flat(value, num, size=1):
-    """Pictures of one colour: a number or [channels]."""
+    """Images of one colour: a number or [channels]."""
     return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1).expand(num, -1, size, size)
 
 
@@ -39,7 +39,7 @@ def std(x):
 
 
 def affine_maps(kwargs, num=1500, p=1.0, size=16):
-    """Output -> input at the centre of each picture: Jacobian [N, 2, 2] and offset [N, 2] in pixels."""
+    """Output -> input at the centre of each image: Jacobian [N, 2, 2] and offset [N, 2] in pixels."""
     position = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     images = torch.stack(torch.meshgrid(position, position, indexing='xy')).expand(num, 2, size, size)
     middle = augment(images, kwargs, p)[:, :, size // 2 - 1:size // 2 + 1, size // 2 - 1:size // 2 + 1]
@@ -139,7 +139,7 @@ def test_quarter_turns_are_equally_likely():
     assert (torch.bincount(quarter, minlength=4) / 4000).tolist() == pytest.approx([0.25] * 4, abs=0.024)
 
 
-def test_half_of_all_pictures_is_flipped_and_half_inverted():
+def test_half_of_all_images_is_flipped_and_half_inverted():
     flipped = affine_maps({'xflip': 1}, num=4000)[0][:, 0, 0] < 0
     negative = augment(flat([0.5] * 3, 4000), {'lumaflip': 1})[:, 0] < 0
     for happened in (flipped, negative):
@@ -169,7 +169,7 @@ def test_bands_of_the_filter_come_independently():
 
 
 @pytest.mark.parametrize('band, power', [(0, 10 / 13), (3, 1 / 13)])
-def test_filter_keeps_the_expected_power_of_natural_pictures(band, power):
+def test_filter_keeps_the_expected_power_of_natural_images(band, power):
     t, normalisation = band_gain({'imgfilter': 1}, band, num=200)
     total = (power * t ** 2 + 1 - power) * normalisation ** 2
     torch.testing.assert_close(total, torch.ones_like(t), rtol=0, atol=1e-4)
@@ -197,7 +197,7 @@ def ramp(kind, kwargs, p, num, size):
 
 
 def grey(value, kwargs, p, num, size):
-    """The first channel of the centre pixel of pictures that were all `value`."""
+    """The first channel of the centre pixel of images that were all `value`."""
     return augment(flat([value] * 3, num, size), kwargs, p)[:, 0, size // 2, size // 2]
 
 

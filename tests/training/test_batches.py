@@ -21,7 +21,7 @@ CPU = torch.device('cpu')
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten 8x8 pictures."""
+    """Ten 8x8 images."""
     for i in range(10):
         (tmp_path / f'{i}.png').write_bytes(encode(Image.fromarray(make_image(i, 8, 8))))
     return tmp_path
@@ -47,7 +47,7 @@ def test_all_ways_to_read_give_the_same_from_any_position(folder):
 
 
 @pytest.mark.parametrize('rank', [0, 1])
-def test_pictures_on_the_device_come_in_the_same_order_mirrored_ones_included(folder, rank):
+def test_images_on_the_device_come_in_the_same_order_mirrored_ones_included(folder, rank):
     labels = {'labels': [[f'{i}.png', i % 3] for i in range(10)]}
     (folder / 'dataset.json').write_text(json.dumps(labels))
     kwargs = {'start': 6, 'rank': rank, 'num_replicas': 2, 'cache': 'ram'}
@@ -66,7 +66,7 @@ GIB = 2 ** 30
 @pytest.mark.parametrize('cache, size, free, chosen', [
     ('auto', 1, 60, 'gpu'), ('auto', 9, 60, 'ram'), ('auto', 3, 4, 'ram'), ('auto', 99, 60, 'off'),
     ('gpu', 30, 60, 'gpu'), ('ram', 1, 60, 'ram'), ('off', 1, 60, 'off')])
-def test_where_decoded_pictures_stay_on_a_machine_with_a_gpu(monkeypatch, cache, size, free, chosen):
+def test_where_decoded_images_stay_on_a_machine_with_a_gpu(monkeypatch, cache, size, free, chosen):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (free * GIB, 80 * GIB))
     monkeypatch.setattr(batches, 'fits_in_ram', lambda num_bytes: num_bytes <= 10 * GIB)
     assert batches._decided(cache, size * GIB, torch.device('cuda')) == chosen
@@ -124,7 +124,7 @@ def test_other_errors_are_not_taken_for_dead_workers(folder, monkeypatch):
 
 @pytest.mark.parametrize('num_workers', [0, 1])
 @pytest.mark.parametrize('damage', ['corrupt', 'gone', 'resized'])
-def test_a_picture_spoilt_after_the_start_is_named_in_one_line(folder, num_workers, damage):
+def test_an_image_spoilt_after_the_start_is_named_in_one_line(folder, num_workers, damage):
     stream = iter(read(folder, num_workers=num_workers))
     next(stream)
     path = folder / '7.png'
@@ -141,7 +141,7 @@ def test_a_picture_spoilt_after_the_start_is_named_in_one_line(folder, num_worke
     assert '\n' not in str(caught.value)
 
 
-def test_labels_come_along_with_their_pictures(folder):
+def test_labels_come_along_with_their_images(folder):
     labels = [[f'{i}.png', i % 3] for i in range(10)]
     (folder / 'dataset.json').write_text(json.dumps({'labels': labels}))
     dataset = ImageFolderDataset(str(folder), use_labels=True)
@@ -178,7 +178,7 @@ def test_processes_share_the_stream_without_overlap_whatever_reads_it(workers):
         return [round(float(x + 1) * 127.5) for _ in range(count) for x in next(found)[0].flatten()]
     alone = stream(0, 1, 12)
     parts = [stream(rank, 3, 4) for rank in range(3)]
-    # Two epochs, each of which shows every picture once.
+    # Two epochs, each of which shows every image once.
     assert [x for row in zip(*parts, strict=True) for x in row] == alone
     assert sorted(alone[:12]) == sorted(alone[12:]) == list(range(12))
 

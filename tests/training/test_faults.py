@@ -17,7 +17,7 @@ from resume_cases import (
     request_for,
     start,
     stats_lines,
-    write_pictures,
+    write_images,
 )
 
 from metrics import metric_main
@@ -28,23 +28,23 @@ STEPS = 21
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    (tmp_path / 'pictures').mkdir()
-    return write_pictures(tmp_path / 'pictures')
+def images(tmp_path):
+    (tmp_path / 'images').mkdir()
+    return write_images(tmp_path / 'images')
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """The training state that a run ends with if nothing happens."""
     folder = tmp_path_factory.mktemp('whole')
-    config = configure(write_pictures(folder), folder / 'run', steps=STEPS)
+    config = configure(write_images(folder), folder / 'run', steps=STEPS)
     assert finish(start(config)) == 0, output(config)
     return final_state(config.run_dir)
 
 
 @pytest.fixture
-def config(pictures, tmp_path):
-    return configure(pictures, tmp_path / 'run', steps=STEPS)
+def config(images, tmp_path):
+    return configure(images, tmp_path / 'run', steps=STEPS)
 
 
 def assert_ends_like(whole, config):
@@ -109,8 +109,8 @@ def workers_of(pid):
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='needs Linux')
-def test_a_killed_data_worker_is_replaced(pictures, tmp_path, whole):
-    config = configure(pictures, tmp_path / 'run', steps=STEPS, workers=2)
+def test_a_killed_data_worker_is_replaced(images, tmp_path, whole):
+    config = configure(images, tmp_path / 'run', steps=STEPS, workers=2)
     pid = start(config)
     while last_nimg(config) == 0:
         time.sleep(0.002)
@@ -122,10 +122,10 @@ def test_a_killed_data_worker_is_replaced(pictures, tmp_path, whole):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_picture_spoilt_after_the_start_stops_the_run_with_everything_saved(
-        pictures, tmp_path, whole, workers):
-    config = configure(pictures, tmp_path / 'run', steps=STEPS, workers=workers)
-    original = {path: path.read_bytes() for path in pictures.glob('*.png')}
+def test_an_image_spoilt_after_the_start_stops_the_run_with_everything_saved(
+        images, tmp_path, whole, workers):
+    config = configure(images, tmp_path / 'run', steps=STEPS, workers=workers)
+    original = {path: path.read_bytes() for path in images.glob('*.png')}
 
     def spoil():
         for path, data in original.items():
@@ -168,8 +168,8 @@ def fail_once(error):
 @pytest.mark.parametrize('error', [
     RuntimeError('CUDA out of memory'), OSError(5, 'Input/output error')])
 def test_a_metric_that_fails_once_is_tried_again_at_the_next_snapshot(
-        pictures, tmp_path, whole, error):
-    config = configure(pictures, tmp_path / 'run', steps=STEPS, metrics='swd')
+        images, tmp_path, whole, error):
+    config = configure(images, tmp_path / 'run', steps=STEPS, metrics='swd')
     assert finish(start(config, before=lambda: fail_once(error))) == 0, output(config)
     assert len(lines_with(config, 'Metric swd failed')) == 1
     # One snapshot a tick, the first of which has no result.
@@ -178,8 +178,8 @@ def test_a_metric_that_fails_once_is_tried_again_at_the_next_snapshot(
     assert_ends_like(whole, config)
 
 
-def test_metrics_that_a_kill_cut_off_are_made_up_for(pictures, tmp_path):
-    config = configure(pictures, tmp_path / 'run', steps=1, metrics='swd')
+def test_metrics_that_a_kill_cut_off_are_made_up_for(images, tmp_path):
+    config = configure(images, tmp_path / 'run', steps=1, metrics='swd')
 
     def die(self, metrics, is_untrained):
         self.writer.wait()

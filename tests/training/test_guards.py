@@ -62,7 +62,7 @@ def test_a_broken_weight_is_named_with_phase_step_count_and_remedy():
     gmain = next(line for line in lines if line.startswith('Gmain'))
     assert 'weight G.synthesis.b8.conv0.weight' in gmain and '2 steps so far' in gmain
     assert '--resume' in gmain and '--glr' in gmain and '\n' not in gmain
-    # The generator's pictures are what breaks D.
+    # The generator's images are what breaks D.
     assert any(line.startswith('Dmain') and 'G.synthesis.b8.conv0.weight' in line for line in lines)
 
 
@@ -170,12 +170,12 @@ def test_training_goes_on_finite_past_a_broken_gradient():
     assert found and all(p.isfinite().all() for p in run.state.G.parameters())
 
 
-def pictures(num=8, seed=0):
+def images(num=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, [num, 3, 8, 8], dtype=np.uint8)
 
 
 class Painter:
-    """A generator whose pictures are rows of a table, by the first number of the latent."""
+    """A generator whose images are rows of a table, by the first number of the latent."""
 
     def __init__(self, table):
         self.table = torch.from_numpy(table).float() / 127.5 - 1
@@ -185,39 +185,39 @@ class Painter:
 
 
 def probe_of(num=8):
-    return DiversityProbe(pictures(num), torch.arange(num)[:, None].float(), torch.zeros(num, 0), batch=3)
+    return DiversityProbe(images(num), torch.arange(num)[:, None].float(), torch.zeros(num, 0), batch=3)
 
 
-def test_diversity_is_measured_in_units_of_the_training_pictures():
+def test_diversity_is_measured_in_units_of_the_training_images():
     probe = probe_of()
-    assert probe.ratio(Painter(pictures())) == pytest.approx(1)
-    assert probe.ratio(Painter(pictures(seed=1))) == pytest.approx(1, abs=0.2)
-    assert probe.ratio(Painter(np.full_like(pictures(), 90))) == 0
-    halved = pictures() // 2 + 64
+    assert probe.ratio(Painter(images())) == pytest.approx(1)
+    assert probe.ratio(Painter(images(seed=1))) == pytest.approx(1, abs=0.2)
+    assert probe.ratio(Painter(np.full_like(images(), 90))) == 0
+    halved = images() // 2 + 64
     assert probe.ratio(Painter(halved)) == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_generator_that_knows_two_pictures_is_not_diverse():
-    table = pictures()
+def test_a_generator_that_knows_two_images_is_not_diverse():
+    table = images()
     assert probe_of().ratio(Painter(table[[0, 1] * 4])) == 0
 
 
-def test_equal_training_pictures_give_no_figure():
+def test_equal_training_images_give_no_figure():
     same = np.zeros([4, 3, 8, 8], dtype=np.uint8)
     probe = DiversityProbe(same, torch.zeros(4, 1), torch.zeros(4, 0), batch=4)
-    assert math.isnan(probe.ratio(Painter(pictures())))
+    assert math.isnan(probe.ratio(Painter(images())))
     assert nearest_distance(torch.zeros(1, 3, 8, 8)) == 0
 
 
 def test_large_sheets_are_sampled_evenly():
-    probe = DiversityProbe(pictures(200), torch.arange(200)[:, None].float(), torch.zeros(200, 0), batch=8)
+    probe = DiversityProbe(images(200), torch.arange(200)[:, None].float(), torch.zeros(200, 0), batch=8)
     assert probe._z[0] == 0 and probe._z[-1] == 199 and len(probe._z) == 32
 
 
 def test_collapse_is_reported_once_and_again_after_recovery():
     _, guards = build()
     guards.probe = probe_of()
-    flat, varied = Painter(np.full_like(pictures(), 90)), Painter(pictures())
+    flat, varied = Painter(np.full_like(images(), 90)), Painter(images())
 
     def after(G_ema, count):
         guards.state.G_ema = G_ema
@@ -231,7 +231,7 @@ def test_collapse_is_reported_once_and_again_after_recovery():
 
 def test_a_real_generator_with_constant_output_has_collapsed():
     run, guards = build()
-    reals = pictures()
+    reals = images()
     guards.probe = DiversityProbe(
         reals, torch.randn(8, run.state.G.z_dim), torch.zeros(8, 0), batch=4)
     assert guards.probe.ratio(run.state.G_ema) > 0.1

@@ -222,7 +222,7 @@ SHAPES = [16, 24, (16, 32), (24, 40), (48, 32), (56, 24)]
     pytest.param(r, ch, arch, id=f'{r}-{ch}-{arch}')
     for (r, ch), arch in itertools.product(
         [*zip(SHAPES, [1, 2, 3, 4, 5, 3], strict=True)], ['orig', 'skip', 'resnet'])])
-def test_pictures_of_any_shape_and_number_of_channels_pass_through_both_networks(
+def test_images_of_any_shape_and_number_of_channels_pass_through_both_networks(
     resolution, channels, architecture,
 ):
     common = {'c_dim': 2, 'img_resolution': resolution, 'img_channels': channels}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from loss_cases import tiny_batch, tiny_pair
-from resume_cases import configure, last_nimg, leave_out_pictures, write_pictures
+from resume_cases import configure, last_nimg, leave_out_images, write_images
 
 from dnnlib.util import UserError
 from torch_utils import distributed
@@ -11,7 +11,7 @@ from training import training_loop
 from training.phases import PhaseSource, build_phases, lazy_adam
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason='torch without distributed')
-ROUND = 2  # pictures
+ROUND = 2  # images
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +66,13 @@ def starve(config):
                 raise UserError('--data: a.png cannot be decoded')
             yield batch
     training_loop.Training._batches = batches
-    leave_out_pictures()
+    leave_out_images()
     training_loop.train(config)
 
 
 def test_a_process_without_data_stops_all_with_the_state_of_that_moment_saved(tmp_path):
-    (tmp_path / 'pictures').mkdir()
-    config = configure(write_pictures(tmp_path / 'pictures'), tmp_path / 'run', batch=4, gpus=2, steps=30,
+    (tmp_path / 'images').mkdir()
+    config = configure(write_images(tmp_path / 'images'), tmp_path / 'run', batch=4, gpus=2, steps=30,
                        steps_per_tick=100)
     with pytest.raises(UserError, match=r'a\.png cannot be decoded \(process 1\); then use --resume'):
         distributed.launch(starve, (config,), 2)

@@ -20,7 +20,7 @@ from resume_cases import (
     run_to_status,
     start,
     stats_lines,
-    write_pictures,
+    write_images,
 )
 
 from training.run import interrupt
@@ -34,15 +34,15 @@ KILLS_OF_TWO = 2
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp('pictures'))
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('images'))
 
 
 @pytest.fixture(scope='module')
-def whole(pictures, tmp_path_factory):
+def whole(images, tmp_path_factory):
     """The folder of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp('whole') / 'run'
-    assert finish(start(configure(pictures, folder))) == 0
+    assert finish(start(configure(images, folder))) == 0
     return folder
 
 
@@ -57,8 +57,8 @@ def assert_same_run(folder, whole):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(pictures, whole, tmp_path, workers):
-    config = configure(pictures, tmp_path / 'run', workers=workers)
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(images, whole, tmp_path, workers):
+    config = configure(images, tmp_path / 'run', workers=workers)
     rng = random.Random(workers)
     for _ in range(KILLS):
         assert kill_after_progress(config, rng.uniform(0, 0.15)) == -signal.SIGKILL
@@ -67,9 +67,9 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(pictures, who
     assert_same_run(tmp_path / 'run', whole)
 
 
-def test_two_processes_killed_together_end_like_two_that_were_not(pictures, tmp_path):
+def test_two_processes_killed_together_end_like_two_that_were_not(images, tmp_path):
     folders = tmp_path / 'whole', tmp_path / 'killed'
-    first, second = (configure(pictures, f, gpus=2, steps=20, steps_per_tick=4) for f in folders)
+    first, second = (configure(images, f, gpus=2, steps=20, steps_per_tick=4) for f in folders)
     assert finish(start(first)) == 0, output(first)
     rng = random.Random(2)
     for _ in range(KILLS_OF_TWO):
@@ -78,8 +78,8 @@ def test_two_processes_killed_together_end_like_two_that_were_not(pictures, tmp_
     assert_same_run(folders[1], folders[0])
 
 
-def test_a_run_that_is_asked_to_stop_saves_itself_within_a_tick(pictures, whole, tmp_path):
-    config = configure(pictures, tmp_path / 'run')
+def test_a_run_that_is_asked_to_stop_saves_itself_within_a_tick(images, whole, tmp_path):
+    config = configure(images, tmp_path / 'run')
     moments = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         assert kill_after_progress(config, 0.07, number) == STOPPED
@@ -90,15 +90,15 @@ def test_a_run_that_is_asked_to_stop_saves_itself_within_a_tick(pictures, whole,
     assert_same_run(tmp_path / 'run', whole)
 
 
-def test_a_time_limit_stops_a_run_in_the_same_way(pictures, tmp_path):
-    config = configure(pictures, tmp_path / 'run', steps=100000, time_limit='1s', snap='1000')
+def test_a_time_limit_stops_a_run_in_the_same_way(images, tmp_path):
+    config = configure(images, tmp_path / 'run', steps=100000, time_limit='1s', snap='1000')
     assert finish(start(config)) == STOPPED
     assert '--time-limit' in output(config) and '--resume=latest resumes from here' in output(config)
     assert read_manifest(config.run_dir)
 
 
-def test_a_second_signal_stops_at_once(pictures, tmp_path):
-    config = configure(pictures, tmp_path / 'run', steps=100000)
+def test_a_second_signal_stops_at_once(images, tmp_path):
+    config = configure(images, tmp_path / 'run', steps=100000)
     pid = start(config, before=never_stop)
     time.sleep(1)
     os.kill(pid, signal.SIGINT)
@@ -113,13 +113,13 @@ def never_stop():
     interrupt.Interrupt.should_stop = lambda self, device=None: False
 
 
-def test_what_was_written_after_the_snapshot_is_taken_back(pictures, whole, tmp_path):
-    config = configure(pictures, tmp_path / 'run', steps=20)
+def test_what_was_written_after_the_snapshot_is_taken_back(images, whole, tmp_path):
+    config = configure(images, tmp_path / 'run', steps=20)
     assert finish(start(config)) == 0
     request = request_for(config.run_dir)
     with open(tmp_path / 'run' / 'stats.jsonl', 'a') as file:
         file.write(stats_file_line(tick=9) + '\n' + stats_file_line(tick=10)[:30])
-    longer = configure(pictures, tmp_path / 'run')
+    longer = configure(images, tmp_path / 'run')
     assert finish(start(longer, request)) == 0, output(longer)
     assert_ticks(tmp_path / 'run', whole)
 
@@ -134,19 +134,19 @@ def assert_ticks(folder, reference):
     assert ticks == list(range(len(ticks))) and len(ticks) >= len(stats_lines(reference))
 
 
-def test_other_options_are_refused_by_name_unless_allowed(pictures, tmp_path):
-    config = configure(pictures, tmp_path / 'run', steps=5)
+def test_other_options_are_refused_by_name_unless_allowed(images, tmp_path):
+    config = configure(images, tmp_path / 'run', steps=5)
     assert finish(start(config)) == 0
     request = request_for(config.run_dir)
-    other = configure(pictures, tmp_path / 'run', steps=10, gamma=3.0)
+    other = configure(images, tmp_path / 'run', steps=10, gamma=3.0)
     assert finish(start(other, request)) == 2
     assert '--gamma (loss.r1_gamma was 0.5, now 3.0)' in output(config)
     assert finish(start(other, dataclasses.replace(request, allow_changes=True))) == 0, output(config)
     assert read_manifest(config.run_dir)[-1].nimg == 40
 
 
-def test_a_damaged_state_is_passed_over_and_said_so(pictures, tmp_path):
-    config = configure(pictures, tmp_path / 'run', steps=20)
+def test_a_damaged_state_is_passed_over_and_said_so(images, tmp_path):
+    config = configure(images, tmp_path / 'run', steps=20)
     assert finish(start(config)) == 0
     last, before = [tmp_path / 'run' / e.files['state'].name for e in read_manifest(config.run_dir)[:-3:-1]]
     data = bytearray(last.read_bytes())
@@ -163,13 +163,13 @@ def test_a_run_on_a_gpu_goes_on_to_the_bit_with_deterministic_algorithms(tmp_pat
     # those that have deterministic gradients, and a side at which their samples lie on pixels.
     side = 32
     (tmp_path / 'images').mkdir()
-    pictures = write_pictures(tmp_path / 'images', side)
+    images = write_images(tmp_path / 'images', side)
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     try:
         folders = tmp_path / 'whole', tmp_path / 'parts'
-        whole, parts = (configure(pictures, folder, side=side, device='cuda', augpipe='blit', nobench=True)
+        whole, parts = (configure(images, folder, side=side, device='cuda', augpipe='blit', nobench=True)
                         for folder in folders)
         assert run_to_status(whole) == 0
         for _ in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a GPU: steps and pictures by CUDA graphs are the same to the bit, and no step waits for the device."""
+"""On a GPU: steps and images by CUDA graphs are the same to the bit, and no step waits for the device."""
 import copy
 import dataclasses
 import importlib.util
@@ -94,14 +94,14 @@ def test_the_host_never_waits_within_a_step(cuda_graphs):
 
 @pytest.mark.parametrize('noise_mode', ['const', 'random'])
 @pytest.mark.parametrize('batch', [1, 4])
-def test_pictures_by_graphs_are_the_same_to_the_bit(deterministic, noise_mode, batch):
+def test_images_by_graphs_are_the_same_to_the_bit(deterministic, noise_mode, batch):
     G = small_generator().to(CUDA)
     network = by_graphs(G.synthesis, CUDA, 'auto')
     plain, graphed = Sampler(G, CUDA, noise_mode), Sampler(G, CUDA, noise_mode, synthesis=network)
     for start in range(0, 5 * batch, batch):
         seeds = range(start, start + batch)
-        pictures = [each.images(each.styles(seeds, each.label(None)), seeds) for each in (plain, graphed)]
-        assert (pictures[0] == pictures[1]).all()
+        images = [each.images(each.styles(seeds, each.label(None)), seeds) for each in (plain, graphed)]
+        assert (images[0] == images[1]).all()
     assert network._run.num_graphs == 1
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from resume_cases import leave_out_pictures
+from resume_cases import leave_out_images
 from small_networks import last_snapshot
 
 from dnnlib.util import UserError
@@ -17,8 +17,8 @@ from training.training_loop import Training, train
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    """Twelve 8x8 RGB pictures of three classes."""
+def images(tmp_path_factory):
+    """Twelve 8x8 RGB images of three classes."""
     folder = tmp_path_factory.mktemp('data')
     rng = np.random.default_rng(0)
     labels = []
@@ -31,14 +31,14 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def no_sheets(monkeypatch):
-    """For runs whose networks or words count, not their pictures and curves."""
-    leave_out_pictures(monkeypatch.setattr)
+    """For runs whose networks or words count, not their images and curves."""
+    leave_out_images(monkeypatch.setattr)
 
 
-def configure(pictures, run_dir, total_kimg=0.04, **flags):
+def configure(images, run_dir, total_kimg=0.04, **flags):
     """A run of tiny networks over a few iterations, in ticks of four."""
-    info = DatasetInfo(str(pictures), 12, 8, 8, 3, has_labels=True, label_dim=3)
-    flags = {'outdir': 'unused', 'data': str(pictures), 'cfg': 'demo', 'batch': 4, 'cbase': 32, 'cmax': 4,
+    info = DatasetInfo(str(images), 12, 8, 8, 3, has_labels=True, label_dim=3)
+    flags = {'outdir': 'unused', 'data': str(images), 'cfg': 'demo', 'batch': 4, 'cbase': 32, 'cmax': 4,
              'device': 'cpu', 'metrics': 'none', 'workers': 0, **flags}
     config = resolve(flags, info)
     run_dir.mkdir()
@@ -61,8 +61,8 @@ def snapshot_of(config):
     return tensors(last_snapshot(run(config)))
 
 
-def test_a_run_writes_the_published_files(pictures, tmp_path, capsys):
-    run(configure(pictures, tmp_path / 'run'))
+def test_a_run_writes_the_published_files(images, tmp_path, capsys):
+    run(configure(images, tmp_path / 'run'))
     folder = tmp_path / 'run'
     names = {p.name for p in folder.iterdir()}
     assert {'log.txt', 'stats.jsonl', 'reals.png', 'fakes_init.png', 'fakes000000.png',
@@ -75,42 +75,42 @@ def test_a_run_writes_the_published_files(pictures, tmp_path, capsys):
     assert 'tick 3' in log and 'compute' in log and 'maintenance' in log
     assert 'Total' in capsys.readouterr().out  # the tables of the networks
     snapshot = load_network(str(folder / 'network-snapshot-000000.pkl'))
-    assert snapshot.training_set_kwargs['path'] == str(pictures)
+    assert snapshot.training_set_kwargs['path'] == str(images)
     assert snapshot.G_ema(torch.zeros(1, snapshot.G_ema.z_dim), None).shape == (1, 3, 8, 8)
 
 
 @pytest.mark.parametrize('flags', [{}, {'cond': True, 'aug': 'fixed', 'p': 0.5}, {'batch_gpu': 2}])
-def test_two_runs_of_one_configuration_are_the_same_to_the_bit(pictures, tmp_path, flags, no_sheets):
-    first, second = (snapshot_of(configure(pictures, tmp_path / name, **flags)) for name in 'ab')
+def test_two_runs_of_one_configuration_are_the_same_to_the_bit(images, tmp_path, flags, no_sheets):
+    first, second = (snapshot_of(configure(images, tmp_path / name, **flags)) for name in 'ab')
     assert first.keys() == second.keys()
     assert all(torch.equal(v, second[k]) for k, v in first.items())
 
 
-def test_another_seed_is_another_run(pictures, tmp_path, no_sheets):
-    first, second = (snapshot_of(configure(pictures, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
+def test_another_seed_is_another_run(images, tmp_path, no_sheets):
+    first, second = (snapshot_of(configure(images, tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert any(not torch.equal(v, second[k]) for k, v in first.items())
 
 
-def test_reading_through_workers_or_out_of_memory_makes_no_difference(pictures, tmp_path, no_sheets):
+def test_reading_through_workers_or_out_of_memory_makes_no_difference(images, tmp_path, no_sheets):
     results = []
     ways = {'ram': {'cache': 'ram'}, 'files': {'cache': 'off'}, 'worker': {'cache': 'off', 'workers': 1}}
     for name, flags in ways.items():
-        results.append(snapshot_of(configure(pictures, tmp_path / name, 0.02, **flags)))
+        results.append(snapshot_of(configure(images, tmp_path / name, 0.02, **flags)))
     for other in results[1:]:
         assert all(torch.equal(v, other[k]) for k, v in results[0].items())
 
 
-def test_labels_reach_both_networks(pictures, tmp_path, no_sheets):
-    run(configure(pictures, tmp_path / 'run', 0.004, cond=True))
+def test_labels_reach_both_networks(images, tmp_path, no_sheets):
+    run(configure(images, tmp_path / 'run', 0.004, cond=True))
     snapshot = load_network(str(tmp_path / 'run' / 'network-snapshot-000000.pkl'))
     assert snapshot.G.c_dim == snapshot.D.c_dim == 3
 
 
-def test_transfer_takes_what_fits_and_says_how_much(pictures, tmp_path, capsys, no_sheets):
-    run(configure(pictures, tmp_path / 'first', 0.008))
+def test_transfer_takes_what_fits_and_says_how_much(images, tmp_path, capsys, no_sheets):
+    run(configure(images, tmp_path / 'first', 0.008))
     source = str(tmp_path / 'first' / 'network-snapshot-000000.pkl')
     capsys.readouterr()
-    config = configure(pictures, tmp_path / 'second', resume=source)
+    config = configure(images, tmp_path / 'second', resume=source)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, 'run', lambda self, interrupt: setattr(Training, 'seen', self) or True)
         train(config)
@@ -120,40 +120,40 @@ def test_transfer_takes_what_fits_and_says_how_much(pictures, tmp_path, capsys, 
     assert f'G: {total} of {total} tensors' in capsys.readouterr().out
 
 
-def test_a_failing_metric_is_named_once_and_training_goes_on(pictures, tmp_path, capsys, no_sheets):
-    run(configure(pictures, tmp_path / 'run', metrics='fid50k_full', snap='1'))
+def test_a_failing_metric_is_named_once_and_training_goes_on(images, tmp_path, capsys, no_sheets):
+    run(configure(images, tmp_path / 'run', metrics='fid50k_full', snap='1'))
     output = capsys.readouterr().out
     assert output.count('Metric fid50k_full is skipped') == 1 and 'tick 3' in output
 
 
-def test_a_picture_that_cannot_be_read_ends_the_run_with_its_name(pictures, tmp_path, no_sheets):
-    config = configure(pictures, tmp_path / 'run')
+def test_an_image_that_cannot_be_read_ends_the_run_with_its_name(images, tmp_path, no_sheets):
+    config = configure(images, tmp_path / 'run')
     broken = tmp_path / 'broken'
     broken.mkdir()
-    for path in sorted(pictures.iterdir()):
-        (broken / path.name).write_bytes(path.read_bytes() if path.name != '07.png' else b'no picture')
+    for path in sorted(images.iterdir()):
+        (broken / path.name).write_bytes(path.read_bytes() if path.name != '07.png' else b'no image')
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(broken)))
     with pytest.raises(UserError, match=r'07\.png'):
         train(config)
 
 
-def test_cuda_is_refused_where_there_is_none(pictures, tmp_path):
+def test_cuda_is_refused_where_there_is_none(images, tmp_path):
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')
     with pytest.raises(UserError, match='--device=cuda'):
-        train(configure(pictures, tmp_path / 'run', device='cuda'))
+        train(configure(images, tmp_path / 'run', device='cuda'))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('flags', [
     {}, {'precision': 'fp16'}, {'precision': 'bf16', 'nhwc': True}, {'cond': True}])
-def test_a_run_on_a_gpu_writes_finite_networks(pictures, tmp_path, flags, no_sheets):
-    folder = run(configure(pictures, tmp_path / 'run', device='cuda', **flags))
+def test_a_run_on_a_gpu_writes_finite_networks(images, tmp_path, flags, no_sheets):
+    folder = run(configure(images, tmp_path / 'run', device='cuda', **flags))
     assert all(v.isfinite().all() for v in tensors(last_snapshot(folder)).values())
 
 
-def test_snapshots_within_a_thousand_pictures_keep_apart(pictures, tmp_path, no_sheets):
-    run(configure(pictures, tmp_path / 'run', snap='1'))
+def test_snapshots_within_a_thousand_images_keep_apart(images, tmp_path, no_sheets):
+    run(configure(images, tmp_path / 'run', snap='1'))
     for kind in ('fakes', 'network-snapshot-'):
         names = sorted(path.name for path in (tmp_path / 'run').glob(f'{kind}0*'))
         ticks = len((tmp_path / 'run' / 'stats.jsonl').read_text().splitlines())

@@ -42,13 +42,13 @@ class Fit:
 
 def fit_tensor(pair: Pair) -> Fit:
     """The value that the tensor of the new network gets."""
-    if pair.old.shape == pair.new.shape and not _is_bias_of_other_picture(pair):
+    if pair.old.shape == pair.new.shape and not _is_bias_of_other_image(pair):
         return Fit(pair.old)
     rule = next(rule for pattern, rule in RULES if re.search(pattern, pair.name))
     return rule(pair)
 
 
-def picture_map(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
+def image_map(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(matrix [new, old], offset [new]) that turn an image of `old` channels in [-1, 1] into one of `new`.
 
     Gray becomes R = G = B, colour its mean, a missing alpha opaque. With more than 4 channels, equal numbers
@@ -85,7 +85,7 @@ def overlap(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def _is_bias_of_other_picture(pair: Pair) -> bool:
+def _is_bias_of_other_image(pair: Pair) -> bool:
     # A bias of D's first layer has one shape for all images, but takes over what a constant alpha gave.
     return (pair.name.endswith('fromrgb.bias')
             and pair.source.img_channels != pair.target.img_channels)
@@ -140,7 +140,7 @@ def _recolour_output(pair: Pair) -> Fit:
     old, new = pair.source.img_channels, pair.target.img_channels
     if old == new:
         return _cut(pair)
-    matrix, offset = picture_map(old, new)
+    matrix, offset = image_map(old, new)
     how = f'image with {old} channels -> {new}'
     if pair.old.ndim > 1:
         return Fit(overlap(torch.einsum('no,oi...->ni...', matrix, pair.old), pair.new), how)
@@ -154,7 +154,7 @@ def _recolour_input(pair: Pair) -> Fit:
     old, new = pair.source.img_channels, pair.target.img_channels
     if old == new:
         return _cut(pair)
-    matrix, offset = picture_map(new, old)
+    matrix, offset = image_map(new, old)
     how = f'image with {old} channels -> {new}'
     if pair.old.ndim > 1:
         value = torch.einsum('oc...,cn->on...', pair.old, matrix) * math.sqrt(new / old)

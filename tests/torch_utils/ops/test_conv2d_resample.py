@@ -41,7 +41,7 @@ def test_a_convolution_that_changes_nothing_leaves_plain_resampling(kernel, taps
     x, f = torch.randn(2, 3, 6, 8).double(), upfirdn2d.setup_filter(taps)
     w = torch.zeros(3, 3, kernel, kernel).double()
     w[range(3), range(3), kernel // 2, kernel // 2] = 1
-    # Half the kernel on each side keeps every picture in its place.
+    # Half the kernel on each side keeps every image in its place.
     larger = conv2d_resample(x, w, f, up=2, padding=kernel // 2)
     torch.testing.assert_close(larger, upfirdn2d.upsample2d(x, f))
     smaller = conv2d_resample(x, w, f, down=2, padding=kernel // 2)

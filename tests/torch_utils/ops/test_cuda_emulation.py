@@ -48,7 +48,7 @@ def agree(op, *args, by_kernel=True):
         assert error <= TOLERANCE[args[0].dtype] * expected.abs().max().clamp(min=1), op.name
 
 
-def picture(*shape, dtype=torch.float32, layout=torch.contiguous_format):
+def random_image(*shape, dtype=torch.float32, layout=torch.contiguous_format):
     return torch.randn(shape, dtype=torch.float64).to(dtype).contiguous(memory_format=layout)
 
 
@@ -91,8 +91,8 @@ def test_low_precision_agrees_with_float64(name, dtype):
 @pytest.mark.parametrize('up, down, padding', [
     ([1, 1], [1, 1], [2, 1, 2, 1]), ([2, 2], [1, 1], [2, 1, 3, 2]), ([1, 1], [2, 2], [1, 1, 0, 2]),
     ([2, 1], [1, 2], [-1, 2, 1, -2])])
-def test_specialised_filters_of_pictures_larger_than_a_tile(layout, up, down, padding, emulated):
-    x = picture(2, 4, 37, 70, layout=layout)
+def test_specialised_filters_of_images_larger_than_a_tile(layout, up, down, padding, emulated):
+    x = random_image(2, 4, 37, 70, layout=layout)
     agree(upfirdn2d._upfirdn2d, x, torch.tensor(FILTER), up, down, padding, False, 1.5)
     entry = 'upfirdn2d_tile' if layout == torch.contiguous_format else 'upfirdn2d_pixel'
     assert emulated[-1].entry == entry
@@ -109,8 +109,8 @@ OUTER = [1.0, 3.0, 3.0, 2.0]
 def test_strips_of_nhwc_by_vectors_of_eight(up, down, padding, blocks, dtype, emulated, monkeypatch):
     monkeypatch.setattr(upfirdn2d_cuda, 'PIXEL_BLOCKS', blocks)
     # An idle lane; more columns than a block has; rows that end within a strip.
-    x = picture(2, 24, 41, 35, dtype=dtype, layout=torch.channels_last)
-    wide = picture(1, 8, 19, 71, dtype=dtype, layout=torch.channels_last)
+    x = random_image(2, 24, 41, 35, dtype=dtype, layout=torch.channels_last)
+    wide = random_image(1, 8, 19, 71, dtype=dtype, layout=torch.channels_last)
     outer = torch.outer(torch.tensor(OUTER), torch.tensor([1.0, 2.0, -4.0, 0.5]))
     for f in (torch.tensor(FILTER), outer, torch.outer(torch.ones(2), torch.ones(3))):
         for flip in (False, True):
@@ -126,22 +126,23 @@ def test_strips_of_nhwc_by_vectors_of_eight(up, down, padding, blocks, dtype, em
 def test_a_filter_plus_a_tensor_in_one_kernel(layout, up, down, blocks, dtype, emulated, monkeypatch):
     monkeypatch.setattr(upfirdn2d_cuda, 'PIXEL_BLOCKS', blocks)
     for f in (torch.tensor(FILTER), torch.outer(torch.tensor(OUTER), torch.tensor(OUTER)) / 81):
-        args = (picture(2, 24, 19, 35, dtype=dtype, layout=layout), f, up, down, [2, 1, 2, 2], False, 0.25)
-        r = picture(*upfirdn2d._upfirdn2d.fake(*args).shape, dtype=dtype, layout=layout)
+        x = random_image(2, 24, 19, 35, dtype=dtype, layout=layout)
+        args = (x, f, up, down, [2, 1, 2, 2], False, 0.25)
+        r = random_image(*upfirdn2d._upfirdn2d.fake(*args).shape, dtype=dtype, layout=layout)
         agree(upfirdn2d._upfirdn2d_plus, *args, r)
         agree(upfirdn2d._upfirdn2d_plus, *args, r[:1, :1].expand(r.shape))
     assert len(emulated) == 4 and all(dict(kernel.defines)['ADDEND'] == '1' for kernel in emulated)
 
 
 def test_filters_with_many_taps_take_fewer_channels_a_thread(emulated):
-    x = picture(1, 16, 9, 8, dtype=torch.float16, layout=torch.channels_last)
+    x = random_image(1, 16, 9, 8, dtype=torch.float16, layout=torch.channels_last)
     agree(upfirdn2d._upfirdn2d, x, torch.randn(6, 6), [2, 2], [1, 1], [2, 3, 3, 2], False, 1.0)
     assert emulated[-1].entry == 'upfirdn2d_pixel' and dict(emulated[-1].defines)['VEC'] == '4'
 
 
 def test_samples_beyond_offsets_of_32_bits_are_left_to_others(emulated, monkeypatch):
     monkeypatch.setattr(native, 'MAX_OFFSET', 8 * 6 * 6 - 1)
-    x, d = picture(2, 8, 6, 6, layout=torch.channels_last), torch.randn(2, 8)
+    x, d = random_image(2, 8, 6, 6, layout=torch.channels_last), torch.randn(2, 8)
     agree(epilogue.scale_channels, x, d, by_kernel=False)
     agree(epilogue.scale_channels_grad, x, x, d, by_kernel=False)
     assert not emulated
@@ -151,7 +152,7 @@ def test_samples_beyond_offsets_of_32_bits_are_left_to_others(emulated, monkeypa
 
 @pytest.mark.parametrize('up, down', [(2, 1), (1, 2)])
 def test_the_separable_filter_of_the_augmentation(up, down, emulated):
-    x = picture(1, 3, 34, 69)
+    x = random_image(1, 3, 34, 69)
     agree(upfirdn2d._upfirdn2d, x, torch.randn(12), [up] * 2, [down] * 2, [6, 5, 6, 5], True, 2.0)
     assert [kernel.entry for kernel in emulated] == ['upfirdn2d_tile']
 
@@ -160,13 +161,13 @@ def test_the_separable_filter_of_the_augmentation(up, down, emulated):
 @pytest.mark.parametrize('up, down', [([1, 1], [1, 1]), ([3, 1], [2, 4])])
 def test_any_other_filter_goes_through_the_general_kernel(layout, up, down, emulated):
     for f in (torch.randn(32, 31), torch.randn(24)):
-        x = picture(2, 3, 9, 7, layout=layout)
+        x = random_image(2, 3, 9, 7, layout=layout)
         agree(upfirdn2d._upfirdn2d, x, f, up, down, [17, 16, 18, 15], False, 0.1)
     assert {kernel.entry for kernel in emulated} == {'upfirdn2d'}
 
 
 def test_a_filter_that_is_not_contiguous_and_an_input_with_gaps():
-    x = picture(2, 6, 20, 40)[:, ::2, 1:, ::2]
+    x = random_image(2, 6, 20, 40)[:, ::2, 1:, ::2]
     agree(upfirdn2d._upfirdn2d, x, torch.tensor(FILTER).t(), [1, 1], [1, 1], [1, 2, 2, 1], False, 1.0)
     agree(bias_act._bias_act, x, torch.randn(6)[::2], 1, 'lrelu', 0.2, 1.4, 0.8)
 
@@ -174,7 +175,7 @@ def test_a_filter_that_is_not_contiguous_and_an_input_with_gaps():
 @both_layouts
 @pytest.mark.parametrize('shape', [(2, 8, 6, 6), (1, 3, 5, 5), (3, 1, 9, 4), (1, 300, 3, 3), (2, 16, 24, 24)])
 def test_epilogue_and_its_gradient_at_many_shapes(shape, layout):
-    x, dy, y = (picture(*shape, layout=layout) for _ in range(3))
+    x, dy, y = (random_image(*shape, layout=layout) for _ in range(3))
     d, b, noise = torch.randn(shape[:2]), torch.randn(shape[1]), torch.randn(shape[0], 1, *shape[2:])
     spec = ('lrelu', 0.2, 1.3, 0.9)
     agree(epilogue.epilogue, x, d, noise, b, *spec)
@@ -188,7 +189,7 @@ def test_epilogue_and_its_gradient_at_many_shapes(shape, layout):
 @both_layouts
 @pytest.mark.parametrize('act', ['linear', 'relu', 'lrelu'])
 def test_both_gradients_of_a_bias_and_an_activation_come_of_one_kernel(act, layout, emulated):
-    x = picture(2, 8, 6, 5, layout=layout).requires_grad_()
+    x = random_image(2, 8, 6, 5, layout=layout).requires_grad_()
     b = torch.randn(8, requires_grad=True)
     y = bias_act.bias_act(x, b, act=act, gain=1.5, clamp=1.0)
     emulated.clear()
@@ -209,7 +210,7 @@ def test_blocks_that_go_down_several_rows(shape, layout, dtype, monkeypatch):
     walk = epilogue_cuda.Walk(
         shape[0], shape[1], shape[2] * shape[3], layout is torch.channels_last, vec=8)
     assert walk.blocks >= 264 and walk.chunk_rows > native.THREADS // walk.lanes
-    x, dy, y = (picture(*shape, dtype=dtype, layout=layout) for _ in range(3))
+    x, dy, y = (random_image(*shape, dtype=dtype, layout=layout) for _ in range(3))
     d, b = torch.randn(shape[:2]).to(dtype), torch.randn(shape[1]).to(dtype)
     noise = torch.randn(shape[0], 1, *shape[2:]).to(dtype)
     spec = ('lrelu', 0.2, 1.3, 0.875)  # the same clamp in every datatype
@@ -223,7 +224,7 @@ def test_blocks_that_go_down_several_rows(shape, layout, dtype, monkeypatch):
 def test_sums_of_many_rows_on_few_blocks(layout, monkeypatch):
     monkeypatch.setattr(epilogue_cuda, 'MANY_BLOCKS', 1)
     for shape in [(1, 16, 37, 40), (1, 300, 9, 9), (2, 200, 16, 3)]:
-        x, dy, y = (picture(*shape, layout=layout) for _ in range(3))
+        x, dy, y = (random_image(*shape, layout=layout) for _ in range(3))
         d, noise = torch.randn(shape[:2]), torch.randn(1, 1, *shape[2:])
         agree(epilogue.epilogue, x, d, noise, torch.randn(shape[1]), 'lrelu', 0.2, 1.3, -1.0)
         agree(epilogue.epilogue_grad, dy, x, y, d, noise.shape, [True] * 4, 'lrelu', 0.2, 1.3, -1.0)
@@ -233,7 +234,7 @@ def test_sums_of_many_rows_on_few_blocks(layout, monkeypatch):
 @both_layouts
 def test_filter_and_epilogue_in_one_kernel(layout, emulated):
     shape = (2, 8, 18, 40)
-    x, d, b = picture(2, 8, 19, 41, layout=layout), torch.randn(2, 8), torch.randn(8)
+    x, d, b = random_image(2, 8, 19, 41, layout=layout), torch.randn(2, 8), torch.randn(8)
     agree(epilogue.filtered_epilogue, x, torch.tensor(FILTER), [1] * 4, False, 4.0, d,
           torch.randn(2, 1, *shape[2:]), b, 'lrelu', 0.2, 1.3, 9.0)
     assert len(emulated) == 1
@@ -245,21 +246,21 @@ def test_filter_and_epilogue_in_one_kernel(layout, emulated):
 @pytest.mark.parametrize('shape', [(2, 8, 18, 40), (1, 8, 5, 7), (2, 4, 34, 65)])
 def test_a_scaled_epilogue_and_its_gradient(layout, dtype, keeps_y, shape, emulated):
     n, c, h, w = shape
-    x = picture(n, c, h + 1, w + 1, dtype=dtype, layout=layout)
+    x = random_image(n, c, h + 1, w + 1, dtype=dtype, layout=layout)
     d, s = torch.randn(n, c).to(dtype), torch.randn(n, c).to(dtype)
     noise, b = torch.randn(n, 1, h, w).to(dtype), torch.randn(c).to(dtype)
     spec = ('lrelu', 0.2, 1.3, 3.0)
     agree(epilogue.scaled_filtered_epilogue, x, torch.tensor(FILTER) / 8, [1] * 4, False, 1.0, d, noise, b, s,
           keeps_y, *spec)
     assert len(emulated) == 1
-    dscaled, dy, y = (picture(*shape, dtype=dtype, layout=layout) for _ in range(3))
+    dscaled, dy, y = (random_image(*shape, dtype=dtype, layout=layout) for _ in range(3))
     for wants in ([True] * 4, [True, False, False, True]):
         for of_y in (dy, None):
             agree(epilogue.scaled_epilogue_grad, dscaled, of_y, y, s, noise.shape, wants, *spec)
 
 
 def test_noise_of_another_shape_is_left_to_the_reference(emulated):
-    x, d, b = picture(2, 3, 4, 5), torch.randn(2, 3), torch.randn(3)
+    x, d, b = random_image(2, 3, 4, 5), torch.randn(2, 3), torch.randn(3)
     for shape in [(2, 3, 4, 5), (), (4, 1), (1, 3, 1, 1)]:
         agree(epilogue.epilogue, x, d, torch.randn(shape), b, 'lrelu', 0.2, 1.0, -1.0, by_kernel=False)
     assert not emulated
@@ -310,7 +311,7 @@ def test_demodulation_and_modulated_weights_of_any_width(kernel_size):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('kernel_size', [1, 3])
 def test_what_a_layer_of_16_bits_needs_of_any_width(layout, normalise, dtype, kernel_size, emulated):
-    weight = picture(5, 67, kernel_size, kernel_size, layout=layout)
+    weight = random_image(5, 67, kernel_size, kernel_size, layout=layout)
     args = weight, torch.randn(11, 67), 1e-8, normalise, dtype
     actual = modulated_conv2d._modulation.run_native(*args)
     expected = modulated_conv2d._modulation.reference(*args)
@@ -325,8 +326,8 @@ def test_what_a_layer_of_16_bits_needs_of_any_width(layout, normalise, dtype, ke
 
 def image_layer_arguments(n, few, many, height, width, dtype, layout):
     """Features in NHWC, an image in any layout, and a matrix [N, many, few] with a bias."""
-    features = picture(n, many, height, width, dtype=dtype, layout=torch.channels_last)
-    image = picture(n, few, height, width, dtype=dtype, layout=layout)
+    features = random_image(n, many, height, width, dtype=dtype, layout=torch.channels_last)
+    image = random_image(n, few, height, width, dtype=dtype, layout=layout)
     return features, image, torch.randn(n, many, few).to(dtype), torch.randn(many).to(dtype)
 
 
@@ -373,7 +374,7 @@ def test_the_gradient_of_a_layer_from_an_image(few, many, size, layout, dtype, e
 def test_matrices_that_registers_do_not_hold_are_left_to_the_reference(emulated):
     features, _, w, _ = image_layer_arguments(1, 8, 512, 3, 4, torch.float32, torch.channels_last)
     agree(pixel_product.pixel_product, features, w.transpose(1, 2), None, False, by_kernel=False)
-    nine = picture(1, 9, 3, 4, layout=torch.channels_last)
+    nine = random_image(1, 9, 3, 4, layout=torch.channels_last)
     agree(pixel_product.pixel_product, nine, torch.randn(1, 16, 9), None, True, by_kernel=False)
     agree(pixel_product.pixel_outer, nine, features, by_kernel=False)
     assert not emulated
@@ -386,7 +387,7 @@ def test_a_layer_from_an_image_is_the_convolution_it_replaces_to_the_second_orde
     layer = networks.Conv2dLayer(channels, 16, 1, activation=act, conv_clamp=clamp)
     with torch.no_grad():
         layer.bias.normal_()
-    image = picture(2, channels, 7, 6).to(memory_format=torch.channels_last).requires_grad_()
+    image = random_image(2, channels, 7, 6).to(memory_format=torch.channels_last).requires_grad_()
     outcomes = []
     for is_native in (True, False):
         with mock.patch.object(custom_ops, 'is_available', lambda device, answer=is_native: answer):
@@ -409,7 +410,7 @@ def test_a_layer_from_an_image_is_the_convolution_it_replaces_to_the_second_orde
 @pytest.mark.parametrize('channels', [(5, 67), (270, 3), (3, 300)])
 def test_the_gradient_of_modulation_of_any_width(layout, dtypes, kernel_size, channels, emulated):
     (o, i), (narrow, of_d) = channels, dtypes
-    weight, to_scaled = (picture(o, i, kernel_size, kernel_size, layout=layout) for _ in range(2))
+    weight, to_scaled = (random_image(o, i, kernel_size, kernel_size, layout=layout) for _ in range(2))
     args = (weight, torch.randn(11, i), torch.randn(11, o), torch.randn(o, i), torch.rand(o), torch.rand(11),
             to_scaled.to(narrow), torch.randn(11, i).to(narrow), torch.randn(11, o).to(of_d))
     agree(modulated_conv2d._modulation_grad, *args, None, [True, True])
@@ -432,23 +433,23 @@ def transform(kind):
     'channels, size, margins', [(3, (19, 37), [36, 20, 5, 18]), (5, (9, 4), [0, 3, 8, 0])])
 def test_images_are_warped_in_one_pass(kind, channels, size, margins, emulated):
     taps, matrix = torch.randn(12), transform(kind).double()
-    x, out_size = picture(1, channels, *size, dtype=torch.float64), [2 * side + 5 for side in size]
+    x, out_size = random_image(1, channels, *size, dtype=torch.float64), [2 * side + 5 for side in size]
     with mock.patch.object(warp, 'MATRIX_SIDE', 0):
         agree(warp.warp, x, taps, matrix, out_size, margins)
-        dy = picture(1, channels, *out_size, dtype=torch.float64)
+        dy = random_image(1, channels, *out_size, dtype=torch.float64)
         agree(warp.warp_adjoint, dy, taps, matrix, list(size), margins)
     assert {kernel.entry for kernel in emulated} == {'warp', 'warp_adjoint'}
 
 
 def test_another_filter_warps_by_the_reference(emulated):
-    x, args = picture(1, 3, 6, 5), (torch.randn(10), transform('turned'), [9, 8], [1, 2, 3, 0])
+    x, args = random_image(1, 3, 6, 5), (torch.randn(10), transform('turned'), [9, 8], [1, 2, 3, 0])
     torch.testing.assert_close(warp.warp.run_native(x, *args), warp.warp.reference(x, *args))
     assert 'warp' not in {kernel.entry for kernel in emulated}
 
 
 def test_the_augmentation_by_kernels_is_the_one_by_torch(emulated):
     pipe = AugmentPipe(rotate90=1, xint=1, scale=1, rotate=1, aniso=1, xfrac=1)
-    images, dy = picture(3, 3, 20, 33).requires_grad_(), picture(3, 3, 20, 33)
+    images, dy = random_image(3, 3, 20, 33).requires_grad_(), random_image(3, 3, 20, 33)
     outcomes = []
     for is_native in (True, False):
         torch.manual_seed(3)

@@ -40,7 +40,7 @@ def test_every_combination_of_sizes_follows_the_definition(up, down, padding, ta
 
 @pytest.mark.parametrize('padding', [(-6, 8, 2, 2), (9, -7, -7, 9)])
 @pytest.mark.parametrize('up', [1, 2])
-def test_one_side_may_crop_more_than_the_picture_if_the_other_side_pads(up, padding):
+def test_one_side_may_crop_more_than_the_image_if_the_other_side_pads(up, padding):
     x, f = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True), torch.ones(2, 2)
     y = upfirdn2d.upfirdn2d(x, f, up=up, padding=list(padding))
     expected = by_definition(x.detach().numpy(), np.ones([2, 2]), (up, up), (1, 1), padding, False, 1)
@@ -60,14 +60,14 @@ def test_layout_of_the_input_is_kept_and_does_not_change_the_numbers(device):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_a_cpu_enlarges_pictures_of_16_bits_in_32_bits_and_rounds_once(dtype):
+def test_a_cpu_enlarges_images_of_16_bits_in_32_bits_and_rounds_once(dtype):
     x = torch.randn(2, 3, 6, 5).to(dtype)
     f = upfirdn2d.setup_filter([1, 3, 3, 1])  # whose taps 16 bits represent exactly
     expected = upfirdn2d.upsample2d(x.float(), f).to(dtype)
     assert torch.equal(upfirdn2d.upsample2d(x, f), expected)
 
 
-def test_a_constant_picture_stays_constant_inside_through_up_and_down_sampling():
+def test_a_constant_image_stays_constant_inside_through_up_and_down_sampling():
     x, f = torch.ones(1, 1, 16, 16), upfirdn2d.setup_filter([1, 3, 3, 1])
     y = upfirdn2d.downsample2d(upfirdn2d.upsample2d(x, f), f)
     torch.testing.assert_close(y[:, :, 2:-2, 2:-2], x[:, :, 2:-2, 2:-2])

@@ -48,9 +48,9 @@ def test_p_stays_within_0_and_1(start, sign, end):
     assert p.item() == end and p.dtype == torch.float32
 
 
-def test_p_crosses_its_range_in_the_given_number_of_pictures():
+def test_p_crosses_its_range_in_the_given_number_of_images():
     p = torch.zeros([])
-    for _ in range(125):  # 2000 pictures
+    for _ in range(125):  # 2000 images
         p = next_p(p, 1.0, batch_size=4, interval=4, target=0.6, kimg=2)
     assert p.item() == pytest.approx(1, abs=1e-5)
 

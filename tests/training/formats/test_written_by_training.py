@@ -3,7 +3,7 @@
 import pytest
 import torch
 from elsewhere import open_elsewhere
-from metrics_stand_in import write_pictures
+from metrics_stand_in import write_images
 from small_run import small_training
 
 from legacy import load_network
@@ -14,7 +14,7 @@ from training.training_loop import train
 def run_dir(tmp_path_factory):
     """A finished run of two iterations with augmentation that saves networks in both formats."""
     folder = tmp_path_factory.mktemp('run')
-    data = write_pictures(tmp_path_factory.mktemp('data'), 8, shape=(8, 8))
+    data = write_images(tmp_path_factory.mktemp('data'), 8, shape=(8, 8))
     train(small_training(data, folder, 0.008, snapshot_format='pkl,safetensors', aug='fixed', p=0.5))
     return folder
 

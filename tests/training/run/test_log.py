@@ -150,7 +150,7 @@ def test_sheets_metrics_curves_and_the_page_land_in_the_run_folder(tmp_path, sin
     assert names == {
         'reals.png', 'fakes000001.png', 'stats.jsonl', 'log.txt', 'training_curves.png', 'progress.html'}
     assert ('Metrics/swd', 1.0, 1500) in sink.scalars
-    # Training pictures do not change, and need no place among those over time.
+    # Training images do not change, and need no place among those over time.
     assert sink.sheets == [('fakes000001.png', 1500)]
     assert 'Warning: p is high' in (tmp_path / 'log.txt').read_text()
     assert '<li>p is high</li>' in (tmp_path / 'progress.html').read_text()

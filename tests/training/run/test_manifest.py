@@ -78,7 +78,7 @@ def test_no_listed_state_is_ever_overwritten(tmp_path):
     assert [e.files[STATE].name for e in entries] == [
         'training-state-000003.pt', 'training-state-000003-064.pt', 'training-state-000003-999.pt',
         'training-state-000004.pt']
-    # The same pictures again are the same state.
+    # The same images again are the same state.
     assert manifest.state_name(entries, 3000) == 'training-state-000003.pt'
 
 

@@ -57,8 +57,8 @@ class FakeWandb(types.ModuleType):
             raise self.Error('gone')
         self.logs.append(values)
 
-    def Image(self, picture):
-        return picture.size
+    def Image(self, image):
+        return image.size
 
     def finish(self):
         self.is_finished = True

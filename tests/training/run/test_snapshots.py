@@ -23,7 +23,7 @@ KILLS = 50
 
 
 def snapshot(nimg, *, networks=True, size=10, name='network-snapshot-000000.pkl'):
-    """A snapshot whose every part tells at how many pictures it was taken."""
+    """A snapshot whose every part tells at how many images it was taken."""
     copies = HostCopies()
     held = None
     if networks:
@@ -46,7 +46,7 @@ def names(folder):
 
 
 def assert_sound(folder):
-    """What the manifest lists is there and whole; the pictures at the latest snapshot."""
+    """What the manifest lists is there and whole; the images at the latest snapshot."""
     for entry in read_manifest(folder):
         for file in entry.files.values():
             assert file.problem(folder) is None

@@ -51,7 +51,7 @@ def test_initial_weights_are_normal_of_deviation_0_02():
 
 @pytest.mark.parametrize('side', [8, 16, 32, 64])
 @pytest.mark.parametrize('channels', [1, 3])
-def test_pictures_have_the_asked_shape_and_range(side, channels):
+def test_images_have_the_asked_shape_and_range(side, channels):
     G, D = small_networks(side, channels)
     img = G(torch.randn(2, 10), torch.zeros(2, 0))
     assert img.shape == (2, channels, side, side) and img.abs().max() < 1
@@ -71,7 +71,7 @@ def test_the_layers_are_those_of_the_paper():
     torch.testing.assert_close(D(x), torch.nn.functional.conv2d(y, D.conv2.weight)[:, :, 0, 0])
 
 
-def test_a_picture_depends_on_its_batch_in_training_only():
+def test_an_image_depends_on_its_batch_in_training_only():
     G, _ = small_networks()
     z = torch.randn(4, 10)
     assert not torch.allclose(G(z)[:1], G(z[:2])[:1], atol=1e-4)

@@ -25,7 +25,7 @@ def entropy(logits, target):
     return -(target * p.log() + (1 - target) * (1 - p).log())
 
 
-def test_the_discriminator_learns_from_real_pictures_then_from_fakes(parts):
+def test_the_discriminator_learns_from_real_images_then_from_fakes(parts):
     loss, batch, said = parts
     real, fake = list(loss.discriminator_main(batch))
     torch.testing.assert_close(real, entropy(loss.D(batch.real_img), 1))
@@ -43,7 +43,7 @@ def test_the_step_of_the_discriminator_gives_the_generator_no_gradient(parts):
     assert all(p.grad is not None for p in loss.D.parameters())
 
 
-def test_the_generator_wants_its_pictures_taken_for_real(parts):
+def test_the_generator_wants_its_images_taken_for_real(parts):
     loss, batch, said = parts
     (value,) = loss.generator_main(batch)
     torch.testing.assert_close(value, entropy(loss.D(loss.G(batch.gen_z)), 1))

@@ -52,7 +52,7 @@ def test_the_fully_connected_layer_is_an_equalised_matrix_product_with_leaky_rel
     torch.testing.assert_close(layer(x), torch.where(y > 0, y, 0.2 * y) * math.sqrt(2), atol=1e-5, rtol=1e-4)
 
 
-def test_the_generator_makes_16x16_pictures_that_depend_on_the_latent_and_every_parameter():
+def test_the_generator_makes_16x16_images_that_depend_on_the_latent_and_every_parameter():
     G = MicroGenerator(img_channels=1, channels=4)
     img = G(torch.randn([2, 512]))
     assert img.shape == (2, 1, 16, 16) and img.abs().max() < 1

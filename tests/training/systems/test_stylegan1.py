@@ -83,7 +83,7 @@ def test_noise_is_added_to_each_feature_map_by_its_weight():
         layer.weight.copy_(torch.tensor([0.0, 1.0, -2.0])[None, :, None, None])
     y = layer(x, noise)
     assert torch.equal(y, torch.cat([0 * noise, noise, -2 * noise], dim=1))
-    # One map for all channels, another for each picture and call.
+    # One map for all channels, another for each image and call.
     drawn = layer(x)
     assert torch.equal(drawn[:, 2], -2 * drawn[:, 1]) and not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(layer(x), drawn)
@@ -124,7 +124,7 @@ def test_the_generator_begins_with_a_constant_of_4x4x512_and_has_two_layers_a_le
 
 @pytest.mark.parametrize('resolution', [16, 32, (12, 20)])
 @pytest.mark.parametrize('channels', [1, 3])
-def test_the_generator_makes_pictures_of_any_shape(resolution, channels):
+def test_the_generator_makes_images_of_any_shape(resolution, channels):
     G = small_generator(img_resolution=resolution, img_channels=channels)
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
     assert G(torch.randn(2, 8)).shape == (2, channels, *size)
@@ -132,10 +132,10 @@ def test_the_generator_makes_pictures_of_any_shape(resolution, channels):
 
 def test_noise_modes_draw_repeat_or_leave_out_noise():
     G, z = with_noise(small_generator()).eval(), torch.randn(2, 8)
-    pictures = {mode: [G(z, noise_mode=mode) for _ in range(2)] for mode in ('random', 'const', 'none')}
-    assert not torch.equal(*pictures['random'])
-    assert torch.equal(*pictures['const']) and torch.equal(*pictures['none'])
-    assert not torch.equal(pictures['const'][0], pictures['none'][0])
+    images = {mode: [G(z, noise_mode=mode) for _ in range(2)] for mode in ('random', 'const', 'none')}
+    assert not torch.equal(*images['random'])
+    assert torch.equal(*images['const']) and torch.equal(*images['none'])
+    assert not torch.equal(images['const'][0], images['none'][0])
     silent = with_noise(small_generator(), 0).eval()
     assert torch.equal(silent(z, noise_mode='none'), silent(z))
 
@@ -162,10 +162,10 @@ def test_truncation_pulls_towards_the_average_that_training_keeps():
     assert torch.equal(ws[:, 2:], G.mapping(z)[:, 2:])
 
 
-def test_labels_change_the_picture():
+def test_labels_change_the_image():
     G, z = small_generator(c_dim=3).eval(), torch.randn(1, 8)
-    pictures = [G(z, torch.eye(3)[i:i + 1], noise_mode='none') for i in range(2)]
-    assert not torch.allclose(*pictures)
+    images = [G(z, torch.eye(3)[i:i + 1], noise_mode='none') for i in range(2)]
+    assert not torch.allclose(*images)
 
 
 def test_every_parameter_gets_a_gradient():

@@ -17,7 +17,7 @@ from resume_cases import (
     run_to_status,
     start,
     stats_lines,
-    write_pictures,
+    write_images,
 )
 from small_networks import last_snapshot
 from small_run import SmallRun, small_config
@@ -162,32 +162,32 @@ def test_snapshots_open_without_running_their_code(system, kind, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp('pictures'))
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('images'))
 
 
-def run_config(system, pictures, run_dir, steps=20, **flags):
+def run_config(system, images, run_dir, steps=20, **flags):
     """The loss stays that of the preset: DCGAN has no other."""
     flags = {**FLAGS[system], **flags}
-    config = configure(pictures, run_dir, steps=steps, **flags)
+    config = configure(images, run_dir, steps=steps, **flags)
     plain = small_config(**FLAGS[system])
     return dataclasses.replace(config, loss=plain.loss)
 
 
 @pytest.fixture(scope='module')
-def finished(pictures, tmp_path_factory):
+def finished(images, tmp_path_factory):
     """System -> the folder of a run that nobody disturbed."""
     folders = {}
     for system in FLAGS:
         folders[system] = tmp_path_factory.mktemp(system) / 'run'
-        config = run_config(system, pictures, folders[system])
+        config = run_config(system, images, folders[system])
         assert finish(start(config)) == 0, output(config)
     return folders
 
 
 @systems
-def test_a_killed_run_goes_on_to_the_bit(system, pictures, finished, tmp_path):
-    config = run_config(system, pictures, tmp_path / 'run')
+def test_a_killed_run_goes_on_to_the_bit(system, images, finished, tmp_path):
+    config = run_config(system, images, tmp_path / 'run')
     kill_after_progress(config, 0.05)
     assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
     assert 'Resuming from' in output(config)
@@ -199,7 +199,7 @@ def test_a_killed_run_goes_on_to_the_bit(system, pictures, finished, tmp_path):
 
 
 @systems
-def test_pictures_are_generated_from_a_snapshot(system, finished, tmp_path):
+def test_images_are_generated_from_a_snapshot(system, finished, tmp_path):
     network = last_snapshot(finished[system])
     with pytest.raises(SystemExit) as done:
         generate.main([f'--outdir={tmp_path}', f'--network={network}', '--seeds=0-3', '--device=cpu'])
@@ -221,14 +221,14 @@ def test_styles_of_stylegan_mix(finished, tmp_path):
         style_mixing.main([f'--outdir={tmp_path}', f'--network={network}', '--rows=1', '--cols=2',
                            '--styles=0-1', '--device=cpu'])
     assert not done.value.code
-    pictures = {path.name: path.read_bytes() for path in tmp_path.glob('*-*.png')}
-    assert set(pictures) == {'1-1.png', '1-2.png', '2-2.png'}
-    assert len(set(pictures.values())) == 3
+    images = {path.name: path.read_bytes() for path in tmp_path.glob('*-*.png')}
+    assert set(images) == {'1-1.png', '1-2.png', '2-2.png'}
+    assert len(set(images.values())) == 3
 
 
 @systems
-def test_a_new_run_starts_from_the_weights_of_an_old_one(system, pictures, finished, tmp_path):
+def test_a_new_run_starts_from_the_weights_of_an_old_one(system, images, finished, tmp_path):
     config = run_config(
-        system, pictures, tmp_path / 'run', steps=1, resume=last_snapshot(finished[system]))
+        system, images, tmp_path / 'run', steps=1, resume=last_snapshot(finished[system]))
     assert run_to_status(config) == 0
     assert Path(tmp_path, 'run', 'transfer.txt').is_file()

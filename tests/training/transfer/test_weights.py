@@ -13,7 +13,7 @@ from torch_utils import misc
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training.formats import pickled
 from training.systems.dcgan import DCGANGenerator
-from training.transfer.rules import overlap, picture_map, resize_plane
+from training.transfer.rules import image_map, overlap, resize_plane
 from training.transfer.weights import (
     FRESH,
     KEPT,
@@ -66,7 +66,7 @@ def latents(n=4, z_dim=8):
     return torch.randn([n, z_dim], generator=torch.Generator().manual_seed(0))
 
 
-def pictures(channels, n=4, size=16):
+def images(channels, n=4, size=16):
     return torch.rand([n, channels, size, size], generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -99,7 +99,7 @@ def test_more_pixels_and_classes_keep_the_lower_levels_and_the_old_classes():
 
 
 @pytest.mark.parametrize('old, new', [(16, 32), (8, 32)])
-def test_more_pixels_show_the_same_pictures_enlarged_until_details_are_learned(old, new):
+def test_more_pixels_show_the_same_images_enlarged_until_details_are_learned(old, new):
     source, target, _ = generators({'img_resolution': old}, {'img_resolution': new})
     img = source(latents(), None, noise_mode='const')
     while img.shape[2] < new:
@@ -114,7 +114,7 @@ def test_more_pixels_show_the_same_pictures_enlarged_until_details_are_learned(o
     assert target.synthesis.b32.torgb.weight.grad.abs().max() > 0
 
 
-def test_without_skips_the_only_layer_that_makes_pictures_is_fresh():
+def test_without_skips_the_only_layer_that_makes_images_is_fresh():
     resnet = {'synthesis_kwargs': {'channel_base': 64, 'channel_max': 8, 'architecture': 'resnet'}}
     _, target, found = generators(resnet, {**resnet, 'img_resolution': 32})
     assert found['synthesis.b32.torgb.weight'] == FRESH and target.synthesis.b32.torgb.weight.any()
@@ -132,10 +132,10 @@ def test_fewer_pixels_leave_the_upper_levels_unused():
 
 
 @pytest.mark.parametrize('old, new', [(3, 4), (1, 3), (3, 1), (4, 3), (4, 1), (2, 4), (4, 2), (1, 2)])
-def test_other_channels_show_the_corresponding_picture(old, new):
+def test_other_channels_show_the_corresponding_image(old, new):
     source, target, found = generators({'img_channels': old}, {'img_channels': new})
     expected = source(latents(), None, noise_mode='const')
-    matrix, offset = picture_map(old, new)
+    matrix, offset = image_map(old, new)
     img = target(latents(), None, noise_mode='const')
     close((img - offset.view(1, -1, 1, 1))[:, :, 4:-4, 4:-4],
           torch.einsum('no,bohw->bnhw', matrix, expected)[:, :, 4:-4, 4:-4])
@@ -144,22 +144,22 @@ def test_other_channels_show_the_corresponding_picture(old, new):
 
 
 @pytest.mark.parametrize('old, new', [(3, 4), (1, 3), (3, 1), (4, 3), (4, 1), (2, 4), (5, 3), (3, 5)])
-def test_other_channels_are_judged_like_the_corresponding_picture(old, new):
+def test_other_channels_are_judged_like_the_corresponding_image(old, new):
     source, target, _ = discriminators({'img_channels': old}, {'img_channels': new})
-    img = pictures(new)
-    matrix, offset = picture_map(new, old)
+    img = images(new)
+    matrix, offset = image_map(new, old)
     close(target(img, None),
           source(torch.einsum('no,bohw->bnhw', matrix, img) + offset.view(1, -1, 1, 1), None))
 
 
-def test_pictures_of_other_channels_correspond_as_one_expects():
-    assert picture_map(1, 3)[0].tolist() == [[1], [1], [1]]
-    torch.testing.assert_close(picture_map(3, 1)[0], torch.full([1, 3], 1 / 3))
-    matrix, offset = picture_map(3, 4)
+def test_images_of_other_channels_correspond_as_one_expects():
+    assert image_map(1, 3)[0].tolist() == [[1], [1], [1]]
+    torch.testing.assert_close(image_map(3, 1)[0], torch.full([1, 3], 1 / 3))
+    matrix, offset = image_map(3, 4)
     assert matrix.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]] and offset.tolist() == [0, 0, 0, 1]
-    matrix, offset = picture_map(2, 4)
+    matrix, offset = image_map(2, 4)
     assert matrix.tolist() == [[1, 0], [1, 0], [1, 0], [0, 1]] and not offset.any()
-    assert picture_map(3, 6)[0].sum() == 3 and picture_map(6, 3)[0].sum() == 3
+    assert image_map(3, 6)[0].sum() == 3 and image_map(6, 3)[0].sum() == 3
 
 
 def test_labels_added_have_no_influence_at_first():
@@ -205,7 +205,7 @@ def test_the_deviation_stays_the_last_input_of_d():
     assert torch.equal(target.b4.conv.weight[:8, :8], source.b4.conv.weight[:, :8])
 
 
-def test_pictures_that_are_not_square_resize_what_has_a_place():
+def test_images_that_are_not_square_resize_what_has_a_place():
     wide = {'img_resolution': (24, 48)}  # starts at 3x6
     source, target, found = generators({}, wide)
     noise, old = target.synthesis.b16.conv1.noise_const, source.synthesis.b16.conv1.noise_const
@@ -314,7 +314,7 @@ def test_every_tensor_is_counted_once_in_the_summary():
     records = transfer_networks({'G': source}, {'G': target})
     table = summary_lines(records)
     counts = [int(line.split('(')[1].split(')')[0]) if '(' in line.split('  ')[0] or ' (' in line else 1
-              for line in table[1:-1] for line in [line.split(': picture')[0].split(': ')[0]]]
+              for line in table[1:-1] for line in [line.split(': image')[0].split(': ')[0]]]
     assert sum(counts) == len(records)
     assert len(full_lines(records)) == len(records) + 2
 

@@ -34,13 +34,13 @@ extern "C" __global__ void __launch_bounds__(256) upfirdn2d(
     rest /= out_w;
     const i64 out_y = rest % out_h, plane = rest / out_h;  // NCHW: of sample and channel; NHWC: of the sample
     const i64 pixel_step = CHANNELS_LAST ? channels : 1;
-    const scalar_t* const picture = x + plane * in_h * in_w * pixel_step + c;
+    const scalar_t* const source = x + plane * in_h * in_w * pixel_step + c;
     const Taps down_rows(out_y, up_y, down_y, pad_y, fh, in_h), along(out_x, up_x, down_x, pad_x, fw, in_w);
     acc_t sum = 0;
     for (i64 ty = down_rows.first, iy = down_rows.in; ty < fh && iy < in_h; ty += up_y, iy++)
         for (i64 tx = along.first, ix = along.in; tx < fw && ix < in_w; tx += up_x, ix++) {
             const float tap = f[(flip ? ty : fh - 1 - ty) * fw + (flip ? tx : fw - 1 - tx)] * float(gain);
-            sum += widen(picture[(iy * in_w + ix) * pixel_step]) * acc_t(tap);
+            sum += widen(source[(iy * in_w + ix) * pixel_step]) * acc_t(tap);
         }
     y[index] = Narrow<scalar_t>::from(sum);
 }

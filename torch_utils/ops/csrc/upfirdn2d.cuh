@@ -43,10 +43,6 @@ template <int UP, int DOWN, int TAPS, int PHASE> struct Axis {
 using AxisX = Axis<UPX, DOWNX, FW, PHASEX>;
 using AxisY = Axis<UPY, DOWNY, FH, PHASEY>;
 
-struct Picture {  // sizes of input and output
-    i64 channels, in_h, in_w, out_h, out_w;
-};
-
 // Taps of one row of f [size] as they are correlated, times a factor.
 template <int SIZE>
 __device__ __forceinline__ void load_taps(
