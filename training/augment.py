@@ -39,7 +39,7 @@ class Transform:
     value(pipe, r): its parameter t.  neutral: t of an image that does not get it; this changes no bit.
     matrix: t [count, N] -> [N, d + 1, d + 1]; that of positions takes width and height, too, and maps output
     to input.  parts(pipe): factors of the multiplier for parts that come independently of each other.
-    rgb_only: left out for grey images.  has_quantile: whether debug_percentile applies it.
+    rgb_only: skipped for grey images.  has_quantile: whether debug_percentile applies it.
     """
 
     name: str

@@ -24,7 +24,7 @@ from training.state import TrainingState
 
 @dataclass(frozen=True)
 class Finding:
-    """The first place with a value that is not finite.
+    """The first place with a non-finite value.
 
     kind: 'weight', 'activation', 'loss' or 'gradient'.  where: dotted name of the layer or tensor, as in
     named_modules; '' for the loss itself.  is_half: whether the values are float16 or bfloat16.
@@ -304,7 +304,7 @@ def usable(remedies: Iterable[str], unused: Sequence[str]) -> list[str]:
 def broken_line(
     phase: str, finding: Finding | None, kimg: float, count: int, unused: Sequence[str] = (),
 ) -> str:
-    """One line on values that are not finite: where, when, how often, and what helps.
+    """One line on non-finite values: where, when, how often, and what helps.
 
     phase: its name, the first letter of which is that of its network.  finding: None if later runs were fine.
     unused: as in Guards.

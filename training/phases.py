@@ -16,7 +16,7 @@ class FlatGradients:
     """A network's gradients in one buffer: zeroed, reduced over processes, sanitised in one operation each.
 
     Every parameter's .grad is a view of it, so a parameter that a phase does not touch has the gradient zero.
-    is_local: leave out the reduction, as for a trial on this process alone.
+    is_local: skip the all-reduce, as for a trial on this process alone.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]):
@@ -61,7 +61,7 @@ class Phase:
     iteration, with its gradient scaled by the interval to make up for the others (lazy regularisation,
     StyleGAN2, App. B).
     total_loss: scalar on the device, what the last run differentiated.  num_broken: int64 scalar there, the
-    steps so far with a loss or gradient that was not finite.
+    steps so far with a non-finite loss or gradient.
     detector: context of the losses and backward passes of each run, see training.guards; by default empty.
     graphs: runs rounds in place of run_round, with the same results, unless a detector watches; None: run
     eagerly.

@@ -207,7 +207,7 @@ def _with_nvcc(plan: Plan, jobs: Sequence[Job], toolkit: Toolkit, processes: int
 
 def _run_ninja(toolkit: Toolkit, folder: Path, processes: int, total: int) -> str:
     """Run every job, the others too after one has failed; returns all output."""
-    # -k 0 goes on after failures; a status line starts with a mark that no compiler prints.
+    # -k 0 continues after failures; a status line starts with a mark that no compiler prints.
     command_line = [toolkit.ninja, '-C', str(folder), '-j', str(processes), '-k', '0']
     environment = {**os.environ, 'NINJA_STATUS': '@done ', 'TERM': 'dumb'}
     lines = []

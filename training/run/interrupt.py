@@ -28,8 +28,8 @@ SAME_REQUEST_SEC = 1.0
 class Interrupt:
     """Watches for signals, as a context manager, and for the clock.
 
-    time_limit_sec: ask to stop so many seconds after `start_sec`, a time of time.monotonic(), by default now;
-    None for never. The handlers are those of the whole process, and only the main thread can set them.
+    time_limit_sec: ask to stop this many seconds after `start_sec` (time.monotonic(); default: now), or None
+    for never. The handlers are those of the whole process, and only the main thread can set them.
     """
 
     def __init__(self, time_limit_sec: float | None = None, start_sec: float | None = None):

@@ -47,7 +47,7 @@ class StatsWriter:
     def write(self, statistics: Mapping[str, Mapping[str, float]], cur_nimg: int) -> None:
         """Add one line: {name: {'num', 'mean', 'std'}, ..., 'timestamp'}.
 
-        Values that are not finite become null, as JSON asks (the published system writes a bare NaN).
+        Non-finite values become null, as JSON requires (the published system writes a bare NaN).
         """
         now = time.time()
         line = {name: {key: _json_number(value) for key, value in moments.items()}

@@ -140,9 +140,9 @@ def forget_files(entries: Sequence[SnapshotEntry], names: set[str]) -> Entries:
 def prune(entries: Entries, keep: int | None = None, metric: str | None = None) -> tuple[Entries, list[str]]:
     """(the snapshots to keep, the names of the files to delete afterwards, training states first).
 
-    keep: stay with the last so many snapshots that have networks, and the best by `metric`; None: all
-    networks stay. Training states, which are large, stay where their networks were chosen so, and in the
-    NUM_STATES last snapshots. Sheets of images always stay.
+    keep: number of the newest snapshots that keep their networks, beside the best by `metric`; None: all.
+    Training states, which are large, stay with networks that were chosen so, and in the NUM_STATES newest
+    snapshots. Sheets of images always stay.
     """
     chosen = {e.nimg for e in _chosen(entries, keep, metric)}
     last = {e.nimg for e in [e for e in entries if STATE in e.files][-NUM_STATES:]}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs under torchrun: rank 0 decides for all, and what it decided is kept for when torchrun starts again.
 
-A start after a failure (--max-restarts), or with other machines (--nnodes=1:2), goes on in the folder of the
-run from its last complete snapshot. The number of processes may change then, if it divides the batch: the
+A start after a failure (--max-restarts), or with other machines (--nnodes=1:2), resumes the run in its
+directory, from its last complete snapshot. The number of processes may change then, if it divides the batch: the
 same images are seen in the same order, and gradients are the same to rounding, but latents and augmentation
 are drawn anew for each process, so that with another number the run is not the same to the bit.
 """
@@ -87,7 +87,7 @@ def _plan_again(memory: dict[str, Any], num_gpus: int) -> Plan:
         # It had not come so far as to save anything: from the beginning, in the same folder.
         with RunLock(folder):
             rewind_records(folder, BEFORE_EVERYTHING)
-    print(f'Note: Started again by the launcher, with {num_gpus} processes: going on in {folder}'
+    print(f'Note: Started again by the launcher, with {num_gpus} processes: resuming in {folder}'
           f'{"" if state is None else f" from {state.name}"}.', flush=True)
     is_changed = num_gpus != before.num_gpus
     if is_changed:

@@ -21,7 +21,7 @@ NORM_EPS = 1e-8  # inside the square root
 class MappingNetwork(networks.MappingNetwork):
     """z to w: fully connected layers with leaky ReLU, of unit mean square at the input (StyleGAN, Sec. 2).
 
-    num_ws: give so many copies of w, and keep their running average for truncation; None: w itself.
+    num_ws: number of copies of w, with a running average of w for truncation; None: w itself.
     c_dim: length of the label that comes with z.
     """
 

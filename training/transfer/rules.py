@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a tensor of a trained network becomes one of another shape, for transfer learning.
 
-Wherever possible the network goes on computing what it did: scales make up for the gains of equalised
+Wherever possible the network keeps computing what it did: scales make up for the gains of equalised
 learning rates, which depend on the number of inputs, and what is new starts without influence.
 """
 import math

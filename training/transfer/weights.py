@@ -114,7 +114,7 @@ def _start_new(name: str, tensor: torch.Tensor, theirs: Mapping[str, torch.Tenso
     """Prepare a tensor without counterpart; returns what to say of it.
 
     A level above those of the file adds its detail to the enlarged image of the levels below. With nothing
-    to add at first, G goes on making the images that it has learned.
+    to add at first, G keeps making the images that it has learned.
     """
     first = 'synthesis.b4.torgb.weight'
     if not name.endswith('torgb.weight') or first not in theirs:
