@@ -52,7 +52,7 @@ def main(args: list[str] | None = None) -> None:
           f'  {relative}/reals.png              emoji that the network learned from\n'
           f'  {relative}/training_curves.png    losses, sign of D, augmentation and distance to the data\n'
           f'More: {os.path.relpath(sys.executable)} generate.py --network={os.path.relpath(network)} '
-          '--seeds=1000-1099 --outdir=out')
+          '--class=6 --seeds=1000-1099 --outdir=out')
 
 
 if __name__ == '__main__':

@@ -2,9 +2,9 @@
 """Runs under torchrun: rank 0 decides for all, and what it decided is kept for when torchrun starts again.
 
 A start after a failure (--max-restarts), or with other machines (--nnodes=1:2), resumes the run in its
-directory, from its last complete snapshot. The number of processes may change then, if it divides the batch: the
-same images are seen in the same order, and gradients are the same to rounding, but latents and augmentation
-are drawn anew for each process, so that with another number the run is not the same to the bit.
+directory, from its last complete snapshot. The number of processes may change then, if it divides the
+batch: the same images are seen in the same order, and gradients are the same to rounding, but latents and
+augmentation are drawn anew for each process, so that with another number the run is not the same to the bit.
 """
 import dataclasses
 import socket
