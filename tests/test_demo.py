@@ -41,6 +41,8 @@ def test_it_trains_and_generates_from_the_newest_network_of_the_newest_run(calls
     text = capsys.readouterr().out
     folder = os.path.relpath(network.parent)
     assert f'{folder}/generated/grid.png' in text and f'{folder}/training_curves.png' in text
+    # The network is conditional, so that the printed command needs a class.
+    assert '--class=6 --seeds=1000-1099' in text
 
 
 @pytest.mark.parametrize(('error', 'code'), [
