@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes that images may have: how height and width become a start size and a number of doublings."""
-from collections.abc import Sequence
+"""The sizes that images may have: how height and width become a start size and a number of doublings.
 
-Size = int | Sequence[int]  # a side of a square, or (height, width)
+Snapshots carry this text (see torch_utils.bundle).
+"""
+from __future__ import annotations
+
+from typing import Sequence, Union
+
+Size = Union[int, Sequence[int]]  # a side of a square, or (height, width)
 MIN_START, MAX_START = 3, 16  # sides of the learned constant input
 
 

@@ -4,17 +4,18 @@
 TRANSFORMS below is the pipeline: one row a transform. The parameters of all images are drawn and combined
 on the host, in NumPy: faster than many tiny kernels, no wait for a GPU, the same draws on every device.
 """
+from __future__ import annotations
+
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable, List, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from dnnlib.util import UserError
-from torch_utils import host_draws, persistence
+from torch_utils import persistence
 from torch_utils.ops import upfirdn2d
 from training.augmentation import matrices
 from training.augmentation.matrices import LUMA_AXIS
@@ -25,8 +26,15 @@ from training.augmentation.numbers import (
     Numbers,
     QuantileNumbers,
     RandomNumbers,
+    UserError,
 )
+from training.augmentation.plain import PlainDraws
 from training.augmentation.resample import Margins, filter_each, plan_warp, warp
+
+try:
+    from torch_utils import host_draws
+except ImportError:  # a copy of the published torch_utils
+    host_draws = PlainDraws
 
 BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural images in the four bands of imgfilter (ADA, App. B)
 
@@ -98,7 +106,7 @@ NOISE = Transform('noise', HALF_NORMAL, lambda pipe, n: n * pipe.noise_std, 0)  
 CUTOUT = Transform('cutout', UNIFORM, lambda pipe, u: u, math.inf, count=2)  # t: centre; if infinite, no hole
 
 TRANSFORMS = (*GEOMETRY, *COLOR, IMGFILTER, NOISE, CUTOUT)
-Parameters = list[tuple[Transform, np.ndarray]]  # rows in use and their t [count, N]
+Parameters = List[Tuple[Transform, np.ndarray]]  # rows in use and their t [count, N]
 
 
 @persistence.persistent_class
@@ -149,7 +157,7 @@ class AugmentPipe(torch.nn.Module):
             self._draw, tuple(x.shape), x.dtype, host_draws.is_static(x.device), debug_percentile)
         steps, values = host_draws.take(draw, x.device)
         values = iter(values)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device):
             for step in steps:
                 x = step.run(self, x, [next(values) for _ in range(step.num_values)])
         return x.to(images.dtype)
@@ -163,7 +171,7 @@ class AugmentPipe(torch.nn.Module):
         numbers = self._numbers(rows, shape[0], debug_percentile)
         if is_static and numbers.changes_nothing:
             return host_draws.Draw()
-        parameters = list(zip(rows, numbers.parameters(self, rows), strict=True))
+        parameters = list(zip(rows, numbers.parameters(self, rows)))
         steps, values = [], []
         for number, stage in enumerate(STAGES):
             used = [(row, t) for row, t in parameters if row in stage.rows]
@@ -176,20 +184,30 @@ class AugmentPipe(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != '_p_read'}
 
-    def _numbers(self, rows: Sequence[Transform], num: int, debug_percentile: float | None) -> 'Numbers':
+    def _numbers(self, rows: Sequence[Transform], num: int, debug_percentile: float | None) -> Numbers:
         if debug_percentile is None:
             return RandomNumbers(rows, num, self._p_on_host())
         return QuantileNumbers(float(debug_percentile), num)
 
     def _p_on_host(self) -> float:
         """The value of p. A GPU is waited for only if p was written to since the last call."""
-        if self.p.device.type == 'cpu' or self.p.is_inference():  # the latter have no version
+        if self.p.device.type == 'cpu' or _is_inference(self.p):  # the latter have no version
             return float(self.p)
         tensor, version, value = self.__dict__.get('_p_read', (None, 0, 0.0))
         if tensor is not self.p or version != self.p._version:
             value = float(self.p)
             self.__dict__['_p_read'] = (self.p, self.p._version, value)
         return value
+
+
+def _without_autocast(device: torch.device) -> Any:
+    # PyTorch before 1.10 has no autocast for CPUs.
+    has_autocast = hasattr(torch, 'autocast')
+    return torch.autocast(device.type, enabled=False) if has_autocast else contextlib.nullcontext()
+
+
+def _is_inference(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, 'is_inference') and tensor.is_inference()
 
 
 def _checked_setting(name: str, value: Any, is_multiplier: bool) -> Any:
@@ -205,7 +223,7 @@ def _checked_setting(name: str, value: Any, is_multiplier: bool) -> Any:
 # Stages. A decision: pipe, shape of x, parameters -> changed (bool [N]), arrays with a row for each image.
 # What is done by it: pipe, x [N, C, H, W], margins, arrays as tensors -> x.
 
-Decision = tuple[np.ndarray, list[np.ndarray]]
+Decision = Tuple[np.ndarray, List[np.ndarray]]
 
 
 def _decide_geometry(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
@@ -277,7 +295,7 @@ def _add_noise(pipe: AugmentPipe, x: torch.Tensor, margins: None, sigma: torch.T
 def _decide_cutout(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
     ((_, centre),) = parameters  # [x or y, N]
     in_column, in_row = (np.abs((np.arange(size) + 0.5) / size - c[:, None]) < pipe.cutout_size / 2
-                         for size, c in zip((shape[3], shape[2]), centre, strict=True))
+                         for size, c in zip((shape[3], shape[2]), centre))
     changed = in_column.any(axis=1) & in_row.any(axis=1)
     return changed, [in_row[:, None, :, None], in_column[:, None, None, :]]
 

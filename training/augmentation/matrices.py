@@ -4,8 +4,10 @@
 Everything here is small, so it is computed on the host in float64 NumPy: a tiny torch operation costs more.
 Column vectors; parameters are [N] or scalar (for all N), results [N, d + 1, d + 1] for d coordinates.
 """
+from __future__ import annotations
+
 import functools
-from collections.abc import Sequence
+from typing import Sequence
 
 import numpy as np
 
@@ -24,19 +26,19 @@ def identity(num: int, dim: int) -> np.ndarray:
     return m
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def eye(size: int) -> np.ndarray:
     """The identity matrix [size, size], read-only; to make it takes longer than a product of small ones."""
     return _constant(np.eye(size))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def along(axis: tuple[float, ...]) -> np.ndarray:
     """The matrix [d, d] that keeps only the component along a unit vector, read-only."""
     return _constant(np.outer(axis, axis))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def cross(axis: tuple[float, float, float]) -> np.ndarray:
     """The matrix [3, 3] of the cross product with a vector, read-only."""
     x, y, z = axis

@@ -4,6 +4,8 @@
 Images are square with a power of two from 8 as side; the known network has 64. z [N, z_dim], img
 [N, img_channels, side, side] in [-1, 1]. Both networks are called like those of training.networks.
 """
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 

@@ -4,6 +4,8 @@
 Shapes as in training.networks. A level has two layers, each with a w of its own: num_ws is twice the number
 of levels. The discriminator is that of training.networks with architecture='orig'.
 """
+from __future__ import annotations
+
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from torch_utils import persistence
 from training import networks
 
 NEGATIVE_SLOPE = 0.2  # of all leaky ReLUs
-NORM_EPS = 1e-8  # inside the square root
 
 
 @persistence.persistent_class
@@ -53,8 +54,8 @@ class AdaIN(torch.nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """x [N, C, H, W], w [N, w_dim] -> [N, C, H, W]; |scale| and bias are deviation and mean over H, W."""
         scale, bias = self.style_scale(w)[:, :, None, None], self.style_bias(w)[:, :, None, None]
-        var, mean = torch.var_mean(x, dim=[2, 3], correction=0, keepdim=True)
-        return torch.addcmul(bias, x - mean, scale * (var + NORM_EPS).rsqrt())
+        var, mean = torch.var_mean(x, dim=[2, 3], unbiased=False, keepdim=True)
+        return torch.addcmul(bias, x - mean, scale * (var + networks.NORM_EPS).rsqrt())
 
 
 @persistence.persistent_class
