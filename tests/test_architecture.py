@@ -37,10 +37,6 @@ LATE_IMPORTS = {
     'training.report.curves': {'matplotlib'},
     'dnnlib.download': {'requests'}, 'dnnlib.video': {'imageio_ffmpeg'},
 }
-# Networks are pickled with their source, which must run with torch_utils and dnnlib alone.
-PICKLED = {'training.networks', 'training.systems.stylegan1', 'training.systems.dcgan', 'training.augment',
-           'training.augmentation', 'training.augmentation.numbers', 'training.augmentation.resample',
-           'training.augmentation.matrices'}
 
 
 def group(module):
@@ -146,13 +142,6 @@ def test_configuration_needs_only_the_standard_library():
     wrong = [
         f'{s.at(node)}: imports {name}' for s in product_files() if s.module.startswith('training.config')
              for node, name in imports(s, top_level=True) if name.split('.')[0] not in allowed]
-    assert not wrong, '\n'.join(wrong)
-
-
-def test_networks_need_only_what_a_pickle_reader_has():
-    wrong = [f'{s.at(node)}: imports {name}' for s in product_files() if s.module in PICKLED
-             for node, name in imports(s, top_level=True)
-             if name.split('.')[0] in ('metrics', 'training') and name not in {*PICKLED, 'training'}]
     assert not wrong, '\n'.join(wrong)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What other programs do with a network: use_network.py NETWORK RESULTS, run in a Python of its own."""
 import copy
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects pickled with their source, by the protocol that all programs share."""
 import copy
 import inspect

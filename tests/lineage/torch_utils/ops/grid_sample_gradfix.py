@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bilinear sampling."""
 import torch.nn.functional as F
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Up-sample, filter, down-sample."""
 import torch
 import torch.nn.functional as F
