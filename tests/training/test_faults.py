@@ -100,7 +100,7 @@ def test_records_that_cannot_be_written_do_not_stop_the_training(config, whole):
     assert finish(start(config)) == 0, output(config)
     assert lines_with(config, 'stats.jsonl: cannot be written')
     # Once for each of the two streams that it copies.
-    assert 1 <= len(lines_with(config, 'The log file is given up')) <= 2
+    assert 1 <= len(lines_with(config, 'Logging to the file has stopped')) <= 2
     assert_ends_like(whole, config)
 
 
@@ -117,7 +117,7 @@ def test_a_killed_data_worker_is_replaced(images, tmp_path, whole):
     for worker in workers_of(pid):
         os.kill(worker, signal.SIGKILL)
     assert finish(pid) == 0, output(config)
-    assert len(lines_with(config, 'A process that loads images died')) == 1
+    assert len(lines_with(config, 'A data loader process died')) == 1
     assert_ends_like(whole, config)
 
 

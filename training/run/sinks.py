@@ -179,5 +179,5 @@ def _import_wandb() -> ModuleType:
     try:
         import wandb
     except ImportError as error:
-        raise UserError(f'--wandb=1: {error}; pip install wandb, or leave --wandb out') from error
+        raise UserError(f'--wandb=1: {error}; pip install wandb, or omit --wandb') from error
     return wandb

@@ -31,7 +31,7 @@ def with_world_size(flags: dict[str, Any], world_size: int) -> dict[str, Any]:
     """The flags with --gpus as torchrun has it. Raises UserError if another number was given."""
     given = flags.get('gpus')
     if given is not None and given != world_size:
-        raise UserError(f'--gpus={given}, but the launcher started {world_size} processes; leave --gpus out')
+        raise UserError(f'--gpus={given}, but the launcher started {world_size} processes; omit --gpus')
     return {**flags, 'gpus': world_size}
 
 
@@ -53,8 +53,8 @@ def check_shared(run_dir: str, wait_sec: float = SHARED_SEC) -> None:
     deadline_sec = time.monotonic() + wait_sec
     while not Path(run_dir, OPTIONS_FILE).is_file():
         if time.monotonic() > deadline_sec:
-            raise UserError(f'--outdir: {run_dir} is not there on {socket.gethostname()}; all machines need '
-                            'it under the same path, on a disk that they share')
+            raise UserError(f'--outdir: {run_dir} does not exist on {socket.gethostname()}; all nodes need '
+                            'it under the same path on a shared disk')
         time.sleep(0.1)
 
 
@@ -87,12 +87,12 @@ def _plan_again(memory: dict[str, Any], num_gpus: int) -> Plan:
         # It had not come so far as to save anything: from the beginning, in the same folder.
         with RunLock(folder):
             rewind_records(folder, BEFORE_EVERYTHING)
-    print(f'Note: Started again by the launcher, with {num_gpus} processes: resuming in {folder}'
+    print(f'Note: Restarted by the launcher with {num_gpus} processes: resuming in {folder}'
           f'{"" if state is None else f" from {state.name}"}.', flush=True)
     is_changed = num_gpus != before.num_gpus
     if is_changed:
-        print(f'Note: There were {before.num_gpus} processes before, so that random numbers are others from '
-              'here on.', flush=True)
+        print(f'Note: Before, there were {before.num_gpus} processes; random numbers differ from here on.',
+              flush=True)
         save_options(config, {**read_json(folder / FLAGS_FILE), 'gpus': num_gpus})
     if memory['deadline'] is not None:
         config = dataclasses.replace(config, time_limit_sec=memory['deadline'] - time.time())
@@ -109,14 +109,14 @@ def fit_layout(config: TrainConfig, num_gpus: int) -> TrainConfig:
         return config
     share, rest = divmod(config.batch_size, num_gpus)
     if rest or not share:
-        raise UserError(f'--batch={config.batch_size} cannot be divided by the {num_gpus} processes that the '
-                        'launcher started now; choose --nnodes so that all numbers of processes divide it')
+        raise UserError(f'--batch={config.batch_size} is not divisible by the {num_gpus} processes that the '
+                        'launcher started now; choose --nnodes so that every possible number divides it')
     group = config.D.mbstd_group_size
     fitting = [n for n in range(1, min(share, config.batch_gpu) + 1)
                if share % n == 0 and fitting_group(group, n) == group
                and min(group, n) == min(group, config.batch_gpu)]
     if not fitting:
         raise UserError(f'--batch={config.batch_size} leaves {share} images for each of the {num_gpus} '
-                        f'processes that the launcher started now, which are no groups of {group} for the '
-                        'minibatch standard deviation; start fewer')
+                        f'processes that the launcher started now, but the minibatch standard deviation '
+                        f'needs groups of {group}; start fewer processes')
     return dataclasses.replace(config, num_gpus=num_gpus, batch_gpu=max(fitting))

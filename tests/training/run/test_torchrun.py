@@ -62,7 +62,7 @@ def test_a_second_start_goes_on_from_the_last_snapshot(meet, config, capsys):
     again, request = torchrun.plan_together(never)
     assert sizes == [2] and again == config and not request.allow_changes
     assert request.state_path.endswith('training-state-000004.pt') and request.given == frozenset()
-    assert 'Started again by the launcher, with 2 processes' in capsys.readouterr().out
+    assert 'Restarted by the launcher with 2 processes' in capsys.readouterr().out
 
 
 def test_a_start_without_a_snapshot_begins_anew_in_the_same_folder(meet, config, tmp_path):
@@ -81,7 +81,7 @@ def test_another_number_of_processes_is_remembered_and_said(meet, config, tmp_pa
     again, request = torchrun.plan_together(never)
     assert (again.num_gpus, again.batch_gpu, again.batch_size) == (3, 2, 12) and request.allow_changes
     assert read_json(tmp_path / FLAGS_FILE) == {'gpus': 3, 'gamma': 3.0}
-    assert 'There were 2 processes before' in capsys.readouterr().out
+    assert 'Before, there were 2 processes' in capsys.readouterr().out
 
 
 def test_the_time_limit_is_that_of_the_launch(meet, config, monkeypatch):
@@ -100,7 +100,7 @@ def test_the_time_limit_is_that_of_the_launch(meet, config, monkeypatch):
 
 def test_a_machine_without_the_folder_of_the_run_is_named(config, tmp_path):
     torchrun.check_shared(config.run_dir, wait_sec=0)
-    with pytest.raises(UserError, match=r'^--outdir: .*elsewhere is not there on .* a disk that they share$'):
+    with pytest.raises(UserError, match=r'^--outdir: .*elsewhere does not exist on .* a shared disk$'):
         torchrun.check_shared(str(tmp_path / 'elsewhere'), wait_sec=0)
 
 
@@ -119,7 +119,7 @@ def test_the_batch_is_split_anew_with_the_same_groups(batch, batch_gpu, group, g
     assert (found.num_gpus, found.batch_gpu, found.D, found.batch_size) == (gpus, expected, config.D, batch)
 
 
-@pytest.mark.parametrize(('gpus', 'words'), [(3, 'cannot be divided by the 3'), (16, 'groups of 4')])
+@pytest.mark.parametrize(('gpus', 'words'), [(3, 'is not divisible by the 3'), (16, 'groups of 4')])
 def test_numbers_of_processes_that_do_not_fit_are_one_line(gpus, words):
     with pytest.raises(UserError, match=words) as caught:
         torchrun.fit_layout(small_config(batch=32, batch_gpu=16, gpus=2), gpus)
