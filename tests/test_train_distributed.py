@@ -170,7 +170,7 @@ def test_the_first_process_killed_beside_a_second_start_is_started_again_and_the
     before = (run.run_dir() / OPTIONS_FILE).read_bytes()
     status, said = start_again(run, capsys)
     assert status == 2 and said.startswith('Error: ') and said.count('\n') == 1
-    assert f'{run.run_dir()}: process {first} on ' in said and 'trains in this folder' in said
+    assert f'{run.run_dir()}: process {first} on ' in said and 'is training in this directory' in said
     assert (run.run_dir() / OPTIONS_FILE).read_bytes() == before
     os.kill(first, signal.SIGKILL)  # it has the lock
     os.kill(second, signal.SIGCONT)

@@ -23,7 +23,7 @@ from training.run.manifest import STATE, read_manifest
 from training.run.resume import ResumeRequest, find_state, rewind_records
 
 Plan = tuple[TrainConfig, ResumeRequest | None]
-SHARED_SEC = 30.0  # network file systems may show a new folder late
+SHARED_SEC = 30.0  # network file systems may show a new directory late
 BEFORE_EVERYTHING: dict[str, Any] = {'run': {'cur_nimg': -1}, 'loop': {'tick': 0}}
 
 
@@ -36,7 +36,7 @@ def with_world_size(flags: dict[str, Any], world_size: int) -> dict[str, Any]:
 
 
 def plan_together(plan: Callable[[int], Plan | None]) -> Plan | None:
-    """What all processes of this start shall train, None for nothing.
+    """What all processes of this start train, None for nothing.
 
     plan(number of processes): called on rank 0, in the first start of a launch only.  Leaves with STOPPED if
     the time limit of the launch is over. Raises UserError, on rank 0 alone or where its folder is not seen.
@@ -49,7 +49,7 @@ def plan_together(plan: Callable[[int], Plan | None]) -> Plan | None:
 
 
 def check_shared(run_dir: str, wait_sec: float = SHARED_SEC) -> None:
-    """Raise UserError if what rank 0 has written into the run's folder does not come into sight here."""
+    """Raise UserError if the files of rank 0 in the run directory do not become visible here."""
     deadline_sec = time.monotonic() + wait_sec
     while not Path(run_dir, OPTIONS_FILE).is_file():
         if time.monotonic() > deadline_sec:
@@ -102,8 +102,8 @@ def _plan_again(memory: dict[str, Any], num_gpus: int) -> Plan:
 def fit_layout(config: TrainConfig, num_gpus: int) -> TrainConfig:
     """The same run on another number of processes.
 
-    Raises UserError if the batch cannot be divided so, or only by another minibatch standard deviation, which
-    is a part of the network.
+    Raises UserError if the batch cannot be divided accordingly without changing the groups of the minibatch
+    standard deviation, which are a part of the network.
     """
     if num_gpus == config.num_gpus:
         return config
