@@ -50,7 +50,7 @@ class MetricsJob:
 
 
 @click.command(epilog=EXAMPLES, context_settings={'terminal_width': 110})
-@click.option('--network', metavar='FILE|URL', help='Network file; its G_ema is evaluated.')
+@click.option('--network', metavar='FILE|URL', help='Network file whose G_ema to evaluate.')
 @click.option('--metrics', default='fid50k_full', show_default=True, metavar='NAMES',
               help='Comma-separated, or none: ' + ', '.join(metric_main.list_valid_metrics()) + '.')
 @click.option('--data', metavar='DIR|ZIP',
@@ -67,7 +67,7 @@ class MetricsJob:
 @click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
               help='auto: GPU if available.')
 @click.option('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,
-              help='Replay the generator as CUDA graphs. auto: on GPU.')
+              help='Replay the generator as CUDA graphs. auto: on a GPU.')
 @click.option('--timeout', type=click.FloatRange(min=0.1), default=distributed.TIMEOUT_SEC, show_default=True,
               help='Abort once one process has stalled the others for this many seconds.')
 @click.option('--trust-pickle', is_flag=True,

@@ -31,12 +31,12 @@ Examples:
 
 @click.group(cls=_OldStyleGroup, epilog=EXAMPLES)
 def legacy_tool() -> None:
-    """Convert and inspect network files of all formats. Nothing in them is executed."""
+    """Convert and inspect network files of any kind; nothing in them is executed."""
 
 
 @legacy_tool.command('convert')
 @click.option('--source', required=True, metavar='FILE|URL',
-              help='Input: .pkl (official, TensorFlow or ours), .safetensors, or rosinality checkpoint.')
+              help='Input: pickle (official, own, or TensorFlow), .safetensors, or rosinality checkpoint.')
 @click.option('--dest', required=True, metavar='FILE',
               help='Output; the suffix selects the format: '
                    f'{", ".join(convert.WRITERS)} (.pt: rosinality checkpoint, .pt2: torch.export).')
@@ -60,10 +60,10 @@ def convert_command(
     click.echo('\n'.join([*notes, 'Done.']))
 
 
-@legacy_tool.command('inspect', short_help='List the contents of a network file, executing nothing.')
+@legacy_tool.command('inspect')
 @click.argument('path_or_url', metavar='FILE|URL')
 def inspect_command(path_or_url: str) -> None:
-    """List the contents of a network file without executing anything in it."""
+    """List the contents of a network file, without executing anything in it."""
     with dnnlib.util.open_url(path_or_url) as file:
         data = file.read()
     click.echo('\n'.join(inspection.describe(data, path_or_url, load_bytes)))

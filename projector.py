@@ -68,7 +68,7 @@ class TargetReport:
     """
 
     target: str
-    image: str
+    picture: str
     steps: int
     distance: float
     psnr: float
@@ -77,12 +77,12 @@ class TargetReport:
     tuned_psnr: float | None = None
 
 
-@click.command(epilog=EXAMPLES, context_settings={'terminal_width': 110})
+@click.command(epilog=EXAMPLES)
 @click.option('--network', required=True, metavar='FILE|URL',
-              help='Network file (.pkl, .safetensors, .pt); its G_ema is used.')
+              help='Network file, of which G_ema is used: .pkl, .safetensors or .pt.')
 @click.option('--target', 'targets', required=True, multiple=True, metavar='FILE|DIR',
-              help='Target image, or a directory of images. May be repeated.')
-@click.option('--outdir', required=True, metavar='DIR', help='Output directory.')
+              help='Target image, or a folder of images. May be repeated.')
+@click.option('--outdir', required=True, metavar='DIR', help='Output folder.')
 @click.option('--num-steps', type=click.IntRange(min=1), default=1000, show_default=True, metavar='N',
               help='Optimization steps.')
 @click.option('--seed', type=click.IntRange(0, MAX_SEED), default=DEFAULT_SEED, show_default=True,
@@ -98,20 +98,20 @@ class TargetReport:
 @click.option('--distance', type=click.Choice(['auto', 'vgg16', 'pixel']), default='auto', show_default=True,
               help='vgg16: perceptual (LPIPS features, downloaded once); pixel: no download; auto: vgg16, or '
                    'pixel if VGG16 is not available.')
-@click.option('--detector-dir', metavar='DIR', help='Directory to search first for vgg16.pt.')
+@click.option('--detector-dir', metavar='DIR', help='Folder that is searched for vgg16.pt first.')
 @click.option('--noise', type=click.Choice(['fit', 'redraw', 'keep']), default='fit', show_default=True,
-              help='Noise maps. fit: optimize, from those of the network; redraw: optimize, from random '
-                   'ones; keep: do not change.')
+              help='Noise maps. fit: optimize those of the network; redraw: optimize random ones; keep: no '
+                   'change.')
 @click.option('--patience', type=click.IntRange(min=1), metavar='N',
               help='Stop a target early once N steps have not reduced its distance by 1 %.')
 @click.option('--tune', type=click.IntRange(min=0), default=0, metavar='N',
-              help='Pivotal tuning: then fine-tune the network for N steps and write it to tuned.pkl.')
+              help='Pivotal tuning: afterwards fine-tune the network for N steps, written to tuned.pkl.')
 @click.option('--batch', type=click.IntRange(min=1), default=4, show_default=True, metavar='N',
               help='Targets per batch.')
 @click.option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
-              help='auto: GPU if available.')
+              help='auto: a GPU if there is one.')
 @click.option('--trust-pickle', is_flag=True,
-              help='Execute the code inside the network file. Only for files from a trusted source.')
+              help='Run the code inside the network file. Only for files from a source that you trust.')
 def run_projection(
     network: str, device: str, trust_pickle: bool, num_steps: int, seed: int, space: str, noise: str,
     patience: int | None, **rest: Any,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes network output as PNG files: one image per file, or a contact sheet."""
+"""From network output to PNG files, one image per file or many on a contact sheet."""
 import io
 import os
 from typing import Any
@@ -42,7 +42,7 @@ def save_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """The PNG file of save_png as bytes."""
+    """What save_png would write, as bytes."""
     with io.BytesIO() as file:
         _to_image(pixels).save(file, format='PNG')
         return file.getvalue()

@@ -96,7 +96,7 @@ def load_by_execution(file: BinaryIO, name: str) -> dnnlib.EasyDict:
         held = pickle.load(file)
     except CODE_ERRORS as error:
         raise UserError(f'{name}: cannot be unpickled ({type(error).__name__}: {shown(error)}); without '
-                        '--trust-pickle, official networks open whatever their code') from error
+                        '--trust-pickle, official networks open whatever code they were made with') from error
     check_contents(name, held, torch.nn.Module)
     found = dnnlib.EasyDict({key: held.get(key) for key in KEYS})
     for key in NETWORKS:
