@@ -23,7 +23,7 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
               help='Convert only the first N images.  [default: all]')
 @click.option('--transform', type=click.Choice(TRANSFORMS),
               help='Crop before resizing. center-crop: the largest centred square. center-crop-wide: a band '
-                   'of --height on a black square of --width, stretched as by the published tool.')
+                   'of --height in a black square of --width, stretched like the published tool does.')
 @click.option('--width', type=SIDE, metavar='PIXELS',
               help='Output width.  [default: that of the source]')
 @click.option('--height', type=SIDE, metavar='PIXELS',
@@ -34,17 +34,17 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
               help='Convert all images to gray (L), RGB, ...; dropped alpha is composited over white.  '
                    '[default: keep]')
 @click.option('--any-shape', is_flag=True,
-              help='Allow sizes other than square powers of two (even sides), and 1 to 4 channels.')
+              help='Allow other sizes than square powers of two (even sides), and 1 to 4 channels.')
 @click.option('--labels', default='auto', metavar='auto|folders|none|FILE.csv',
               help='auto: from dataset.json or the archive. folders: each top-level folder is a class. '
-                   'CSV: one image per row: file name, then a class or several numbers.')
+                   'CSV: per row a file name, then a class or several numbers.')
 @click.option('--workers', type=click.IntRange(min=0), metavar='N',
               help='Worker processes that decode and resize; 0: no workers.  [default: number of CPUs]')
 @click.option('--on-error', type=click.Choice(['stop', 'skip']),
-              help='Stop at an unreadable image, or skip it and list it at the end.  '
+              help='stop or skip at an unreadable image; skipped ones are listed at the end.  '
                    '[default: stop; LSUN: skip]')
 @click.option('--check', is_flag=True,
-              help='Only validate the dataset --source: sizes, modes, labels, duplicates.')
+              help='Only check the dataset --source: sizes, modes, labels, duplicates.')
 def convert_command(  # noqa: PLR0913
     source: str, dest: str | None, max_images: int | None, transform: str | None, width: int | None,
     height: int | None, resize_filter: str, mode: str | None, any_shape: bool, labels: str,

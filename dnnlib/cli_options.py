@@ -117,10 +117,10 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
     network, images = functools.partial(option, 'Network and output'), functools.partial(option, 'Images')
     options = [
         network('--network', required=True, metavar='FILE|URL',
-                help='Network file (.pkl, .safetensors, .pt); its G_ema is used.'),
+                help='Network file whose G_ema to use: .pkl, .safetensors or .pt.'),
         network('--outdir', required=True, metavar='DIR', help='Output directory.'),
         images('--trunc', type=float, default=1, show_default=True, metavar='PSI',
-                 help='Truncation psi. Below 1: more typical, less diverse images.'),
+                 help='Truncation psi: less diversity and more typical images below 1.'),
         images('--class', 'class_idx', type=int, metavar='INDEX',
                  help='Class label; required by conditional networks.'),
         images('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const',
@@ -128,9 +128,9 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
         network('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto',
                 show_default=True, help='auto: GPU if available.'),
         network('--batch', type=click.IntRange(min=1), default=1, show_default=True, metavar='N',
-                help='Batch size. Larger is faster, but some pixels may round differently.'),
+                help='Batch size: larger is faster; some pixels may round differently.'),
         network('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,
-                help='Replay the generator as CUDA graphs; images are the same. auto: on GPU.'),
+                help='Replay the generator as CUDA graphs, with the same images. auto: on a GPU.'),
         network('--trust-pickle', is_flag=True,
                 help='Execute the code inside the network file. Only for files from a trusted source.')]
     return _apply(options, command)
@@ -182,11 +182,11 @@ def video_options(command: Callable[..., None]) -> Callable[..., None]:
         add('--interpolation', type=click.Choice(['linear', 'cubic', 'slerp']), show_default=True,
             default=default.interpolation, help='linear or cubic (spline) between ws, or slerp (spherical) '
             'between zs.'),
-        add('--loop', is_flag=True, help='Return from the last seed to the first, for seamless looping.'),
+        add('--loop', is_flag=True, help='Close the loop from the last to the first.'),
         add('--easing', type=click.Choice(['none', 'smooth']), default=default.easing, show_default=True,
-            help='smooth: slow down at each seed, class or end of a sweep.'),
+            help='smooth: slow down at each seed (class, end of a sweep).'),
         add('--step-frames', type=click.IntRange(1, 100_000), default=default.step_frames, show_default=True,
-            metavar='N', help='Frames from one seed, class or end of a sweep to the next.'),
+            metavar='N', help='Frames from one seed (class, end of a sweep) to the next.'),
         add('--fps', type=float, default=default.fps, show_default=True, metavar='RATE',
             help='Frames per second.'),
         add('--video-scale', type=click.IntRange(1, 64), default=default.video_scale, show_default=True,

@@ -126,8 +126,8 @@ def first_line(error: BaseException) -> str:
 class Logger:
     """Copies everything printed to stdout and stderr to a file, until closed.
 
-    file_name: None for no file. file_mode: 'w' or 'a'. should_flush: flush after every write. Both streams
-    still reach their terminals (the published system joins them in stdout). Progress bars are not copied.
+    file_name: None for no file. file_mode: 'w' or 'a'. should_flush: write through at once. Each stream goes
+    on to where it went before (the published system joins both in stdout). Progress bars are not copied.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Logger:
         self.close()
 
     def write(self, text: str | bytes) -> None:
-        """Write to the log and to the original stdout."""
+        """Write to the log and to what stdout was before."""
         self.stdout.write(text)
 
     def flush(self) -> None:
@@ -156,17 +156,17 @@ class Logger:
         self.stderr.flush()
 
     def close(self) -> None:
-        """Restore the streams unless replaced meanwhile, and close the file. May be called repeatedly."""
+        """Restore the streams that are still ours and close the file; more than once does no harm."""
         self.flush()
-        # A stream that was replaced later stays replaced.
+        # Whoever replaced a stream after us keeps it.
         if sys.stdout is self.stdout:
             sys.stdout = self.stdout.terminal
         if sys.stderr is self.stderr:
             sys.stderr = self.stderr.terminal
-        # Other code may still hold a stream, which then works without the file.
+        # Other code may hold a reference to a stream, which then works without the file.
         self.stdout.file = self.stderr.file = None
         if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk has been reported by write()
+            with contextlib.suppress(OSError):  # a full disk has been reported when it was written to
                 self._file.close()
             self._file = None
 
@@ -178,7 +178,7 @@ class _Tee(io.TextIOBase):
         self.terminal, self.file, self._should_flush = terminal, file, should_flush
 
     def write(self, text: str | bytes) -> int:
-        # Some programs write bytes.
+        # Some programs write bytes to what they take for a binary stream.
         if isinstance(text, bytes):
             text = text.decode('utf-8', errors='replace')
         if not text:
@@ -196,10 +196,10 @@ class _Tee(io.TextIOBase):
         try:
             action(self.file)
         except OSError as error:
-            # A full disk must not abort a run that only prints.
+            # Printing must not end a long run because a disk is full.
             self.file = None
             if self.terminal is not None:
-                self.terminal.write(f'Logging to the file has stopped: {error.strerror}\n')
+                self.terminal.write(f'The log file is given up: {error.strerror}\n')
 
     def flush(self) -> None:
         if self.terminal is not None and not self.terminal.closed:
@@ -261,7 +261,7 @@ def cache_file_name(url: str, server_name: str | None = None) -> str:
 
 
 def url_digest(url: str) -> str:
-    """The 32 hexadecimal digits with which the name of a URL's cached file begins."""
+    """The 32 hexadecimal digits that the cached file of a URL begins with."""
     return hashlib.md5(url.encode('utf-8'), usedforsecurity=False).hexdigest()
 
 

@@ -76,7 +76,7 @@ def detector_path(name: str, folder: str | None = None) -> Path:
             f'{name} is not in {places}, and cannot be downloaded from {DETECTOR_URL}{name}; run '
             'calc_metrics.py --offline-bundle=DIR where there is a connection, and use --detector-dir'
             ) from error
-    _load(fetched, file_sha256(fetched), 'cpu')  # keeps error pages and partial files out of the cache
+    _load(fetched, file_sha256(fetched), 'cpu')  # an error page or half a file must not get into the cache
     return _keep(Path(fetched), cached)
 
 
@@ -102,7 +102,7 @@ def _check(path: Path) -> None:
 
 
 def write_bundle(folder: str | os.PathLike, detector_dir: str | None = None) -> list[Path]:
-    """Write all feature networks and checksums to `folder`, for --detector-dir; returns their paths."""
+    """Put all feature networks with their checksums into `folder`, for --detector-dir; the files."""
     return [_keep(detector_path(name, detector_dir), Path(folder, name)) for name in FILES]
 
 

@@ -38,10 +38,11 @@ ROLES = {'pkl': NETWORKS, 'safetensors': SAFETENSORS}
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Contents of a snapshot at `nimg` images; all tensors are from `copies`.
+    """What is to be written of a run at `nimg` images; all tensors are from `copies`.
 
-    payload: see make_payload.  networks: to be written as `networks_name`, None for none.  others: role ->
-    name of files of the snapshot that have been written already.
+    payload: see run_state_file.make_payload.  networks: see checkpoint.copy_networks, None for none, under
+    the name `networks_name`.  others: role -> name of files that belong to the snapshot and are written
+    already.
     """
 
     nimg: int

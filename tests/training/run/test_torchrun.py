@@ -62,7 +62,7 @@ def test_a_second_start_goes_on_from_the_last_snapshot(meet, config, capsys):
     again, request = torchrun.plan_together(never)
     assert sizes == [2] and again == config and not request.allow_changes
     assert request.state_path.endswith('training-state-000004.pt') and request.given == frozenset()
-    assert 'Restarted by the launcher with 2 processes' in capsys.readouterr().out
+    assert 'Started again by the launcher, with 2 processes' in capsys.readouterr().out
 
 
 def test_a_start_without_a_snapshot_begins_anew_in_the_same_folder(meet, config, tmp_path):
@@ -81,7 +81,7 @@ def test_another_number_of_processes_is_remembered_and_said(meet, config, tmp_pa
     again, request = torchrun.plan_together(never)
     assert (again.num_gpus, again.batch_gpu, again.batch_size) == (3, 2, 12) and request.allow_changes
     assert read_json(tmp_path / FLAGS_FILE) == {'gpus': 3, 'gamma': 3.0}
-    assert 'Before, there were 2 processes' in capsys.readouterr().out
+    assert 'There were 2 processes before' in capsys.readouterr().out
 
 
 def test_the_time_limit_is_that_of_the_launch(meet, config, monkeypatch):
