@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The heavy part of augmentation: images warped and filtered, each by a matrix or filter of its own."""
+"""Warping and filtering of images, each by its own matrix or filter (ADA, App. B)."""
 from __future__ import annotations
 
 import functools
@@ -19,7 +19,7 @@ try:
 except ImportError:  # a copy of the published torch_utils
     sampling = PlainWarp
 
-MARGIN_SHARES = (0.5, 1.0)  # of the side: margins where the form is to depend little on what is drawn
+MARGIN_SHARES = (0.5, 1.0)  # of the side: sizes of margins in the static form
 
 
 @dataclass(frozen=True)
