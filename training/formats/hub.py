@@ -91,7 +91,7 @@ def check_destination(text: str) -> tuple[HubName, ModuleType]:
 
 
 def _library(text: str) -> ModuleType:
-    # Imported on use: an optional package.
+    # Imported on use: an optional package, of the extra `hub`.
     try:
         import huggingface_hub
         import huggingface_hub.errors
