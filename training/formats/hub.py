@@ -69,12 +69,13 @@ def fetch(text: str) -> str:
 def upload(folder: str | os.PathLike, text: str, *, private: bool = False) -> str:
     """Commit the files of a folder to hf://user/repo[@branch]; returns the URL of the repository.
 
-    A missing repository is created. Raises UserError, also if there is no token.
+    A missing repository is created; unless private, as its owner's settings say. Raises UserError, also if
+    there is no token.
     """
     name, library = check_destination(text)
     api = library.HfApi()
     with _problems_told(library, name):
-        url = api.create_repo(name.repo, private=private, exist_ok=True)
+        url = api.create_repo(name.repo, private=private or None, exist_ok=True)
         api.upload_folder(repo_id=name.repo, folder_path=folder, revision=name.revision,
                           commit_message='Upload a network of stylegan2-ada-clean')
     return str(url)

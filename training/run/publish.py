@@ -92,7 +92,7 @@ def push_to_hub(
 
     source: a network file, whose run directory provides options and metrics; or a folder written by this
     function, which is uploaded as it is.  dest: hf://user/repo[@branch], or a new folder.  license: its
-    identifier on the Hub, such as 'cc-by-4.0'.  private: visibility of a repository that does not exist yet.
+    identifier on the Hub, such as 'cc-by-4.0'.  private: makes a repository that does not exist yet private.
     Raises UserError.
     """
     source, dest = str(source), str(dest)
