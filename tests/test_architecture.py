@@ -32,6 +32,7 @@ LATE_IMPORTS = {
     'train': {'torch', 'torch_utils', 'training'},
     'torch_utils.distributed': {'torch.distributed'},
     'training.datasets.sources': {'lmdb'},
+    'training.formats.hub': {'huggingface_hub'},
     'training.formats.load': {'torch_utils.pickles', 'training.formats'},
     'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
     'training.report.curves': {'matplotlib'},

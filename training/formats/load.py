@@ -9,9 +9,11 @@ import torch
 
 import dnnlib
 from dnnlib.util import UserError
+from training.formats import hub
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
 
-__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'load_bytes', 'load_network', 'load_network_pkl']
+__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'load_bytes', 'load_network', 'load_network_pkl',
+           'read_network_file']
 
 
 def load_network(
@@ -19,15 +21,25 @@ def load_network(
 ) -> dnnlib.EasyDict:
     """Contents of a network file or URL: G, D, G_ema, training_set_kwargs, augment_pipe; None where missing.
 
-    The file: a pickle (official, own, or TensorFlow), .safetensors, or a rosinality checkpoint. Networks are
-    on the CPU, in eval mode, without gradients. Nothing in the file is executed unless trust_pickle, which is
-    for files of your own or from a source that you trust.
+    The file: a pickle (official, own, or TensorFlow), .safetensors, or a rosinality checkpoint; also of the
+    Hugging Face Hub, as hf://user/repo[@revision][/file]. Networks are on the CPU, in eval mode, without
+    gradients. Nothing in the file is executed unless trust_pickle, which is for files of your own or from a
+    source that you trust, and refused for the Hub.
     force_fp16: build G, D and G_ema with num_fp16_res=4 and conv_clamp=256.  only: build just these keys.
     Raises UserError naming the file if it is missing, is no network file, or asks for anything else.
     """
-    with dnnlib.util.open_url(str(path_or_url)) as file:
-        data = file.read()
-    return load_bytes(data, str(path_or_url), trust_pickle=trust_pickle, force_fp16=force_fp16, only=only)
+    name = str(path_or_url)
+    if trust_pickle and hub.is_hub_name(name):
+        raise UserError(f'{name}: --trust-pickle is for files of your own; nothing of the Hub is executed')
+    return load_bytes(read_network_file(name), name, trust_pickle=trust_pickle, force_fp16=force_fp16,
+                      only=only)
+
+
+def read_network_file(name: str) -> bytes:
+    """The bytes of a network file: path, URL, or hf://user/repo[@revision][/file]. Raises UserError."""
+    path_or_url = hub.fetch(name) if hub.is_hub_name(name) else name
+    with dnnlib.util.open_url(path_or_url) as file:
+        return file.read()
 
 
 def load_network_pkl(f: BinaryIO, force_fp16: bool = False) -> dnnlib.EasyDict:
