@@ -58,6 +58,12 @@ class Progress:
         elif time.monotonic() - self._last_line_sec >= LINE_INTERVAL_SEC:
             self._print_line()
 
+    def restart(self) -> None:
+        """Count from the start again."""
+        self.n = self._initial
+        if self._bar is not None:
+            self._bar.reset()
+
     def set_postfix_str(self, text: str) -> None:
         """Show `text` behind the numbers from now on."""
         self._postfix = text
