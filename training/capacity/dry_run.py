@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
+from metrics.detectors import FILES, is_local
+from metrics.metric_main import detector_of
 from training.capacity.estimate import describe, slow_precision
 from training.config import DatasetInfo, TrainConfig
 from training.dataset import Dataset, ImageFolderDataset, find_dataset
@@ -65,9 +67,20 @@ def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
 
 
 def notes(config: TrainConfig) -> list[str]:
-    """Notes on options that are slow on this machine."""
+    """Notes on options that are slow on this machine, and on feature networks that are missing."""
     note = slow_precision(config)
-    return [] if note is None else [note]
+    return [*([] if note is None else [note]), *_missing_detectors(config)]
+
+
+def _missing_detectors(config: TrainConfig) -> list[str]:
+    """One note on the feature networks of --metrics that are not on this machine, if any."""
+    missing = [name for name in FILES if not is_local(name, config.detector_dir)]
+    waiting = [metric for metric in config.metrics if detector_of(metric) in missing]
+    if not waiting:
+        return []
+    names = ' and '.join(name for name in missing if name in map(detector_of, waiting))
+    return [f'{", ".join(waiting)}: {names} is not on this machine and will be downloaded; if that fails, '
+            'these metrics are skipped (--metrics=swd needs no download).']
 
 
 MAX_CLASSES_SHOWN = 12
