@@ -14,7 +14,7 @@ from training.config.values import METRICS
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b
 Examples:
-  python calc_metrics.py --network=runs/00000-x/network-snapshot-000500.pkl --metrics=fid50k_full,pr50k3_full
+  python calc_metrics.py --network=network-snapshot-000500.pkl --metrics=fid50k_full,pr50k3_full
   python calc_metrics.py --network=net.pkl --data=images.zip --mirror=1 --metrics=swd --seed=1
   python calc_metrics.py --offline-bundle=detectors
 '''

@@ -3,6 +3,7 @@
 import click
 
 from dnnlib.cli import run_command
+from dnnlib.cli_options import GroupedCommand, TableSize
 from dnnlib.util import UserError
 from training.datasets.check import check_dataset
 from training.datasets.convert import convert_dataset
@@ -14,7 +15,7 @@ POSITIVE = click.IntRange(min=1)
 SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
 
 
-@click.command(context_settings={'show_default': True})
+@click.command(cls=GroupedCommand, context_settings={'show_default': True})
 @click.option('--source', metavar='PATH', required=True,
               help='Input: a folder, .zip, cifar-10-python.tar.gz, train-images-idx3-ubyte.gz or *_lmdb '
                    'folder (LSUN).')
@@ -24,10 +25,12 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
 @click.option('--transform', type=click.Choice(TRANSFORMS),
               help='Crop before resizing. center-crop: the largest centred square. center-crop-wide: a band '
                    'of --height in a black square of --width, stretched like the published tool does.')
-@click.option('--width', type=SIDE, metavar='PIXELS',
+@click.option('--width', type=SIDE, metavar='N',
               help='Output width.  [default: that of the source]')
-@click.option('--height', type=SIDE, metavar='PIXELS',
+@click.option('--height', type=SIDE, metavar='N',
               help='Output height.  [default: that of the source]')
+@click.option('--resolution', type=TableSize(), metavar='NxN',
+              help='The same as --width and --height, such as 256x256.')
 @click.option('--resize-filter', type=click.Choice(list(RESIZE_FILTERS)), default='lanczos',
               help='Resampling filter.')
 @click.option('--mode', type=click.Choice(list(MODE_CHANNELS)),
@@ -47,7 +50,7 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
               help='Only check the dataset --source: sizes, modes, labels, duplicates.')
 def convert_command(  # noqa: PLR0913
     source: str, dest: str | None, max_images: int | None, transform: str | None, width: int | None,
-    height: int | None, resize_filter: str, mode: str | None, any_shape: bool, labels: str,
+    height: int | None, resolution: tuple[int, int] | None, resize_filter: str, mode: str | None, any_shape: bool, labels: str,
     workers: int | None, on_error: str | None, check: bool,
 ) -> None:
     """Convert images to a dataset: a .zip or folder of PNG files of one size, with labels in dataset.json.
@@ -62,6 +65,10 @@ def convert_command(  # noqa: PLR0913
     # Not required=True: --check needs no --dest. An empty string counts as missing.
     if not dest:
         raise click.UsageError('--dest must name a folder or a .zip')
+    if resolution is not None:
+        if width is not None or height is not None:
+            raise UserError('--resolution excludes --width and --height; give one or the other')
+        width, height = resolution
     settings = TransformSettings(transform, width, height, resize_filter, mode)
     # Check all options before reading the first image.
     images = open_source(source, labels)

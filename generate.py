@@ -25,7 +25,7 @@ Examples:
   python generate.py --outdir=out --network=network-snapshot-000500.pkl --seeds=0-35 --grid
   python generate.py --outdir=out --network=net.pkl --seeds=85,265,297 --trunc=0.7 --class=3
   python generate.py --outdir=set.zip --network=net.pkl --seeds=0-49999 --classes=0-9 --batch=32
-  python generate.py --outdir=out --network=net.pkl --seeds=1-6 --video=walk.mp4 --interpolation=cubic --loop
+  python generate.py --outdir=out --network=net.pkl --seeds=1-6 --video=walk.mp4 --loop --easing=smooth
   python generate.py --outdir=out --network=net.pkl --seeds=0-7 --truncation-sweep=-1:1
   python generate.py --outdir=out --network=net.pkl --find-directions=sefa
   python generate.py --outdir=out --network=net.pkl --seeds=0-7 --direction=out/directions.npz:0

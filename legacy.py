@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert network files of any kind into the others, and inspect them, without running code in them."""
+from typing import Any
+
 import click
 
 import dnnlib
 from dnnlib.cli import run_command
-from training.formats import convert, inspection
-from training.formats.load import KEYS, NETWORKS, load_bytes, load_network, load_network_pkl
+from dnnlib.cli_options import HELP_WIDTH, GroupedCommand
 
 __all__ = ['KEYS', 'NETWORKS', 'load_network', 'load_network_pkl', 'main']
+
+
+def __getattr__(name: str) -> Any:
+    """The functions for programs, imported at first use: importing torch takes seconds, --help should not."""
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from training.formats import load
+    return getattr(load, name)
 
 
 class _OldStyleGroup(click.Group):
@@ -29,20 +38,20 @@ Examples:
 '''
 
 
-@click.group(cls=_OldStyleGroup, epilog=EXAMPLES)
+@click.group(cls=_OldStyleGroup, epilog=EXAMPLES, context_settings={'terminal_width': HELP_WIDTH})
 def legacy_tool() -> None:
     """Convert and inspect network files of any kind; nothing in them is executed."""
 
 
-@legacy_tool.command('convert')
+@legacy_tool.command('convert', cls=GroupedCommand)
 @click.option('--source', required=True, metavar='FILE|URL',
               help='Input: pickle (official, own, or TensorFlow), .safetensors, or rosinality checkpoint.')
 @click.option('--dest', required=True, metavar='FILE',
-              help='Output; the suffix selects the format: '
-                   f'{", ".join(convert.WRITERS)} (.pt: rosinality checkpoint, .pt2: torch.export).')
-@click.option('--force-fp16', type=bool, default=False, show_default=True,
+              help='Output; the suffix selects the format: .pkl, .safetensors, .pt (rosinality checkpoint), '
+                   '.onnx, .pt2 (torch.export).')
+@click.option('--force-fp16', type=bool, default=False, show_default=True, metavar='BOOL',
               help='Use float16 at the four highest resolutions of all networks.')
-@click.option('--trunc', type=float, default=1, show_default=True, metavar='PSI',
+@click.option('--trunc', type=float, default=1, show_default=True, metavar='X',
               help='Truncation psi of an exported generator (.onnx, .pt2).')
 @click.option('--noise-mode', type=click.Choice(['const', 'none']), default='const', show_default=True,
               help='Noise mode of an exported generator.')
@@ -52,21 +61,23 @@ def convert_command(
     source: str, dest: str, force_fp16: bool, trunc: float, noise_mode: str, export_network: str | None,
 ) -> None:
     """Convert a network file; the suffix of --dest selects the format."""
+    from training.formats import convert, load
     convert.check_suffix(dest)
     click.echo(f'Loading {source} ...')
-    found = load_network(source, force_fp16=force_fp16)
+    found = load.load_network(source, force_fp16=force_fp16)
     click.echo(f'Writing {dest} ...')
     notes = convert.write(dest, found, convert.Choices(trunc, noise_mode, export_network))
     click.echo('\n'.join([*notes, 'Done.']))
 
 
-@legacy_tool.command('inspect')
+@legacy_tool.command('inspect', cls=GroupedCommand)
 @click.argument('path_or_url', metavar='FILE|URL')
 def inspect_command(path_or_url: str) -> None:
     """List the contents of a network file, without executing anything in it."""
+    from training.formats import inspection, load
     with dnnlib.util.open_url(path_or_url) as file:
         data = file.read()
-    click.echo('\n'.join(inspection.describe(data, path_or_url, load_bytes)))
+    click.echo('\n'.join(inspection.describe(data, path_or_url, load.load_bytes)))
 
 
 def main(args: list[str] | None = None) -> None:

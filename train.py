@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dnnlib.cli import run_command
+from dnnlib.cli_options import GroupedCommand, setting
 from dnnlib.launched import is_launched
 from dnnlib.util import UserError
 from training import config as cfg
@@ -26,35 +27,6 @@ from training.run.folder import (
 
 if TYPE_CHECKING:
     from training.run.resume import ResumeRequest
-
-CLICK_TYPES = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
-METAVARS = {int: 'INT', float: 'FLOAT', bool: 'BOOL', str: 'TEXT'}
-
-
-class TrainCommand(click.Command):
-    """The command; its help lists options by group."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section per group of options."""
-        groups = {option.key: option.group for option in cfg.OPTIONS}
-        for group in dict.fromkeys([*groups.values(), 'Other']):
-            rows = [param.get_help_record(ctx) for param in self.get_params(ctx)
-                    if groups.get(param.name or '', 'Other') == group]
-            with formatter.section(group):
-                formatter.write_dl([row for row in rows if row is not None])
-
-
-def click_option(option: cfg.Option) -> click.Option:
-    """The click option for a row of cfg.OPTIONS."""
-    text = f'{option.help}  [default: {option.default}]' if option.default else option.help
-    # Checked later: a resumed run does not need it again.
-    text += '  [required]' if option.required else ''
-    is_choice = isinstance(option.kind, tuple)
-    return click.Option(
-        [f'--{option.name}'], help=text,
-        metavar=None if is_choice else METAVARS[option.kind],
-        type=click.Choice(option.kind) if is_choice else CLICK_TYPES[option.kind])
-
 
 def find_run(flags: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
     """(training state or None, flags) of the run that --resume names.
@@ -200,9 +172,9 @@ def start_training(config: cfg.TrainConfig, request: 'ResumeRequest | None') -> 
         distributed.launch(train, arguments, config.num_gpus, STOPPED)
 
 
-command = TrainCommand(
-    'train', callback=run_training, help=run_training.__doc__, context_settings={'terminal_width': 110},
-    params=[*map(click_option, cfg.OPTIONS),
+command = GroupedCommand(
+    'train', callback=run_training, help=run_training.__doc__,
+    params=[*map(setting, cfg.OPTIONS),
             click.Option(
                 ['-n', '--dry-run'], is_flag=True,
                 help='Check options and data, print the configuration and its needs, then exit.')])

@@ -21,6 +21,9 @@ MAX_FLOAT32 = 3.4e38
 HELP_WIDTH = 110
 METAVARS = {'integer': 'N', 'float': 'X', 'boolean': 'BOOL', 'text': 'TEXT'}  # by click's name of the type
 
+SETTING_METAVARS = {'outdir': 'DIR', 'data': 'DIR|ZIP', 'detector-dir': 'DIR', 'metrics': 'NAMES',
+                    'resume': 'FILE|URL'}  # of options of train.py
+
 
 class NumberList(click.ParamType):
     """`a-b` (inclusive; empty if b < a), `a,b,c`, or both as in `1,3-5`: integers from 0 to `maximum`."""
@@ -145,6 +148,16 @@ class GroupedOption(click.Option):
 def option(group: str, *names: str, **kwargs: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """click.option under a heading of the help of a GroupedCommand."""
     return click.option(*names, cls=GroupedOption, group=group, **kwargs)
+
+
+def setting(row: Any) -> GroupedOption:
+    """The option for a row of training.config.OPTIONS, under its group."""
+    text = f'{row.help}  [default: {row.default}]' if row.default else row.help
+    # Checked later: a resumed run does not need it again.
+    text += '  [required]' if row.required else ''
+    kind = click.Choice(row.kind) if isinstance(row.kind, tuple) else row.kind
+    return GroupedOption(
+        [f'--{row.name}'], group=row.group, type=kind, help=text, metavar=SETTING_METAVARS.get(row.name))
 
 
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:

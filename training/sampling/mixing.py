@@ -13,7 +13,7 @@ from dnnlib import image_io
 from dnnlib.progress import progress, write
 from dnnlib.util import UserError, make_folder
 from training.sampling.jobs import MixingJob
-from training.sampling.sampler import Sampler, open_sampler
+from training.sampling.sampler import open_sampler
 from training.sampling.sources import SeedSource, classes_of
 from training.sampling.walks import compose, walk_through, write_frames
 

@@ -85,7 +85,7 @@ def write_sweep(
     write_sheet(sampler, rows, folder / 'sweep.png', batch, columns, captions, save_row)
 
 
-def write_sheet(  # noqa: PLR0913
+def write_sheet(
     sampler: Sampler, rows: Sequence[tuple[Sweep, int]], path: Path, batch: int, columns: int,
     captions: Sequence[Sequence[str]] | None = None,
     save_row: Callable[[int, np.ndarray], None] = lambda row, images: None,

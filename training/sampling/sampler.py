@@ -17,7 +17,6 @@ from torch_utils.misc import keep_freed_memory, pick_device
 from training.formats.load import check_truncation, load_network
 from training.sampling.graphs import by_graphs
 
-
 Condition = int | tuple[float, ...] | None  # a class, a label vector, or none
 MAX_NAMES = 12  # of classes, in a message
 
