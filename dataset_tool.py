@@ -50,8 +50,8 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
               help='Only check the dataset --source: sizes, modes, labels, duplicates.')
 def convert_command(  # noqa: PLR0913
     source: str, dest: str | None, max_images: int | None, transform: str | None, width: int | None,
-    height: int | None, resolution: tuple[int, int] | None, resize_filter: str, mode: str | None, any_shape: bool, labels: str,
-    workers: int | None, on_error: str | None, check: bool,
+    height: int | None, resolution: tuple[int, int] | None, resize_filter: str, mode: str | None,
+    any_shape: bool, labels: str, workers: int | None, on_error: str | None, check: bool,
 ) -> None:
     """Convert images to a dataset: a .zip or folder of PNG files of one size, with labels in dataset.json.
 

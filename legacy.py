@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert network files of any kind into the others, and inspect them, without running code in them."""
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import dnnlib
 from dnnlib.cli import run_command
 from dnnlib.cli_options import HELP_WIDTH, GroupedCommand
+
+if TYPE_CHECKING:
+    from training.formats.load import KEYS, NETWORKS, load_network, load_network_pkl
 
 __all__ = ['KEYS', 'NETWORKS', 'load_network', 'load_network_pkl', 'main']
 

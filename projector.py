@@ -2,13 +2,16 @@
 """Project images into the latent space of a trained network."""
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dnnlib.cli import run_command
 from dnnlib.cli_options import MAX_SEED, GroupedCommand, LabelOptions, collected, label_rows
 from dnnlib.cli_options import option as grouped_option
+
+if TYPE_CHECKING:
+    from training.projection.search import project
 
 __all__ = ['main', 'project', 'run_projection']
 

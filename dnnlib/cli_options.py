@@ -42,7 +42,8 @@ class NumberList(click.ParamType):
         parts = [re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part, re.ASCII) for part in value.split(',')]
         shown = repr(value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + '...')
         if None in parts:
-            self.fail(f'{shown} is neither a range such as 0-15 nor a list such as 3,7,85 or 1,3-5', param, ctx)
+            self.fail(f'{shown} is neither a range such as 0-15 nor a list such as 3,7,85 or 1,3-5', param,
+                      ctx)
         digits = [text for part in parts for text in part.groups() if text is not None]
         # Lengths first: Python refuses to read thousands of digits.
         if any(len(text.lstrip('0')) > len(str(self.maximum)) or int(text) > self.maximum for text in digits):
@@ -200,8 +201,7 @@ class LabelOptions:
 
 
 def label_rows(add: Callable[..., Callable], default: str) -> list[Callable]:
-    """The options of `LabelOptions`.  add: `option`, with its group.  default: class of conditional networks.
-    """
+    """The options of `LabelOptions`.  add: `option`, with its group.  default: without, as help says it."""
     return [
         add('--class', 'class_name', metavar='N|NAME',
             help=f'Class, by number or by name.  [default: {default}]'),

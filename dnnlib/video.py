@@ -181,7 +181,8 @@ class _Ffmpeg:
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
         except OSError as error:
-            raise EncoderError(f'ffmpeg cannot be started ({command[0]}: {error.strerror or error})') from error
+            reason = error.strerror or error
+            raise EncoderError(f'ffmpeg cannot be started ({command[0]}: {reason})') from error
 
     def write(self, frame: np.ndarray) -> None:
         assert self._process.stdin is not None

@@ -130,7 +130,8 @@ def test_nobody_imports_a_script():
 
 
 def test_generating_images_imports_few_modules():
-    code = f'import sys, generate, training.sampling.generation; print(sum(name.split(".")[0] in {PACKAGES!r} for name in sys.modules))'
+    code = ('import sys, generate, training.sampling.generation\n'
+            f'print(sum(name.split(".")[0] in {PACKAGES!r} for name in sys.modules))')
     run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(run.stdout) < MAX_MODULES_OF_GENERATE  # and generate itself
 

@@ -150,15 +150,17 @@ def test_what_cannot_be_done_is_one_line_and_status_2(run_dir, tmp_path, monkeyp
 def test_metrics_whose_network_is_missing_are_named_at_the_start_and_the_others_computed(
         run_dir, tmp_path, monkeypatch, capsys):
     open_url = util.open_url
-    monkeypatch.setattr(util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open_url(url, **kw))
+    monkeypatch.setattr(
+        util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open_url(url, **kw))
     for name in ('vgg16.pt', 'vgg16.pt.sha256'):
         (tmp_path / 'detectors' / name).unlink(missing_ok=True)
     monkeypatch.setitem(metric_main._METRICS, 'fid5k_full', FEW)
-    status, out, err = run(f'--network={run_dir}/net.pkl', f'--detector-dir={tmp_path}/detectors', '--verbose=0',
-                           '--metrics=pr50k3_full,swd,ppl2_wend,fid5k_full', capsys=capsys)
+    status, out, err = run(
+        f'--network={run_dir}/net.pkl', f'--detector-dir={tmp_path}/detectors', '--verbose=0',
+        '--metrics=pr50k3_full,swd,ppl2_wend,fid5k_full', capsys=capsys)
     assert status == 2 and [json.loads(line)['metric'] for line in out.splitlines()] == ['swd', 'fid5k_full']
     lines = [line for line in err.splitlines() if line.startswith(('Note', 'Error'))]
-    assert len(lines) == 2 and lines[0].startswith('Note: --metrics: no pr50k3_full, ppl2_wend: vgg16.pt is not')
+    assert len(lines) == 2 and lines[0].startswith('Note: --metrics: no pr50k3_full, ppl2_wend: vgg16.pt is ')
     # The option was given and does not help: it is not advised.
     assert f'copy its files to {tmp_path}/detectors' in lines[0] and 'use --detector-dir' not in lines[0]
     assert lines[1] == 'Error: --metrics: not computed: pr50k3_full, ppl2_wend, for the reason above'
@@ -169,8 +171,10 @@ def test_a_file_that_is_no_feature_network_and_a_folder_that_is_not_there_are_fo
     (tmp_path / 'bad').mkdir()
     (tmp_path / 'bad' / 'inception-2015-12-05.pt').write_text('<html>')
     for folder, words in (('bad', 'not a TorchScript network'), ('absent', 'no such directory')):
-        status, out, err = run(f'--network={run_dir}/net.pkl', f'--detector-dir={tmp_path / folder}', capsys=capsys)
-        assert status == 2 and out == '' and words in err and 'Calculating' not in err and 'Traceback' not in err
+        detectors = f'--detector-dir={tmp_path / folder}'
+        status, out, err = run(f'--network={run_dir}/net.pkl', detectors, capsys=capsys)
+        assert status == 2 and out == '' and words in err
+        assert 'Calculating' not in err and 'Traceback' not in err
 
 
 def test_results_name_the_snapshot_inside_the_run_through_links_too(run_dir, tmp_path, capsys):

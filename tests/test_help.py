@@ -9,9 +9,11 @@ import click
 import pytest
 from source_tree import ROOT
 
-TOOLS = ('train', 'generate', 'style_mixing', 'projector', 'calc_metrics', 'dataset_tool', 'legacy', 'profile_step')
-METAVARS = {'N', 'X', 'BOOL', 'TEXT', 'LIST', 'X:X', 'NXN', 'NxN', 'X,X,...', 'NAME', 'NAMES', 'FILE', 'DIR', 'PATH',
-            'COLOR', 'N|NAME', 'FILE|URL', 'FILE|DIR', 'DIR|ZIP', 'FILE:N', 'auto|folders|none|FILE.csv'}
+TOOLS = ('train', 'generate', 'style_mixing', 'projector', 'calc_metrics', 'dataset_tool', 'legacy',
+         'profile_step')
+METAVARS = {'N', 'X', 'BOOL', 'TEXT', 'LIST', 'X:X', 'NXN', 'NxN', 'X,X,...', 'NAME', 'NAMES', 'FILE', 'DIR',
+            'PATH', 'COLOR', 'N|NAME', 'FILE|URL', 'FILE|DIR', 'DIR|ZIP', 'FILE:N',
+            'auto|folders|none|FILE.csv'}
 # A process for each tool would take most of its time to start.
 PROGRAM = '''
 import importlib, sys

@@ -18,7 +18,8 @@ def test_a_long_range_takes_no_memory():
     assert len(cli_options.NumberList().convert('0-4294967295', None, None)) == 2 ** 32
 
 
-@pytest.mark.parametrize('text', ['', 'x', '1,x', '3,1-', '-1', '1 2', '0:4', '1-', '1--2', '1.5', '1,', '0x10', '\u0661'])
+@pytest.mark.parametrize('text', ['', 'x', '1,x', '3,1-', '-1', '1 2', '0:4', '1-', '1--2', '1.5', '1,',
+                                  '0x10', '\u0661'])
 def test_anything_else_is_a_usage_error(text):
     with pytest.raises(click.BadParameter, match='neither a range'):
         cli_options.NumberList().convert(text, None, None)

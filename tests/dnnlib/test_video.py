@@ -89,7 +89,7 @@ def fake_ffmpeg(folder, script):
 
 
 @pytest.mark.parametrize('script, words', [
-    (None, 'not found'), ('absent', 'cannot be started'), ('echo Unknown encoder >&2; exit 1', 'Unknown encoder'),
+    (None, 'not found'), ('absent', 'cannot be started'), ('echo no x264 >&2; exit 1', 'no x264'),
     ('cat > /dev/null; echo broken >&2; exit 3', 'broken'), ('head -c 100 > /dev/null; exit 9', 'status 9'),
     ('cat > /dev/null', 'wrote no video'), ('kill -9 $$', 'status -9')])
 def test_frames_are_kept_if_ffmpeg_is_missing_or_fails(tmp_path, monkeypatch, capsys, script, words):
@@ -100,7 +100,8 @@ def test_frames_are_kept_if_ffmpeg_is_missing_or_fails(tmp_path, monkeypatch, ca
     out.mkdir()
     for name in ('walk-frames', 'walk-frames-2'):  # what an earlier try has left is not touched
         assert video.write_video(out / 'walk.mp4', lambda: iter(film)) == out / name
-        assert [read(path) for path in sorted((out / name).iterdir())] == [int(frame[0, 0, 0]) for frame in film]
+        kept = [read(path) for path in sorted((out / name).iterdir())]
+        assert kept == [int(frame[0, 0, 0]) for frame in film]
         message = capsys.readouterr().err
         assert words in message and name in message and message.count('\n') == 1
     assert {path.name for path in out.iterdir()} == {'walk-frames', 'walk-frames-2'}

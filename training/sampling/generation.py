@@ -56,7 +56,8 @@ def seed_source(sampler: Sampler, job: ImageJob, seeds: Sequence[int]) -> SeedSo
     if job.video.file_name is None and not isinstance(seeds, range):
         once = list(dict.fromkeys(seeds))
         if len(once) < len(seeds):
-            print(f'Note: --seeds: {len(seeds) - len(once)} repeated, each is generated once', file=sys.stderr)
+            count = len(seeds) - len(once)
+            print(f'Note: --seeds: {count} repeated, each is generated once', file=sys.stderr)
         seeds = once
     for given, name in ((job.classes, '--classes'), (steering.class_sweep, '--class-sweep')):
         if given is not None:
@@ -143,7 +144,7 @@ def write_directions(sampler: Sampler, source: SeedSource, job: ImageJob) -> Non
         rows = [(direction_sweep(source, found.shift(row, sampler.G.num_ws).to(sampler.device),
                                  steering.strength or DIRECTION_STRENGTH), index)
                 for row in range(len(found.directions))]
-        captions = [[f'direction {row} {sweep.label(position)}' for position in sweep.columns(steering.columns)]
+        captions = [[f'{row} {sweep.label(position)}' for position in sweep.columns(steering.columns)]
                     for row, (sweep, _) in enumerate(rows)]
         write_sheet(sampler, rows, folder / f'directions-{source.name(index)}.png', job.batch,
                     steering.columns, captions if job.captions else None)

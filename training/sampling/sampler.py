@@ -62,9 +62,10 @@ class Sampler:
         """
         if re.fullmatch(r'[+-]?[0-9]{1,9}', text):
             self.check_classes([int(text)], '--class')
-            if text in self.class_names and self.class_names.index(text) != int(text):
-                print(f'Note: --class={text} is the class with this number, {self.class_text(int(text))!r}; the '
-                      f'class with this name is number {self.class_names.index(text)}', file=sys.stderr)
+            named = self.class_names.index(text) if text in self.class_names else int(text)
+            if named != int(text):
+                print(f'Note: --class={text} is a number here; the class of that name is --class={named}',
+                      file=sys.stderr)
             return int(text)
         for plain in (str, str.casefold):
             found = [i for i, name in enumerate(self.class_names) if plain(name) == plain(text)]
