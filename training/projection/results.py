@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -100,8 +101,9 @@ def run(
     if job.save_video:
         results.write_videos()
     # Not on stdout, which holds the report.
-    print(f'Wrote {len(paths)} projections to {folder}\nNext: generate.py --network={network} '
-          f'--projected-w={folder / "projected_w.npz"} --outdir=...', file=sys.stderr)
+    words = [f'--network={network}', f'--projected-w={folder / "projected_w.npz"}', f'--outdir={folder}']
+    print(f'Wrote {len(paths)} projections to {folder}\nNext: python generate.py {shlex.join(words)}',
+          file=sys.stderr)
 
 
 def _project_all(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of generate.py: the source of its images, and the outputs that the options select."""
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,5 +149,7 @@ def write_directions(sampler: Sampler, source: SeedSource, job: ImageJob) -> Non
                     for row, (sweep, _) in enumerate(rows)]
         write_sheet(sampler, rows, folder / f'directions-{source.name(index)}.png', job.batch,
                     steering.columns, captions if job.captions else None)
+    words = [f'--network={job.network}', f'--outdir={folder}', '--seeds=0-7',
+             f'--direction={folder / "directions.npz"}:0']
     write(f'Wrote {len(found.directions)} directions and {len(source)} sheets of them to {folder}\n'
-          f'Next: generate.py --direction={folder / "directions.npz"}:0 --seeds=0-7')
+          f'Next: python generate.py {shlex.join(words)}')

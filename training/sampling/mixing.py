@@ -26,8 +26,8 @@ def run(job: MixingJob) -> None:
     """Write the table or the video that the checked options of style_mixing.py select. Raises UserError."""
     sampler = open_sampler(
         job.network, job.device, job.noise_mode, job.trunc, job.trust_pickle, job.cuda_graphs)
-    styles = checked_styles(job.styles, sampler.G.num_ws)
     seeds = SeedSource(sampler, list(dict.fromkeys([*job.rows, *job.cols])), classes_of(sampler, job.label))
+    styles = checked_styles(job.styles, sampler.G.num_ws)
     if job.video.file_name is not None:
         _write_video(Path(job.outdir, job.video.file_name), seeds, job, styles)
         return
