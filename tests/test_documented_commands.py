@@ -54,7 +54,7 @@ def code_blocks(text):
             language, lines = line[3:], []
         else:
             yield language, lines
-            language = None
+            language, lines = None, []
 
 
 def commands_of(lines):
@@ -65,7 +65,8 @@ def commands_of(lines):
 
 
 def click_commands(name):
-    return [value for value in vars(importlib.import_module(name)).values() if isinstance(value, click.Command)]
+    values = vars(importlib.import_module(name)).values()
+    return [value for value in values if isinstance(value, click.Command)]
 
 
 def epilogs():
