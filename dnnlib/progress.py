@@ -51,7 +51,8 @@ class Progress:
         self.close()
 
     def update(self, n: int = 1) -> None:
-        """Count n more."""
+        """Count n more, up to the total: the last batch may be larger than what remains."""
+        n = n if self.total is None else max(min(n, self.total - self.n), 0)
         self.n += n
         if self._bar is not None:
             self._bar.update(n)

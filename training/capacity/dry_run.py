@@ -12,15 +12,19 @@ from metrics.detectors import FILES, is_local
 from metrics.metric_main import detector_of
 from training.capacity.estimate import describe, slow_precision
 from training.config import DatasetInfo, TrainConfig
+from training.config.presets import PRESETS
+from training.config.systems import SYSTEM_FORMS
 from training.dataset import Dataset, ImageFolderDataset, find_dataset
 from training.datasets.labels import LabelError
 from training.systems.table import SYSTEMS
 
 
-def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None]:
+def open_dataset(
+    name_or_path: str, cond: bool, preset: str | None = None,
+) -> tuple[DatasetInfo, str | None]:
     """Properties of a dataset, and a text about its labels or None.
 
-    cond: whether the labels will be used. Raises UserError if the dataset is not usable.
+    cond: whether the labels will be used.  preset: of --cfg, if given. Raises UserError if the dataset is not usable.
     """
     path, labels = find_dataset(name_or_path), (False, 0)
     try:
@@ -30,7 +34,7 @@ def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None
             labels = dataset.has_labels, dataset.label_dim
     except (UserError, OSError) as error:
         raise UserError(f'--data: {error}') from error
-    text = '\n'.join(describe_labels(dataset)) if cond else ignored_labels_notice(dataset)
+    text = '\n'.join(describe_labels(dataset)) if cond else ignored_labels_notice(dataset, preset)
     info = DatasetInfo(path, len(dataset), dataset.height, dataset.width, dataset.num_channels, *labels)
     return info, text
 
@@ -79,8 +83,8 @@ def _missing_detectors(config: TrainConfig) -> list[str]:
     if not waiting:
         return []
     names = ' and '.join(name for name in missing if name in map(detector_of, waiting))
-    return [f'{", ".join(waiting)}: {names} is not on this machine and will be downloaded; if that fails, '
-            'these metrics are skipped (--metrics=swd needs no download).']
+    return [f'{", ".join(waiting)}: {names} not found on this machine; will be downloaded, or these '
+            'metrics are skipped (--metrics=swd needs no download).']
 
 
 MAX_CLASSES_SHOWN = 12
@@ -129,7 +133,7 @@ def label_kind(labels: np.ndarray) -> str:
     return 'one-hot' if (labels.sum(axis=1) == 1).all() else 'multi-hot'
 
 
-def ignored_labels_notice(dataset: Dataset) -> str | None:
+def ignored_labels_notice(dataset: Dataset, preset: str | None = None) -> str | None:
     """A framed notice for runs without --cond; None if the dataset has no labels.
 
     The dataset must have been opened with use_labels=True.
@@ -137,8 +141,10 @@ def ignored_labels_notice(dataset: Dataset) -> str | None:
     lines = describe_labels(dataset)
     if lines == ['Labels: none']:
         return None
+    is_refused = preset in PRESETS and 'cond' in SYSTEM_FORMS[PRESETS[preset].system].unused
+    remedy = f'choose another --cfg than {preset}, with --cond=1' if is_refused else 'add --cond=1'
     text = ['THE LABELS OF THIS DATASET ARE NOT USED', '', *lines, '',
-            'This run trains an unconditional model. For a conditional one, stop it and add --cond=1.']
+            f'This run trains an unconditional model. For a conditional one, stop it and {remedy}.']
     rows = [row for line in text for row in textwrap.wrap(line, NOTICE_WIDTH) or ['']]
     rule = '*' * (NOTICE_WIDTH + 4)
     return '\n'.join([rule, *(f'* {row.ljust(NOTICE_WIDTH)} *' for row in rows), rule])
