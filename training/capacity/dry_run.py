@@ -24,7 +24,8 @@ def open_dataset(
 ) -> tuple[DatasetInfo, str | None]:
     """Properties of a dataset, and a text about its labels or None.
 
-    cond: whether the labels will be used.  preset: of --cfg, if given. Raises UserError if the dataset is not usable.
+    cond: whether the labels will be used.  preset: of --cfg, if given. Raises UserError if the dataset is
+    not usable.
     """
     path, labels = find_dataset(name_or_path), (False, 0)
     try:
