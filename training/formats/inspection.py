@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Describes the contents of a network file of any kind; nothing in it is executed."""
 import io
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from dnnlib.util import UserError
-from torch_utils.pickles import torch_file
-from torch_utils.pickles.describe import ALLOWED, RECONSTRUCT
-from torch_utils.pickles.machine import Buildable, Damaged, Global, Machine
-from training.formats import safetensors_file
+from torch_utils.pickles.budget import Damaged
+from torch_utils.pickles.describe import ALLOWED, NAMES
+from torch_utils.pickles.machine import Buildable, Global, Machine
+from training.formats import kinds
 from training.formats.exported import NEEDED, optional
 from training.formats.rebuild import MODULES, shown
 
@@ -26,7 +25,7 @@ def describe(data: bytes, name: str, load: Loader) -> list[str]:
 
     A file that is refused gets a line with the reason; the globals that it asks for are still listed.
     """
-    kind = kind_of(data)
+    kind = kinds.kind_of(data)
     lines = [f'{name}', f'  kind       {kind}', f'  size       {len(data):,} bytes']
     if kind == 'pickle':
         lines += [f'  asks for   {line}' for line in globals_of(data)]
@@ -42,18 +41,6 @@ def describe(data: bytes, name: str, load: Loader) -> list[str]:
     return lines if kwargs is None else [*lines, f'  trained on {shown(kwargs)}']
 
 
-def kind_of(data: bytes) -> str:
-    """The kind of a file, judged by its first bytes and, for a zip archive, its members."""
-    if safetensors_file.is_safetensors(data):
-        return 'safetensors'
-    if torch_file.is_torch_file(data):
-        names = _members(data)
-        is_program = any('/models/' in n or n.endswith('serialized_exported_program.json') for n in names)
-        return 'torch.export' if is_program else 'torch checkpoint'
-    # The first field of an ONNX model is the version of its format, a small number.
-    return 'ONNX' if data[:1] == b'\x08' and b'\x12' in data[2:4] else 'pickle'
-
-
 def globals_of(data: bytes) -> list[str]:
     """The globals that a pickle names; first, and marked, those that no network file needs."""
     recorder = _Recorder()
@@ -61,10 +48,9 @@ def globals_of(data: bytes) -> list[str]:
         Machine(io.BytesIO(data), recorder).load()
     except Damaged as error:
         recorder.end = f'({shown(error)})'
-    known = {*ALLOWED, RECONSTRUCT}
     foreign = [f'{shown(".".join(wanted))}  (NOT needed by any network file)'
-               for wanted in recorder.names if wanted not in known]
-    listed = [*foreign, *('.'.join(wanted) for wanted in recorder.names if wanted in known)]
+               for wanted in recorder.names if wanted not in NAMES]
+    listed = [*foreign, *('.'.join(wanted) for wanted in recorder.names if wanted in NAMES)]
     return [*listed[:MAX_GLOBALS], *([recorder.end] if recorder.end else [])]
 
 
@@ -118,16 +104,8 @@ def _network_lines(net: torch.nn.Module | None) -> list[str]:
             f'{net.c_dim} classes{spaces}{precision}', counts]
 
 
-def _members(data: bytes) -> list[str]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return []
-
-
 def _archive_lines(data: bytes) -> list[str]:
-    names = _members(data)
+    names = kinds.member_names(data)
     weights = sum('/data/weights/' in name for name in names)
     return [f'contains   {len(names)} files, {weights} of them weights', 'opens with torch.export.load()']
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens network files of every kind, without running any code in them."""
-import io
 import math
-from collections.abc import Collection
-from typing import BinaryIO
+from collections.abc import Collection, Mapping
+from typing import Any, BinaryIO
 
 import torch
 
@@ -42,20 +41,17 @@ def load_bytes(
     """Like load_network, from the bytes of a file.  name: what error messages call it."""
     # Imported late: scripts import this module, and few of them read every kind of file.
     from torch_utils.pickles import torch_file
-    from training.formats import pickled, rosinality, safetensors_file
+    from training.formats import kinds, pickled
 
-    training_set_kwargs = None
-    if safetensors_file.is_safetensors(data):
-        recipes, training_set_kwargs = safetensors_file.read(data, name)
-    elif torch_file.is_torch_file(data):
-        recipes = rosinality.read(data, name)
-    elif trust_pickle:
-        if force_fp16:
-            raise UserError('--trust-pickle cannot be combined with a change to fp16: the file brings its '
-                            'own classes')
-        return pickled.load_by_execution(io.BytesIO(data), name)
-    else:
-        recipes, training_set_kwargs = pickled.read(data, name)
+    problem = kinds.foreign(data)
+    if problem is not None:
+        raise UserError(f'{name}: {problem}')
+    if trust_pickle and force_fp16:
+        raise UserError('--trust-pickle cannot be combined with a change to fp16: the file brings its own '
+                        'classes')
+    if trust_pickle and _has_code(data, name):
+        return pickled.load_by_execution(data, name)
+    recipes, training_set_kwargs = _recipes(data, name)
     # Recipes are inert: from here on only our own classes are constructed.
     found = dnnlib.EasyDict(dict.fromkeys(KEYS))
     for key in MODULES:
@@ -64,6 +60,35 @@ def load_bytes(
     if isinstance(training_set_kwargs, dict):
         found.training_set_kwargs = training_set_kwargs
     return found
+
+
+def _recipes(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
+    """(key -> what builds that network, training_set_kwargs) of a file of any kind."""
+    from torch_utils.pickles import torch_file
+    from training.formats import pickled, rosinality, safetensors_file, states
+
+    if safetensors_file.is_safetensors(data):
+        return safetensors_file.read(data, name)
+    if not torch_file.is_torch_file(data):
+        return pickled.read(data, name)
+    held = torch_file.load(data, name)
+    if states.is_state(held):
+        return states.read(held, name)
+    return pickled.contents(name, held) if pickled.has_modules(held) else (rosinality.read(held, name), None)
+
+
+def _has_code(data: bytes, name: str) -> bool:
+    """Whether a file can be unpickled and contains more than tensors."""
+    from torch_utils.pickles import torch_file
+    from training.formats import kinds, pickled
+
+    kind = kinds.kind_of(data)
+    if kind != 'torch checkpoint':
+        return kind == 'pickle'
+    try:
+        return pickled.has_modules(torch_file.load(data, name))
+    except UserError:
+        return True
 
 
 def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError, replace_file
-from torch_utils.pickles import torch_file
 from torch_utils.pickles.describe import explained
 from torch_utils.pickles.tensors import StoredTensor, make_tensors
 from training import networks
@@ -22,6 +21,7 @@ from training.formats.rebuild import Recipe, arguments_of, shown
 STATE_KEYS = {'G': 'g', 'D': 'd', 'G_ema': 'g_ema'}
 UP_GAIN = 4  # their upsampling filters include the gain
 AVERAGE_SAMPLES, AVERAGE_SEED = 4096, 0  # used if a file lacks the average w
+MAX_KEY = 40  # characters of the name of a tensor; Python refuses to read numbers of thousands of digits
 FIXED_D = {'mbstd_group_size': 4, 'mbstd_num_channels': 1}
 Tensors = dict[str, torch.Tensor]
 
@@ -33,11 +33,11 @@ LAYER = {
 TORGB = {**{part: LAYER[part] for part in ('weight', 'affine.weight', 'affine.bias')}, 'bias': ('bias', 0)}
 
 
-def read(data: bytes, name: str) -> dict[str, Recipe]:
-    """key -> recipe of that network. Raises UserError if the file has another layout."""
-    held = torch_file.load(data, name)
+def read(held: Any, name: str) -> dict[str, Recipe]:
+    """key -> recipe of that network. held: of torch_file.load. Raises UserError for another layout."""
     if not isinstance(held, dict):
-        raise UserError(f'{name}: holds a {type(held).__name__}, not the state dicts of networks')
+        kind = 'single tensor' if isinstance(held, StoredTensor) else type(held).__name__
+        raise UserError(f'{name}: holds a {kind}, not the state dicts of networks')
     recipes = {}
     for key, theirs in STATE_KEYS.items():
         state = held.get(theirs)
@@ -46,8 +46,9 @@ def read(data: bytes, name: str) -> dict[str, Recipe]:
             recipes[key] = (_discriminator(f'{name}: {key}', tensors) if key == 'D' else
                             _generator(f'{name}: {key}', tensors, held.get('latent_avg')))
     if not recipes:
-        raise UserError(f'{name}: holds none of g_ema, g and d; only checkpoints in the layout of '
-                        'rosinality can be read from .pt files')
+        raise UserError(f'{name}: holds none of g_ema, g and d; files of torch.save can be read if they hold '
+                        'whole networks, a training state of train.py, or the layout of rosinality (tensors '
+                        'alone do not tell which network they belong to)')
     return recipes
 
 
@@ -154,7 +155,7 @@ def _channel_arguments(channels: list[int]) -> dict[str, int]:
 
 def _sorted(theirs: Tensors, pattern: str) -> list[tuple[str, torch.Tensor]]:
     """The matching tensors, ordered by the first number in their names."""
-    found = [(key, tensor) for key, tensor in theirs.items() if re.fullmatch(pattern, key)]
+    found = [(key, tensor) for key, tensor in theirs.items() if re.fullmatch(pattern, key) and len(key) <= MAX_KEY]
     return sorted(found, key=lambda item: int(re.search(r'\d+', item[0].partition('.')[2])[0]))
 
 
