@@ -2,10 +2,18 @@
 """Convert network files of any kind into the others, and inspect them, without running code in them."""
 import click
 
-import dnnlib
 from dnnlib.cli import run_command
 from training.formats import convert, inspection
-from training.formats.load import KEYS, NETWORKS, load_bytes, load_network, load_network_pkl
+from training.formats.load import (
+    KEYS,
+    NETWORKS,
+    fate_of_download,
+    load_bytes,
+    load_network,
+    load_network_pkl,
+    network_path,
+    read_file,
+)
 
 __all__ = ['KEYS', 'NETWORKS', 'load_network', 'load_network_pkl', 'main']
 
@@ -36,7 +44,8 @@ def legacy_tool() -> None:
 
 @legacy_tool.command('convert')
 @click.option('--source', required=True, metavar='FILE|URL',
-              help='Input: pickle (official, own, or TensorFlow), .safetensors, or rosinality checkpoint.')
+              help='Input: a network file of any kind that can be read, see docs/formats.md; of a folder, the '
+                   'newest snapshot.')
 @click.option('--dest', required=True, metavar='FILE',
               help='Output; the suffix selects the format: '
                    f'{", ".join(convert.WRITERS)} (.pt: rosinality checkpoint, .pt2: torch.export).')
@@ -63,10 +72,18 @@ def convert_command(
 @legacy_tool.command('inspect')
 @click.argument('path_or_url', metavar='FILE|URL')
 def inspect_command(path_or_url: str) -> None:
-    """List the contents of a network file, without executing anything in it."""
-    with dnnlib.util.open_url(path_or_url) as file:
-        data = file.read()
-    click.echo('\n'.join(inspection.describe(data, path_or_url, load_bytes)))
+    """List the contents of a network file, without executing anything in it.
+
+    Exits with status 1 if it cannot be used.
+    """
+    path_or_url = network_path(path_or_url)
+    data, local = read_file(path_or_url)
+    lines = inspection.describe(data, path_or_url, load_bytes)
+    click.echo('\n'.join(lines))
+    if lines[-1].startswith(inspection.REFUSED):
+        fate = fate_of_download(path_or_url, local, data)
+        click.echo(f'  {fate}' if fate else '', nl=bool(fate))
+        raise click.exceptions.Exit(1)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """dnnlib.download against a small server on this machine."""
 import hashlib
+import io
 
 import pytest
 from local_server import local_server
 
 from dnnlib import download
-from dnnlib.download import DownloadError, fetch
+from dnnlib.download import DownloadError
 
 pytest.importorskip('requests')
+
+
+def fetch(url, **options):
+    """(content, file name of the server)."""
+    file = io.BytesIO()
+    name = download.fetch(url, file, **options)
+    return file.getvalue(), name
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from training.formats import kinds
 from training.formats.exported import NEEDED, optional
 from training.formats.rebuild import MODULES, shown
 
+REFUSED = '  refused    '  # begins the last line about a file that cannot be used
 MAX_GLOBALS = 30  # listed at most
 CONTAINERS = [('dnnlib.util', 'EasyDict'), ('collections', 'OrderedDict'), ('builtins', 'set'),
               ('__builtin__', 'set')]
@@ -27,6 +28,9 @@ def describe(data: bytes, name: str, load: Loader) -> list[str]:
     """
     kind = kinds.kind_of(data)
     lines = [f'{name}', f'  kind       {kind}', f'  size       {len(data):,} bytes']
+    problem = kinds.foreign(data)
+    if problem is not None and kind != 'torch.export':
+        return [*lines, f'{REFUSED}{problem}']
     if kind == 'pickle':
         lines += [f'  asks for   {line}' for line in globals_of(data)]
     if kind in ('ONNX', 'torch.export'):
@@ -34,7 +38,7 @@ def describe(data: bytes, name: str, load: Loader) -> list[str]:
     try:
         found = load(data, name)
     except UserError as error:
-        return [*lines, f'  refused    {error}']
+        return [*lines, f'{REFUSED}{error}']
     for key in MODULES:
         lines += [f'  {key:<11}{line}' for line in _network_lines(found.get(key))]
     kwargs = found.get('training_set_kwargs')
@@ -52,6 +56,19 @@ def globals_of(data: bytes) -> list[str]:
                for wanted in recorder.names if wanted not in NAMES]
     listed = [*foreign, *('.'.join(wanted) for wanted in recorder.names if wanted in NAMES)]
     return [*listed[:MAX_GLOBALS], *([recorder.end] if recorder.end else [])]
+
+
+def looks_like_network(data: bytes) -> bool:
+    """Whether a file is complete and of a kind that holds networks, of this or another program."""
+    kind = kinds.kind_of(data)
+    if kind != 'pickle':
+        return kind in ('safetensors', 'torch checkpoint', 'ONNX', 'torch.export')
+    recorder = _Recorder()
+    try:
+        Machine(io.BytesIO(data), recorder).load()
+    except Damaged:
+        return False
+    return bool(recorder.names.keys() - set(CONTAINERS))
 
 
 class _Anything(Buildable):

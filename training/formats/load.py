@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens network files of every kind, without running any code in them."""
 import math
+import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -9,8 +11,12 @@ import torch
 import dnnlib
 from dnnlib.util import UserError
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
+from training.report.ticks import nimg_of_name
 
-__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'load_bytes', 'load_network', 'load_network_pkl']
+__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'fate_of_download', 'load_bytes', 'load_network',
+           'load_network_pkl', 'network_path', 'read_file']
+# Files of a run with networks, the last being preferred among those of the same images.
+SNAPSHOT_NAMES = (('training-state-', '.pt'), ('network-snapshot-', '.safetensors'), ('network-snapshot-', '.pkl'))
 
 
 def load_network(
@@ -18,15 +24,58 @@ def load_network(
 ) -> dnnlib.EasyDict:
     """Contents of a network file or URL: G, D, G_ema, training_set_kwargs, augment_pipe; None where missing.
 
-    The file: a pickle (official, own, or TensorFlow), .safetensors, or a rosinality checkpoint. Networks are
-    on the CPU, in eval mode, without gradients. Nothing in the file is executed unless trust_pickle, which is
-    for files of your own or from a source that you trust.
+    The file: a pickle (official, own, or TensorFlow), .safetensors, a training state, a module of torch.save,
+    or a rosinality checkpoint; of a folder, the newest snapshot. Networks are on the CPU, in eval mode,
+    without gradients. Nothing in the file is executed unless trust_pickle, which is for files of your own or
+    from a source that you trust.
     force_fp16: build G, D and G_ema with num_fp16_res=4 and conv_clamp=256.  only: build just these keys.
     Raises UserError naming the file if it is missing, is no network file, or asks for anything else.
     """
-    with dnnlib.util.open_url(str(path_or_url)) as file:
-        data = file.read()
-    return load_bytes(data, str(path_or_url), trust_pickle=trust_pickle, force_fp16=force_fp16, only=only)
+    path_or_url = network_path(str(path_or_url))
+    data, local = read_file(path_or_url)
+    try:
+        return load_bytes(data, path_or_url, trust_pickle=trust_pickle, force_fp16=force_fp16, only=only)
+    except UserError as error:
+        fate = fate_of_download(path_or_url, local, data)
+        raise UserError(f'{error}; {fate}') if fate else error
+
+
+def network_path(path_or_url: str) -> str:
+    """The file or URL to open: in place of a folder, such as that of a run, its newest snapshot.
+
+    Raises UserError if the folder has none.
+    """
+    if not os.path.isdir(path_or_url):
+        return path_or_url
+    found = [(number, kind, path) for path in Path(path_or_url).iterdir() if path.is_file()
+             for kind, (prefix, suffix) in enumerate(SNAPSHOT_NAMES) if path.suffix == suffix
+             for number in [nimg_of_name(path.name, f'^{prefix}')] if number is not None]
+    if found:
+        return str(max(found)[-1])
+    runs = sorted(path.name for path in Path(path_or_url).iterdir() if (path / 'training_options.json').is_file())
+    hint = f'; it holds runs, such as {runs[-1]}: give the folder of one of them' if runs else ''
+    raise UserError(f'{path_or_url}: a folder without network-snapshot-*.pkl or training-state-*.pt{hint}')
+
+
+def read_file(path_or_url: str) -> tuple[bytes, str]:
+    """(the content of a file or URL, its local path). Raises UserError."""
+    local = dnnlib.util.open_url(path_or_url, return_filename=True)
+    with dnnlib.util.open_url(local) as file:
+        return file.read(), local
+
+
+def fate_of_download(path_or_url: str, local: str, data: bytes) -> str | None:
+    """What becomes of a download that could not be loaded; None if it is the user's own file.
+
+    It is deleted from the cache unless it is a network, of a kind that is not supported.
+    """
+    from training.formats import inspection
+    if '://' not in path_or_url or path_or_url.startswith('file://'):
+        return None
+    if inspection.looks_like_network(data):
+        return f'the download is kept as {local}'
+    Path(local).unlink(missing_ok=True)
+    return f'the download, {local}, has been deleted'
 
 
 def load_network_pkl(f: BinaryIO, force_fp16: bool = False) -> dnnlib.EasyDict:
