@@ -44,8 +44,7 @@ def legacy_tool() -> None:
 
 @legacy_tool.command('convert')
 @click.option('--source', required=True, metavar='FILE|URL',
-              help='Input: a network file of any kind that can be read, see docs/formats.md; of a folder, the '
-                   'newest snapshot.')
+              help='Input: a network file of any kind (docs/formats.md), or a run directory.')
 @click.option('--dest', required=True, metavar='FILE',
               help='Output; the suffix selects the format: '
                    f'{", ".join(convert.WRITERS)} (.pt: rosinality checkpoint, .pt2: torch.export).')

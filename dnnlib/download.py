@@ -30,8 +30,8 @@ SUCCESS = (200, 203, PARTIAL_CONTENT)
 # None of these looks at a character of a hostile page more than a few times.
 TAG = re.compile(r'<(a|form|input)\b([^<>]*)>')
 ATTRIBUTE = re.compile(r'(?<![\w-])([\w-]+)="([^"<>]*)"')
-SECRET = re.compile(r'((?<=[?&])[^=&#]{0,60}(?:token|key|sig|pass|auth|secret|credential)[^=&#]{0,60}=)[^&#]*',
-                    re.IGNORECASE)
+SECRET = re.compile(
+    r'((?<=[?&])[^=&#]{0,60}(?:token|key|sig|pass|auth|secret|credential)[^=&#]{0,60}=)[^&#]*', re.IGNORECASE)
 
 
 class DownloadError(OSError):
@@ -193,7 +193,7 @@ def _new_session() -> Any:
 
 
 def _fetch_once(session: Any, url: str, verbose: bool, received: _Received) -> str | None:
-    import urllib3  # of requests
+    import requests
     # requests derives its errors from OSError; an unusable URL is a ValueError besides.
     try:
         # Without compression Content-Length is the size of the content.
@@ -207,7 +207,7 @@ def _fetch_once(session: Any, url: str, verbose: bool, received: _Received) -> s
         raise
     except ValueError as error:
         raise _PermanentError(_one_line(error)) from error
-    except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, zlib.error) as error:
+    except (OSError, requests.urllib3.exceptions.HTTPError, http.client.HTTPException, zlib.error) as error:
         # A full disk is no fault of the connection.
         is_full = getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT)
         raise (_PermanentError if is_full else DownloadError)(_one_line(error)) from error

@@ -336,8 +336,8 @@ def _cached_path(url: str, folder: Path, num_attempts: int, verbose: bool) -> Pa
         path = folder / cache_file_name(url, server_name)
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(f'{folder}: a download cannot be written ({error.strerror or error}); free space, or set '
-                        'DNNLIB_CACHE_DIR to another folder') from error
+        raise UserError(f'{folder}: a download cannot be written ({error.strerror or error}); free space, or '
+                        'set DNNLIB_CACHE_DIR to another folder') from error
     finally:
         partial.unlink(missing_ok=True)
     return path
@@ -347,5 +347,5 @@ def _fetch(url: str, file: BinaryIO, num_attempts: int, verbose: bool) -> str | 
     try:
         return download.fetch(url, file, num_attempts, verbose)
     except download.DownloadError as error:
-        raise UserError(f'{download.shown(url)}: cannot be downloaded ({error}); check address and connection, or '
-                        'fetch it by hand and give its path instead') from error
+        raise UserError(f'{download.shown(url)}: cannot be downloaded ({error}); check address and '
+                        'connection, or fetch it by hand and give its path instead') from error

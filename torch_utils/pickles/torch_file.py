@@ -14,9 +14,9 @@ from torch_utils.pickles.tensors import STORAGE_TYPES, Declared, Storage, read_h
 
 ZIP_HEAD = b'PK\x03\x04'
 OLD_HEAD = b'\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.'  # after two bytes: the first pickle before torch 1.6
-LOCAL_HEADER = struct.Struct('<26xHH')  # before a member of a zip file: lengths of its name and extra field
-BAD_ZIP = (zipfile.BadZipFile, struct.error, LookupError, NotImplementedError, RuntimeError, OSError, EOFError,
-           ValueError, ArithmeticError)
+LOCAL_HEADER = struct.Struct('<26xHH')  # before a member of a zip: lengths of its name and extra field
+BAD_ZIP = (zipfile.BadZipFile, struct.error, LookupError, NotImplementedError, RuntimeError, OSError,
+           EOFError, ValueError, ArithmeticError)
 
 
 class _Bag(Buildable):

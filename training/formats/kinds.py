@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is that somebody took for a network: judged by its first bytes, by the members of an archive."""
+"""What a file is that somebody took for a network: judged by its first bytes, or the members of a zip."""
 import codecs
 import io
 import re
@@ -15,8 +15,8 @@ NETWORK_SUFFIXES = ('.pkl', '.safetensors', '.pt', '.pth', '.ckpt')
 UNPACK = 'unpack it and give the file inside'
 # First bytes -> what the file is and what to do.
 HEADS: dict[bytes, str] = {
-    b'version https://git-lfs': 'a Git LFS pointer, a note of three lines in place of the file; fetch the file '
-                                'itself with git lfs pull, or by its download link',
+    b'version https://git-lfs': 'a Git LFS pointer, three lines in place of the file; fetch the file itself '
+                                'with git lfs pull, or by its download link',
     b'\x1f\x8b': f'compressed with gzip; {UNPACK}', b'BZh': f'compressed with bzip2; {UNPACK}',
     b'\xfd7zXZ\0': f'compressed with xz; {UNPACK}', b'\x28\xb5\x2f\xfd': f'compressed with zstd; {UNPACK}',
     b'7z\xbc\xaf\x27\x1c': f'a 7z archive; {UNPACK}', b'Rar!\x1a\x07': f'a RAR archive; {UNPACK}',

@@ -16,7 +16,8 @@ from training.report.ticks import nimg_of_name
 __all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'fate_of_download', 'load_bytes', 'load_network',
            'load_network_pkl', 'network_path', 'read_file']
 # Files of a run with networks, the last being preferred among those of the same images.
-SNAPSHOT_NAMES = (('training-state-', '.pt'), ('network-snapshot-', '.safetensors'), ('network-snapshot-', '.pkl'))
+SNAPSHOT_NAMES = (
+    ('training-state-', '.pt'), ('network-snapshot-', '.safetensors'), ('network-snapshot-', '.pkl'))
 
 
 def load_network(
@@ -37,7 +38,9 @@ def load_network(
         return load_bytes(data, path_or_url, trust_pickle=trust_pickle, force_fp16=force_fp16, only=only)
     except UserError as error:
         fate = fate_of_download(path_or_url, local, data)
-        raise UserError(f'{error}; {fate}') if fate else error
+        if fate is None:
+            raise
+        raise UserError(f'{error}; {fate}') from error
 
 
 def network_path(path_or_url: str) -> str:
@@ -52,7 +55,8 @@ def network_path(path_or_url: str) -> str:
              for number in [nimg_of_name(path.name, f'^{prefix}')] if number is not None]
     if found:
         return str(max(found)[-1])
-    runs = sorted(path.name for path in Path(path_or_url).iterdir() if (path / 'training_options.json').is_file())
+    runs = sorted(path.name for path in Path(path_or_url).iterdir()
+                  if (path / 'training_options.json').is_file())
     hint = f'; it holds runs, such as {runs[-1]}: give the folder of one of them' if runs else ''
     raise UserError(f'{path_or_url}: a folder without network-snapshot-*.pkl or training-state-*.pt{hint}')
 
@@ -89,7 +93,6 @@ def load_bytes(
 ) -> dnnlib.EasyDict:
     """Like load_network, from the bytes of a file.  name: what error messages call it."""
     # Imported late: scripts import this module, and few of them read every kind of file.
-    from torch_utils.pickles import torch_file
     from training.formats import kinds, pickled
 
     problem = kinds.foreign(data)

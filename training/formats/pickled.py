@@ -150,8 +150,8 @@ def named_modules(
     if not any(isinstance(found.get(key), kind) for key in NETWORKS):
         found = _by_class([item for item in items.values() if isinstance(item, kind)], class_of)
     if not found:
-        raise UserError(f'{name}: holds no networks; a network pickle is a dict with the keys G, D and G_ema, '
-                        'or a generator')
+        raise UserError(f'{name}: holds no networks; a network pickle is a dict with the keys G, D and '
+                        'G_ema, or a generator')
     return {key: found[key] for key in MODULES if key in found}
 
 
@@ -159,8 +159,10 @@ def _by_class(modules: list[Any], class_of: Callable[[Any], str]) -> dict[str, A
     generators = [module for module in modules if class_of(module).endswith('Generator')]
     found = {'G': generators[0]} if len(generators) > 1 else {}
     found.update({'G_ema': generators[-1]} if generators else {})
-    for key, ending in (('D', 'Discriminator'), ('augment_pipe', 'AugmentPipe')):
-        found.update({key: module for module in modules if class_of(module).endswith(ending)})
+    for module in modules:
+        for key, ending in (('D', 'Discriminator'), ('augment_pipe', 'AugmentPipe')):
+            if class_of(module).endswith(ending):
+                found.setdefault(key, module)
     return found if any(key in found for key in NETWORKS) else {}
 
 

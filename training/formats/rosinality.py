@@ -23,6 +23,8 @@ UP_GAIN = 4  # their upsampling filters include the gain
 AVERAGE_SAMPLES, AVERAGE_SEED = 4096, 0  # used if a file lacks the average w
 MAX_KEY = 40  # characters of the name of a tensor; Python refuses to read numbers of thousands of digits
 FIXED_D = {'mbstd_group_size': 4, 'mbstd_num_channels': 1}
+# Arguments of their networks, which are constants in their scripts or have these usual values.
+THEIR_STYLE_DIM, THEIR_N_MLP, THEIR_MIN_SIZE, THEIR_MULTIPLIERS = 512, 8, 8, (2, 1, 4)
 Tensors = dict[str, torch.Tensor]
 
 # Parts of a synthesis or torgb layer: ours -> (theirs, number of leading axes of size 1).
@@ -76,7 +78,37 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> list[str]:
     held['latent_avg'] = best.mapping.w_avg.detach().clone()
     with replace_file(path) as temporary:
         torch.save(held, temporary)
-    return notes
+    return [*notes, _program_note(best, contents.get('D') if 'd' in held else None)]
+
+
+def _program_note(G: torch.nn.Module, D: torch.nn.Module | None) -> str:
+    """For which arguments rosinality's program constructs networks of this shape, or that it cannot."""
+    size = G.img_resolution
+    widths = {level: getattr(G.synthesis, f'b{level}').conv1.weight.shape[0]
+              for level in G.synthesis.block_resolutions}
+    multiplier = next((m for m in THEIR_MULTIPLIERS if widths == _their_widths(size, m)), None)
+    if multiplier is None:
+        plain = ', '.join(f'{level}: {width}' for level, width in widths.items())
+        return ('The program of rosinality cannot construct this generator: its feature maps per resolution '
+                f'({plain}) follow from no channel_multiplier; others that read the layout may')
+    note = (f'The program of rosinality reads it with size={size}, style_dim={G.w_dim}, '
+            f'n_mlp={G.mapping.num_layers}, channel_multiplier={multiplier}')
+    if D is not None and {level: _width_of(D, level) for level in widths} != widths:
+        note += '; its discriminator there has other feature maps than D, so that d does not fit'
+    if G.w_dim != THEIR_STYLE_DIM or G.mapping.num_layers != THEIR_N_MLP:
+        note += f' (its scripts fix style_dim={THEIR_STYLE_DIM} and n_mlp={THEIR_N_MLP}: change them there)'
+    return note
+
+
+def _their_widths(size: int, multiplier: int) -> dict[int, int]:
+    levels = [2 ** i for i in range(2, size.bit_length())]
+    return {level: 512 if level < 64 else 512 * 32 // level * multiplier for level in levels}
+
+
+def _width_of(D: torch.nn.Module, level: int) -> int:
+    """Feature maps at the entrance of a level."""
+    block = getattr(D, f'b{level}')
+    return (block.conv if level == 4 else block.conv0).weight.shape[0 if level == 4 else 1]
 
 
 def _tensors(name: str, state: dict) -> Tensors:
@@ -155,7 +187,8 @@ def _channel_arguments(channels: list[int]) -> dict[str, int]:
 
 def _sorted(theirs: Tensors, pattern: str) -> list[tuple[str, torch.Tensor]]:
     """The matching tensors, ordered by the first number in their names."""
-    found = [(key, tensor) for key, tensor in theirs.items() if re.fullmatch(pattern, key) and len(key) <= MAX_KEY]
+    found = [(key, tensor) for key, tensor in theirs.items()
+             if len(key) <= MAX_KEY and re.fullmatch(pattern, key)]
     return sorted(found, key=lambda item: int(re.search(r'\d+', item[0].partition('.')[2])[0]))
 
 
@@ -226,6 +259,9 @@ def _obstacles(name: str, key: str, net: torch.nn.Module) -> Iterator[str]:
     size = kwargs['img_resolution']
     if not isinstance(size, int) or not math.log2(size).is_integer() or kwargs['c_dim']:
         yield 'it is conditional, or its images are not square with a power-of-two side'
+        return
+    if size < THEIR_MIN_SIZE:
+        yield f'its images are smaller than {THEIR_MIN_SIZE}x{THEIR_MIN_SIZE}'
         return
     if kwargs['img_channels'] != 3:
         yield f'its images have {kwargs["img_channels"]} channels instead of 3'

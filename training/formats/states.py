@@ -36,7 +36,8 @@ def read(held: Mapping[str, Any], name: str) -> tuple[dict[str, Recipe], Any]:
     recipes = {}
     for key, (cls, kwargs) in {'G': G, 'D': D, 'G_ema': G}.items():
         with explained(f'{name}: {key}'):
-            recipes[key] = Recipe(f'{name}: {key}', cls.__name__, {**kwargs, **shape}, make_tensors(tensors[key]))
+            recipes[key] = Recipe(
+                f'{name}: {key}', cls.__name__, {**kwargs, **shape}, make_tensors(tensors[key]))
     return recipes, held['config'].get('training_set_kwargs')
 
 
@@ -44,8 +45,8 @@ def _config(name: str, options: Any) -> TrainConfig:
     try:
         return TrainConfig.from_options(options)
     except (UserError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f'{name}: the options in this training state cannot be read ({shown(error)}); the file is '
-                        'damaged') from error
+        raise UserError(f'{name}: the options in this training state cannot be read ({shown(error)}); the '
+                        'file is damaged') from error
 
 
 def _tensors(name: str, run: Any, key: str) -> dict[str, StoredTensor]:

@@ -97,7 +97,7 @@ class TensorFlowRecipe:
         wanted = {name: like for name, like in twin.state_dict().items()
                   if not name.endswith('resample_filter')}
         # Many variables can be one array: what the network takes is compared before it is allocated.
-        held = sum({id(v): v.nbytes for v in variables.values() if isinstance(v, np.ndarray)}.values())
+        held = sum({v.ctypes.data: v.nbytes for v in variables.values() if isinstance(v, np.ndarray)}.values())
         needed = sum(like.numel() * like.element_size() for like in wanted.values())
         if needed > MAX_COPIES * held + MAX_NUMBERS_BYTES:
             raise UserError(f'{self.name}: its arguments describe a network of {needed} bytes, of which the '
@@ -198,7 +198,8 @@ def _variables(name: str, network: TensorFlowNetwork) -> dict[str, Any]:
 def _renamed(variables: dict[str, Any]) -> dict[str, Any]:
     """The variables, with FromRGB layers named by resolution instead of by level of detail (StyleGAN1)."""
     found = dict(variables)
-    resolutions = [int(key.split('x')[0]) for key in variables if re.fullmatch(r'\d{1,7}x\d+/Conv0/weight', key)]
+    resolutions = [int(key.split('x')[0]) for key in variables
+                   if re.fullmatch(r'\d{1,7}x\d+/Conv0/weight', key)]
     for key, value in variables.items():
         match = re.fullmatch(r'FromRGB_lod(\d{1,2})/(weight|bias)', key)
         if match and resolutions:
