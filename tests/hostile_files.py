@@ -9,11 +9,8 @@ import zipfile
 import numpy as np
 import tensorflow_files
 import torch
-from small_networks import SYNTHESIS, small_generator
 
-from torch_utils.pickles import torch_file
 from training import networks
-from training.formats import pickled, safetensors_file
 
 SET = b'cbuiltins\nset\n'
 ORDERED = b'ccollections\nOrderedDict\n'
@@ -33,7 +30,7 @@ def repeated_states(size=4 << 20, count=2000):
     return b'\x80\x02' + text(size) + b'q\x010](' + (ARRAY + state) * count + b'e.'
 
 
-def repeated_dicts(pairs=100_000, count=100_000, opcode=b'\x81'):
+def repeated_dicts(pairs=20_000, count=100_000, opcode=b'\x81'):
     """NEWOBJ or REDUCE of an OrderedDict with one list of pairs, again and again."""
     one = b'(X\x01\0\0\0aK\x01l'
     return (b'\x80\x02](' + one * pairs + b'eq\x01\x85q\x020' + ORDERED + b'q\x030]('
@@ -48,7 +45,7 @@ def repeated_storages(count=400_000):
             + b'h\x02h\x01R' * count + b'e.')
 
 
-def repeated_array(size=1 << 20, layers=900):
+def repeated_array(size=1 << 20, layers=150):
     """A TensorFlow network of many large layers, all of them one array of two megabytes."""
     side = int(size ** 0.5)
     weight = np.zeros([side, side], np.float16)
@@ -62,17 +59,12 @@ def overlapping_members(size=8 << 20, count=1000):
     """A checkpoint whose storages are all one member of the archive, under many names."""
     stream = io.BytesIO()
     torch.save({f't{i}': torch.zeros(size // 4 if i == 0 else 1) for i in range(count)}, stream)
-    source = stream.getvalue()
-    with zipfile.ZipFile(io.BytesIO(source)) as archive:
-        items = archive.infolist()
-        pickled_part = archive.read(next(item for item in items if item.filename.endswith('data.pkl')))
-    large = max(items, key=lambda item: item.file_size)
+    with zipfile.ZipFile(stream) as archive:
+        main = next(name for name in archive.namelist() if name.endswith('data.pkl'))
+        named = archive.read(main).replace(b'K\x01t', b'J' + struct.pack('<i', size // 4) + b't')
     out = io.BytesIO()
     with zipfile.ZipFile(out, 'w') as archive:
-        for item in items:
-            if item is not large and not item.filename.endswith('data.pkl') and '/data/' not in item.filename:
-                archive.writestr(item.filename, zipfile.ZipFile(io.BytesIO(source)).read(item))
-        archive.writestr('archive/data.pkl', pickled_part.replace(b'K\x01t', b'J' + struct.pack('<i', size // 4) + b't'))
+        archive.writestr('archive/data.pkl', named)
         archive.writestr('archive/data/0', bytes(size))
         first = archive.getinfo('archive/data/0')
         for i in range(1, count):
@@ -85,11 +77,10 @@ def overlapping_members(size=8 << 20, count=1000):
     return out.getvalue()
 
 
-def huge_claim(side=16384, **changes):
-    """A complete network of few numbers for images of side x side."""
+def huge_claim(side=16384):
+    """A complete generator of few numbers for images of side x side."""
     with torch.device('meta'):
         G = networks.Generator(
             z_dim=2, c_dim=0, w_dim=2, img_resolution=side, img_channels=3, mapping_kwargs={'num_layers': 1},
-            synthesis_kwargs={'channel_base': 1, 'channel_max': 1, 'use_noise': False, **changes})
-    G = G.to_empty(device='cpu')
-    return G
+            synthesis_kwargs={'channel_base': side, 'channel_max': 1, 'use_noise': False})
+    return G.to_empty(device='cpu')

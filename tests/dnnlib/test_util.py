@@ -269,3 +269,12 @@ def test_a_cache_that_cannot_be_created_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(util.download, 'fetch', content_of(None))
     with pytest.raises(UserError, match='DNNLIB_CACHE_DIR'):
         open_url('https://example.com/net', cache_dir=str(tmp_path / 'file' / 'x'))
+
+
+def test_names_in_the_cache_are_short_and_hold_no_password():
+    long = 'https://example.com/' + 'a' * 3000 + '/net.pkl'
+    assert len(util.cache_file_name(long)) < 200 and util.cache_file_name(long).endswith('_net.pkl')
+    assert util.cache_file_name(long) != util.cache_file_name(long + '?')
+    assert len(util.cache_file_name('https://example.com/x', 'b' * 500 + '.pkl')) < 200
+    assert 'secret' not in util.cache_file_name('https://me:secret@example.com/x.pkl?token=secret')
+    assert util.cache_file_name('https://example.com/\ud800').endswith('_https___example.com__')

@@ -7,7 +7,7 @@ BASE_BYTES = 256 << 20
 BYTES_PER_BYTE = 6  # of the file: literals, arguments, tensors, and some to spare
 ELEMENT_BYTES = 100  # an entry of a dict or set
 OPERATION_BYTES = 64  # the object that an opcode may create
-MAX_OPERATIONS = 1_000_000  # a file with three networks takes some 100,000
+MAX_OPERATIONS = 500_000  # a file with three networks takes some 100,000
 BASE_SECONDS, BYTES_PER_SECOND = 8.0, 20e6  # of processor time; honest files are read ten times as fast
 OPERATIONS_PER_LOOK = 1024  # at the clock
 

@@ -78,11 +78,12 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> list[str]:
     held['latent_avg'] = best.mapping.w_avg.detach().clone()
     with replace_file(path) as temporary:
         torch.save(held, temporary)
-    return [*notes, _program_note(best, contents.get('D') if 'd' in held else None)]
+    return notes
 
 
-def _program_note(G: torch.nn.Module, D: torch.nn.Module | None) -> str:
-    """For which arguments rosinality's program constructs networks of this shape, or that it cannot."""
+def program_note(contents: Mapping[str, Any]) -> str:
+    """For which arguments rosinality's program constructs the networks that write() wrote, or that it cannot."""
+    G, D = contents.get('G_ema') or contents.get('G'), contents.get('D')
     size = G.img_resolution
     widths = {level: getattr(G.synthesis, f'b{level}').conv1.weight.shape[0]
               for level in G.synthesis.block_resolutions}
@@ -93,8 +94,9 @@ def _program_note(G: torch.nn.Module, D: torch.nn.Module | None) -> str:
                 f'({plain}) follow from no channel_multiplier; others that read the layout may')
     note = (f'The program of rosinality reads it with size={size}, style_dim={G.w_dim}, '
             f'n_mlp={G.mapping.num_layers}, channel_multiplier={multiplier}')
-    if D is not None and {level: _width_of(D, level) for level in widths} != widths:
-        note += '; its discriminator there has other feature maps than D, so that d does not fit'
+    if D is not None and next(_obstacles('', 'D', D), None) is None and {
+            level: _width_of(D, level) for level in widths} != widths:
+        note += '; d does not fit, as D has other feature maps than G'
     if G.w_dim != THEIR_STYLE_DIM or G.mapping.num_layers != THEIR_N_MLP:
         note += f' (its scripts fix style_dim={THEIR_STYLE_DIM} and n_mlp={THEIR_N_MLP}: change them there)'
     return note
