@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import dnnlib
 from dnnlib.cli import run_command
 from dnnlib.cli_options import HELP_WIDTH, GroupedCommand
 
@@ -48,7 +47,7 @@ def legacy_tool() -> None:
 
 @legacy_tool.command('convert', cls=GroupedCommand)
 @click.option('--source', required=True, metavar='FILE|URL',
-              help='Input: pickle (official, own, or TensorFlow), .safetensors, or rosinality checkpoint.')
+              help='Input: a network file of any kind (docs/formats.md), or a run directory.')
 @click.option('--dest', required=True, metavar='FILE',
               help='Output; the suffix selects the format: .pkl, .safetensors, .pt (rosinality checkpoint), '
                    '.onnx, .pt2 (torch.export).')
@@ -76,11 +75,19 @@ def convert_command(
 @legacy_tool.command('inspect', cls=GroupedCommand)
 @click.argument('path_or_url', metavar='FILE|URL')
 def inspect_command(path_or_url: str) -> None:
-    """List the contents of a network file, without executing anything in it."""
+    """List the contents of a network file, without executing anything in it.
+
+    Exits with status 1 if it cannot be used.
+    """
     from training.formats import inspection, load
-    with dnnlib.util.open_url(path_or_url) as file:
-        data = file.read()
-    click.echo('\n'.join(inspection.describe(data, path_or_url, load.load_bytes)))
+    path_or_url = load.network_path(path_or_url)
+    data, local = load.read_file(path_or_url)
+    lines = inspection.describe(data, path_or_url, load.load_bytes)
+    click.echo('\n'.join(lines))
+    if lines[-1].startswith(inspection.REFUSED):
+        fate = load.fate_of_download(path_or_url, local, data)
+        click.echo(f'  {fate}' if fate else '', nl=bool(fate))
+        raise click.exceptions.Exit(1)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -66,7 +66,20 @@ def check_launch(config: cfg.TrainConfig) -> None:
                             f'--gpus={available}, or torchrun for several nodes')
     source = config.resume_pkl
     if source is not None and '://' not in source and not os.path.isfile(source):
-        raise UserError(f'--resume={source}: no such file; give a network .pkl, a URL, or a name from --help')
+        raise UserError(f'--resume={source}: no such file; give a network file, a URL, or a name from --help')
+
+
+def check_weights(config: cfg.TrainConfig, dataset: cfg.DatasetInfo, state: Path | None) -> None:
+    """Raise UserError in a dry run if the weights of --resume are unusable, as far as they are here."""
+    source = config.resume_pkl
+    if source is None or state is not None:
+        return
+    # A dry run may precede a run on another machine.
+    if '://' in source or not Path(source).parent.is_dir():
+        click.echo(f'Note: --resume={source} is not on this machine and was not checked.')
+        return
+    from training.transfer.weights import check_source
+    check_source(source, config, dataset.label_dim, dataset.channels)
 
 
 def run_training(dry_run: bool, **flags: Any) -> None:
@@ -132,6 +145,7 @@ def plan_training(
     if state is not None:
         click.echo(f'Note: Resuming from {state}.')
     if dry_run:
+        check_weights(config, dataset, state)
         click.echo('Dry run; exiting.')
         return None
     # Another process may be training in the run directory of a resumed run.

@@ -79,7 +79,12 @@ def detector_path(name: str, folder: str | None = None) -> Path:
         raise DetectorMissingError(
             f'{name} is not in {places}, and cannot be downloaded from {DETECTOR_URL}{name}; run '
             f'calc_metrics.py --offline-bundle=DIR where there is a connection, and {remedy}') from error
-    _load(fetched, file_sha256(fetched), 'cpu')  # an error page or half a file must not get into the cache
+    try:
+        _load(fetched, file_sha256(fetched), 'cpu')
+    except DetectorMissingError as error:
+        # An error page or half a file must not stay in the cache.
+        Path(fetched).unlink(missing_ok=True)
+        raise DetectorMissingError(f'{error}; the download has been deleted') from error
     return _keep(Path(fetched), cached)
 
 

@@ -19,7 +19,7 @@ from torch_utils import distributed, misc
 from torch_utils.misc import keep_freed_memory, pick_device
 from training.config.values import parse_metrics
 from training.dataset import ImageFolderDataset, find_dataset
-from training.formats.load import load_network
+from training.formats.load import load_network, network_path
 
 DATA_OPTIONS = ('path', 'resolution', 'use_labels', 'xflip', 'max_size', 'random_seed')
 
@@ -49,12 +49,12 @@ def write_offline_bundle(folder: str, detector_dir: str | None) -> None:
 
 
 def check_network(network: str | None) -> str:
-    """The value of --network. Raises UserError if it is missing, or names a file that is."""
+    """The value of --network, or the newest snapshot of a run. Raises UserError if there is no such file."""
     if network is None:
         raise UserError('--network is required, such as --network=network-snapshot-000500.pkl')
-    if '://' not in network and not os.path.isfile(network):
-        raise UserError(f'--network={network}: no such file; give a network file or a URL')
-    return network
+    if '://' not in network and not os.path.exists(network):
+        raise UserError(f'--network={network}: no such file; give a network file, a run directory or a URL')
+    return network_path(network)
 
 
 def check_gpus(gpus: int, started: int, device_type: str) -> None:
