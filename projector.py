@@ -36,7 +36,7 @@ def label_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(cls=GroupedCommand, epilog=EXAMPLES)
 @option('--network', required=True, metavar='FILE|URL',
-        help='Network file, of which G_ema is used: .pkl, .safetensors or .pt.')
+        help='Network file whose G_ema to use, or a run directory: its newest snapshot.')
 @option('--target', 'targets', required=True, multiple=True, metavar='FILE|DIR',
         help='Target image, or a folder of images. May be repeated.')
 @option('--outdir', required=True, metavar='DIR', help='Output folder.')
