@@ -31,7 +31,7 @@ LARGER = {'torch_utils/ops': 30}  # one operator per module
 LATE_IMPORTS = {
     'train': {'torch', 'torch_utils', 'training'},
     'torch_utils.distributed': {'torch.distributed'},
-    'training.datasets.sources': {'lmdb'},
+    'training.datasets.lsun': {'lmdb'},
     'training.formats.load': {'torch_utils.pickles', 'training.formats'},
     'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
     'training.report.curves': {'matplotlib'},
