@@ -38,8 +38,8 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
               help='Convert all images to gray (L), RGB, ...; dropped alpha is composited over white.  '
                    '[default: keep]')
 @click.option('--range', 'value_range', metavar='auto|LOW,HIGH', default='auto',
-              help='Values of images with more than 8 bits per channel that become 0 to 255. auto: as many bits as '
-                   'the largest value of all images has; for floats 0 to 1 or the like.')
+              help='Values of images with more than 8 bits per channel that become 0 to 255. auto: as many '
+                   'bits as the largest value of all images has; for floats 0 to 1 or the like.')
 @click.option('--frames', type=click.Choice(['first', 'all']), default='first',
               help='Frames of animations and stacks (GIF, WebP, APNG, TIFF) that become images.')
 @click.option('--max-megapixels', type=POSITIVE, metavar='N', default=MAX_MEGAPIXELS,

@@ -32,7 +32,7 @@ ARCHIVE_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, Damaged, Arit
 
 
 def _gunzip(path: str) -> bytes:
-    """The content of a .gz file. Raises ValueError if it is out of proportion to the file, OSError, EOFError."""
+    """The content of a .gz file. Raises ValueError if it is out of proportion, OSError or EOFError."""
     with open_regular(path) as file:
         limit = min(FREE_BYTES + FREE_RATIO * os.fstat(file.fileno()).st_size, MAX_BYTES)
         with gzip.GzipFile(fileobj=file) as content:
@@ -141,8 +141,8 @@ def _read_idx(path: str, rank: int) -> np.ndarray:
         raise UserError(f'{path}: cannot be read ({error}); download both MNIST files again') from error
     shape = [int(size) for size in np.frombuffer(data[4:4 + 4 * rank], dtype='>u4')]
     body = data[4 + 4 * rank:]
-    is_complete = len(shape) == rank and len(body) == math.prod(shape) > 0 and max(shape[1:], default=1) <= MAX_SIDE
-    if data[:4] != bytes([0, 0, 8, rank]) or not is_complete:
+    is_complete = len(shape) == rank and len(body) == math.prod(shape) > 0
+    if data[:4] != bytes([0, 0, 8, rank]) or not is_complete or max(shape[1:], default=1) > MAX_SIDE:
         raise UserError(f'{path}: not an IDX file of {rank} dimensions of bytes, or incomplete')
     return np.frombuffer(body, dtype=np.uint8).reshape(shape)
 

@@ -116,8 +116,8 @@ def _check_range(images: list[Examined], report: DatasetReport) -> None:
         return
     low, high = min(image.low for image in images), max(image.high for image in images)
     if high - low < FEW * 255:
-        report.remarks.append(f'all values are from {low} to {high}, less than a quarter of 0 to 255: too flat to '
-                              'train on; dataset_tool.py --range=LOW,HIGH maps 16-bit and float data')
+        report.remarks.append(f'all values are from {low} to {high}, less than a quarter of 0 to 255; '
+                              'dataset_tool.py --range=LOW,HIGH maps 16-bit and float data')
 
 
 def _check_duplicates(images: list[Examined], report: DatasetReport) -> None:

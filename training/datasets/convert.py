@@ -74,7 +74,8 @@ def map_images(
         # The end of the pool would wait for a stopped process.
         for process in multiprocessing.active_children():
             process.kill()
-        raise UserError(f'a worker process has not answered for {WORKER_TIMEOUT_SEC} s; try --workers=0') from error
+        raise UserError(f'a worker process has not answered for {WORKER_TIMEOUT_SEC} s; try '
+                        '--workers=0') from error
     except BrokenProcessPool as error:
         raise UserError('a worker process was killed, perhaps out of memory; try '
                         f'--workers={workers // 2}') from error
@@ -226,8 +227,9 @@ def _settle_range(source: FileSource, on_error: str, workers: int | None) -> Non
     """Find the values of all images with more than 8 bits, so that all are mapped alike."""
     names = source.deep_images()
     results = map_images(_measure, source.read_images(names), num_workers(workers, len(names)))
+    results = progress(results, total=len(names), desc='Measuring', unit='img')
     extents = []
-    for name, found in zip(names, progress(results, total=len(names), desc='Measuring', unit='img'), strict=True):
+    for name, found in zip(names, results, strict=True):
         if isinstance(found, str) and on_error == 'stop':
             raise _unreadable(name, found)
         if isinstance(found, Extent):

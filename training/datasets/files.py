@@ -24,10 +24,12 @@ SMALL_CHUNK_BYTES = 1 << 12
 PLAIN_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 # What a compressed file may inflate to: FREE_RATIO times its size, and this much in any case.
 FREE_RATIO = 32
+LABEL_RATIO = 10
 FREE_IMAGE_BYTES = 256 << 20
 FREE_LABEL_BYTES = 8 << 20
 BYTES_PER_LABEL = 16 << 10
 MAX_FILE_BYTES = 4 << 30
+ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of zip members (APPNOTE, 4.4.4)
 # What the zip reader raises on damaged archives, besides OSError.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
               ValueError, ArithmeticError, LookupError, TypeError, MemoryError, struct.error)
@@ -141,13 +143,19 @@ class ImageFiles:
         found = {}
         for name in self.names:
             try:
-                raw = os.fsencode(name) if not self.is_zip else self._info(name).orig_filename.encode('cp437')
-                has_encoding = self.is_zip and self._info(name).flag_bits & 0x800  # UTF-8 (APPNOTE, appendix D)
-                if not raw.isascii() and not has_encoding:
+                raw = self._raw_name(name)
+                if not raw.isascii():
                     found[name] = raw.decode(codec).replace('\\', '/')
             except ValueError:
                 continue
         return found
+
+    def _raw_name(self, name: str) -> bytes:
+        if not self.is_zip:
+            return os.fsencode(name)
+        info = self._info(name)
+        # Without this flag, the reader takes names as of this code page (APPNOTE, appendix D).
+        return b'' if info.flag_bits & UTF_8 else info.orig_filename.encode('cp437')
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         return self._archive()[0].getinfo(self._stored_names.get(name, name))
@@ -189,7 +197,7 @@ class ImageFiles:
         """
         return self._read(name, FREE_IMAGE_BYTES * self.max_megapixels // MAX_MEGAPIXELS)
 
-    def _read(self, name: str, free_bytes: int, only: int | None = None) -> bytes:
+    def _read(self, name: str, free_bytes: int, only: int | None = None, ratio: int = FREE_RATIO) -> bytes:
         with self._explain_errors(name):
             if not self.is_zip:
                 if only is None:
@@ -199,25 +207,8 @@ class ImageFiles:
             archive, lock = self._archive()
             # Threads share the handle; ZipFile counts its open members without a lock.
             with lock:
-                return self._inflate(archive, self._info(name), free_bytes, only)
-
-    def _inflate(
-        self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, free_bytes: int, only: int | None,
-    ) -> bytes:
-        limit = MAX_FILE_BYTES
-        if info.compress_type != zipfile.ZIP_STORED:
-            limit = min(limit, max(free_bytes, FREE_RATIO * info.compress_size))
-        if info.file_size > limit:
-            raise DatasetPathError(
-                f'{self.path}: {info.filename} inflates from {info.compress_size} to {info.file_size} bytes, '
-                'which may be meant to fill memory; if it is not, unpack the zip')
-        chunk_bytes = CHUNK_BYTES if info.compress_type in PLAIN_METHODS else SMALL_CHUNK_BYTES
-        parts, num_bytes = [], 0
-        with archive.open(info) as file:
-            while (only is None or num_bytes < only) and (part := file.read(chunk_bytes)):
-                parts.append(part)
-                num_bytes += len(part)
-        return b''.join(parts)
+                info = self._info(name)
+                return _inflate(archive, info, max(free_bytes, ratio * info.compress_size), only)
 
     def read_start(self, name: str, num_bytes: int) -> bytes:
         """At least the first bytes of one file, all if it is shorter. Raises DatasetPathError as `read`."""
@@ -242,7 +233,7 @@ class ImageFiles:
 
     def read_label_table(self, name: str) -> bytes:
         """The bytes of a label file. Raises DatasetPathError as `read`."""
-        return self._read(name, FREE_LABEL_BYTES + BYTES_PER_LABEL * len(self.names))
+        return self._read(name, FREE_LABEL_BYTES + BYTES_PER_LABEL * len(self.names), ratio=LABEL_RATIO)
 
     def close(self) -> None:
         """Close this process's handle; the next read opens it again."""
@@ -259,3 +250,19 @@ class ImageFiles:
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
+
+
+def _inflate(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int, only: int | None) -> bytes:
+    """A member of a zip, or at least `only` bytes of it.  limit: bytes that a compressed one may have."""
+    if info.flag_bits & ENCRYPTED:
+        raise OSError('encrypted; unpack the zip')
+    if info.file_size > (MAX_FILE_BYTES if info.compress_type == zipfile.ZIP_STORED else limit):
+        raise OSError(f'it would inflate from {info.compress_size} to {info.file_size} bytes, which may be '
+                      'meant to fill memory; if it is not, unpack the zip')
+    chunk_bytes = CHUNK_BYTES if info.compress_type in PLAIN_METHODS else SMALL_CHUNK_BYTES
+    parts, num_bytes = [], 0
+    with archive.open(info) as file:
+        while (only is None or num_bytes < only) and (part := file.read(chunk_bytes)):
+            parts.append(part)
+            num_bytes += len(part)
+    return b''.join(parts)

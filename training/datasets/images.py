@@ -78,9 +78,9 @@ class Reading:
     def check_size(self, width: int, height: int) -> None:
         """Raise ImageError if an image has too many pixels."""
         if width * height > self.max_megapixels * 1_000_000:
-            raise ImageError(f'has {width}x{height} pixels, and more than {self.max_megapixels} megapixels may '
-                             'be a file made to fill memory; if it is not, use --max-megapixels='
-                             f'{-(-width * height // 1_000_000)} of dataset_tool.py')
+            raise ImageError(f'has {width}x{height} pixels, and more than {self.max_megapixels} megapixels '
+                             'may be meant to fill memory; if they are not, use dataset_tool.py '
+                             f'--max-megapixels={-(-width * height // 1_000_000)}')
 
 
 DEFAULT = Reading()
@@ -241,7 +241,8 @@ def _decode_frame(source: _Source, image: Image.Image, mode: str) -> tuple[np.nd
         ImageOps.exif_transpose(image, in_place=True)
         alpha = None
         if key is not None:
-            alpha = _key_alpha(_as_array(image), [value * 255 // (2 ** source.png.bit_depth - 1) for value in key])
+            highest = 2 ** source.png.bit_depth - 1
+            alpha = _key_alpha(_as_array(image), [value * 255 // highest for value in key])
         if image.mode.startswith('I'):
             image = to_pillow(to_uint8(np.asarray(image), None)[:, :, None])
         image, remark = to_srgb(image, source.profile(image))

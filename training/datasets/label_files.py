@@ -4,6 +4,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from dnnlib.util import printable
 from training.datasets.files import LABEL_FILE, ImageFiles
 from training.datasets.labels import LabelError, Labels, LabelTable, parse_label_json
 
@@ -35,8 +36,8 @@ def label_source(files: ImageFiles) -> str | None:
     """
     tables = files.label_tables()
     if len(tables) > 1:
-        raise LabelError(f'{files.path}: {len(tables)} label tables, {tables[0]}, {tables[1]}, ...; join them in '
-                         f'one {LABEL_FILE}')
+        raise LabelError(f'{files.path}: {len(tables)} label tables, {printable(tables[0])}, '
+                         f'{printable(tables[1])}, ...; join them in one {LABEL_FILE}')
     return tables[0] if tables else None
 
 
@@ -64,9 +65,9 @@ def match_labels(
 ) -> LabelTable:
     """The labels by names of images, with the rows that name no image.
 
-    Rows may differ from names in letter case, Unicode form, suffix, leading folders or, by raw_names(codec) ->
-    {name: decoded name}, encoding, as long as one row fits one image.  Raises LabelError if rows and images
-    are left.
+    Rows may differ from names in letter case, Unicode form, suffix, leading folders or, by raw_names(codec)
+    -> {name: decoded name}, encoding, as long as one row fits one image.  Raises LabelError if rows and
+    images are left.
     """
     found = {name: table[name] for name in names if name in table}
     rows = {row: label for row, label in table.items() if row not in found}
@@ -82,8 +83,8 @@ def match_labels(
     if rows and aliases:
         count = f'none of {len(table)} labels matches' if not found else (
             f'{len(rows)} of {len(table)} labels match no')
-        raise LabelError(f'{origin}: {count} image, the first is {next(iter(rows))}; an image without label is '
-                         f'{next(iter(aliases))}')
+        raise LabelError(f'{origin}: {count} image, the first is {printable(next(iter(rows)))}; an image '
+                         f'without label is {printable(next(iter(aliases)))}')
     return {**found, **rows}
 
 

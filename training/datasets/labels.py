@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, printable
 from training.datasets.images import is_image_name
 
 Label: TypeAlias = int | list[float]
@@ -50,8 +50,8 @@ def decode_text(data: bytes) -> str:
 def parse_label_json(data: bytes, origin: str) -> Labels | None:
     """The labels in the bytes of a `dataset.json`: {"labels": [[name, class or vector], ...] or null}.
 
-    A class is a number, or in all entries a word; "class_names": ["cat", ...] may name the classes. None where
-    "labels" is null. Raises UserError, whose message starts with `origin`, for malformed text.
+    A class is a number, or in all entries a word; "class_names": ["cat", ...] may name the classes. None
+    where "labels" is null. Raises UserError, whose message starts with `origin`, for malformed text.
     """
     try:
         if data.count(b'[') + data.count(b'{') > 1000 + len(data) // BYTES_PER_LIST:
@@ -78,8 +78,8 @@ def parse_label_json(data: bytes, origin: str) -> Labels | None:
 
 def _insert(table: dict[str, Any], name: str, label: Any, origin: str) -> None:
     if name in table and table[name] != label:
-        raise LabelError(f'{origin}: two labels for {name}, {_short(table[name])} and {_short(label)}; remove '
-                         'one')
+        raise LabelError(f'{origin}: two labels for {printable(name)}, {_short(table[name])} and '
+                         f'{_short(label)}; remove one')
     table[name] = label
 
 
@@ -90,7 +90,8 @@ def _named_classes(table: dict[str, Any], names: object, origin: str) -> Labels:
     if not table or not all(isinstance(label, str) for label in table.values()):
         highest = max((label for label in table.values() if type(label) is int), default=-1)
         if names is not None and highest >= len(names):
-            raise LabelError(f'{origin}: class {highest} has no name in "{CLASS_NAMES}", which has {len(names)}')
+            raise LabelError(f'{origin}: class {_short(highest)} has no name in "{CLASS_NAMES}", which has '
+                             f'{len(names)}')
         return Labels(table, None if names is None else tuple(names))
     # Numbers in quotes are numbers.
     if names is None and all(label.strip().isdecimal() and len(label) < 10 for label in table.values()):
@@ -99,8 +100,8 @@ def _named_classes(table: dict[str, Any], names: object, origin: str) -> Labels:
     index = {word: i for i, word in enumerate(words)}
     unknown = next((name for name, label in table.items() if label not in index), None)
     if unknown is not None:
-        raise LabelError(f'{origin}: the label of {unknown} is {_short(table[unknown])}, which "{CLASS_NAMES}" '
-                         'does not list')
+        raise LabelError(f'{origin}: the label of {printable(unknown)} is {_short(table[unknown])}, which '
+                         f'"{CLASS_NAMES}" does not list')
     return Labels({name: index[label] for name, label in table.items()}, tuple(words))
 
 
@@ -143,11 +144,11 @@ def _checked_label(label: object, what: str) -> Label:
     if _is_number(label):
         # The published code silently truncates 0.5 to class 0.
         if label != int(label) or label < 0:
-            raise LabelError(f'{what} is {_short(label)}; a class is 0, 1, 2, ..., and a number goes in a list: '
-                             f'[{_short(label)}]')
+            raise LabelError(f'{what} is {_short(label)}; a class is 0, 1, 2, ..., and a number goes in a '
+                             f'list: [{_short(label)}]')
         if label >= MAX_CLASSES:
-            raise LabelError(f'{what} is {_short(label)}; classes are counted from 0 without gaps, and at most '
-                             f'{MAX_CLASSES}')
+            raise LabelError(f'{what} is {_short(label)}; classes are counted from 0 without gaps, and at '
+                             f'most {MAX_CLASSES}')
         return int(label)
     if not isinstance(label, list) or not all(_is_number(value) for value in label):
         raise LabelError(f'{what} is {_short(label)}; give a class such as 3 or a vector such as [0.5, 1]')
@@ -213,7 +214,8 @@ def labels_from_csv(data: bytes, origin: str) -> Labels:
         if is_words and cells[0]:
             _insert(table, normalise_name(name), cells[0], f'{origin}: line {line}')
         elif not cells or None in values or not all(map(math.isfinite, values)):
-            raise UserError(f'{origin}: line {line} must be a file name, then numbers, or in all lines a word')
+            raise UserError(f'{origin}: line {line} must be a file name, then numbers, or one word in each '
+                            'line')
         else:
             _insert(table, normalise_name(name), values, f'{origin}: line {line}')
     if is_words:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from dnnlib.util import UserError, printable
-from training.datasets.images import count_frames, is_image_name
+from training.datasets.images import count_frames, is_image_name, read_header
 
 SYSTEM_FILES = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', '__macosx'}
 START_BYTES = 16  # of a file, to recognize its format
@@ -20,6 +20,8 @@ HEIF_REMEDY = 'not readable here; pip install pillow-heif, or convert to JPEG'
 
 
 FRAMES_REMEDY = 'only the first is; dataset_tool.py --frames=all uses all'
+LOWER_BYTE = 'lower byte per value of images with 16 bits per channel'
+DEEP_REMEDY = 'dataset_tool.py --range=auto maps the range that occurs to 0 to 255'
 ANIMATED_SUFFIXES = ('.gif', '.webp', '.apng', '.tif', '.tiff')
 MAX_LOOKED_INTO = 1000
 
@@ -31,10 +33,12 @@ def _table(*groups: tuple[str, str]) -> dict[str, str]:
 # Suffixes of what users take for images; a loss if it is not used.
 UNREADABLE = _table(
     ('heic heif hif', HEIF_REMEDY), ('avif jxl jxr', 'not readable here; convert to PNG or JPEG'),
-    ('cr2 cr3 crw nef nrw arw srf sr2 dng orf rw2 raf pef srw x3f 3fr raw', 'camera raw; develop to PNG or TIFF'),
+    ('cr2 cr3 crw nef nrw arw srf sr2 dng orf rw2 raf pef srw x3f 3fr raw',
+     'camera raw; develop to PNG or TIFF'),
     ('svg svgz pdf eps ps ai wmf emf', 'not an image of pixels; render to PNG'),
     ('psb xcf kra ora clip afphoto indd sketch', 'a file of an image editor; export to PNG'),
-    ('mp4 mov avi mkv webm m4v mpg mpeg wmv mts m2ts 3gp', 'video; extract frames: ffmpeg -i FILE frame%06d.png'),
+    ('mp4 mov avi mkv webm m4v mpg mpeg wmv mts m2ts 3gp',
+     'video; extract frames: ffmpeg -i FILE frame%06d.png'),
     ('dcm dicom nii czi nd2 lif lsm oib vsi svs mrc fits fit exr hdr npy npz h5 hdf5 mat',
      'scientific data; export to PNG or 16-bit TIFF'),
     ('zip rar 7z tar tgz gz bz2 xz zst', 'a nested archive; unpack it'))
@@ -48,11 +52,17 @@ class Files(Protocol):
     others: list[str]
     unused: list[tuple[str, str]]
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        ...
 
-    def read_start(self, name: str, num_bytes: int) -> bytes: ...
+    def read_start(self, name: str, num_bytes: int) -> bytes:
+        """At least its first bytes."""
+        ...
 
-    def label_tables(self) -> list[str]: ...
+    def label_tables(self) -> list[str]:
+        """The names of label tables, which are used."""
+        ...
 
 
 @dataclasses.dataclass
@@ -80,21 +90,34 @@ class Ledger:
         group.count += count
         group.entries += 1
 
-    def add_frames(self, name: str, num_frames: int) -> None:
+    def add_frames(self, name: str, num_frames: int, remedy: str = FRAMES_REMEDY) -> None:
         """Note an image file of which only the first frame is used."""
         if num_frames > 1:
-            self.add('further frames of {files} animations or stacks', FRAMES_REMEDY, name, count=num_frames - 1)
+            self.add('further frames of {files} animations or stacks', remedy, name, count=num_frames - 1)
+
+    def join(self, other: 'Ledger') -> None:
+        """Add the entries of another ledger."""
+        for key, group in other.groups.items():
+            mine = self.groups.setdefault(key, Group(0, 0, group.first, group.is_loss))
+            mine.count += group.count
+            mine.entries += group.entries
 
     def lines(self) -> list[str]:
         """One line per group, losses first."""
-        order = sorted(self.groups.items(), key=lambda item: not item[1].is_loss)
-        return [f'Not used: {group.count} {what.replace("{files}", str(group.entries))} (first: {printable(group.first)}){reason and f": {reason}"}'
-                for (what, reason), group in order]
+        return [*self._lines(is_loss=True), *self._lines(is_loss=False)]
+
+    def _lines(self, *, is_loss: bool) -> list[str]:
+        lines = []
+        for (what, reason), group in self.groups.items():
+            if group.is_loss == is_loss:
+                what = what.replace('{files}', str(group.entries))
+                end = f': {reason}' if reason else ''
+                lines.append(f'Not used: {group.count} {what} (first: {printable(group.first)}){end}')
+        return lines
 
     def check(self, *, strict: bool) -> None:
         """Raise UserError if `strict` and there is a loss."""
-        losses = [line for line, group in zip(self.lines(), sorted(
-            self.groups.values(), key=lambda group: not group.is_loss), strict=True) if group.is_loss]
+        losses = self._lines(is_loss=True)
         if strict and losses:
             more = f' (and {len(losses) - 1} more kinds)' if len(losses) > 1 else ''
             raise UserError(f'--strict: {losses[0][0].lower()}{losses[0][1:]}{more}')
@@ -110,7 +133,10 @@ def account(files: Files, *, look_inside: bool = False) -> Ledger:
                            lambda name: files.read_start(name, START_BYTES))
     for what, name in files.unused:
         ledger.add(what, '', name)
-    if look_inside:
+    if look_inside and files.names:
+        with contextlib.suppress(UserError):
+            if read_header(files.read(files.names[0])).is_deep:
+                ledger.add(LOWER_BYTE, DEEP_REMEDY, files.names[0], is_loss=False)
         animated = [name for name in files.names if name.lower().endswith(ANIMATED_SUFFIXES)]
         for name in animated[:MAX_LOOKED_INTO]:
             with contextlib.suppress(UserError):  # reported when it is read
@@ -141,8 +167,9 @@ def _classify(ledger: Ledger, name: str, read_start: Callable[[str], bytes]) -> 
     except (UserError, OSError):
         ledger.add(what, 'not readable', name, is_loss=False)
         return
-    format_suffix = next((known for pattern, known in SIGNATURES if re.match(pattern, start, re.DOTALL)), None)
-    if format_suffix is not None:
+    matching = [known for pattern, known in SIGNATURES if re.match(pattern, start, re.DOTALL)]
+    if matching:
+        format_suffix = matching[0]
         is_readable = is_image_name(f'x{format_suffix}')
         ledger.add(what, f'an image under another name; call it {format_suffix}' if is_readable
                    else UNREADABLE[format_suffix], name)

@@ -9,7 +9,14 @@ from dnnlib.util import UserError, printable
 from training.datasets.archives import CIFAR_NAME, MNIST_SUFFIX, CifarSource, MnistSource
 from training.datasets.deep import Extent
 from training.datasets.files import DatasetPathError, ImageFiles, read_regular
-from training.datasets.images import ImageError, ImageHeader, Reading, count_frames, iterate_frames, read_header
+from training.datasets.images import (
+    ImageError,
+    ImageHeader,
+    Reading,
+    count_frames,
+    iterate_frames,
+    read_header,
+)
 from training.datasets.label_files import label_source, match_labels, read_labels
 from training.datasets.labels import Labels, labels_from_csv, labels_from_folders
 from training.datasets.ledger import Ledger, account
@@ -61,6 +68,7 @@ class FileSource:
         self.reading = reading or Reading()
         self.files = ImageFiles(path, self.reading.max_megapixels)
         self.notes: list[str] = []
+        self.label_mode = labels
         names = self.files.names
         # Two orders, as published: 'a/x' comes before 'a-b/x' in a folder and after it in a zip.
         self.names = names if self.files.is_zip else sorted(names, key=lambda name: PurePosixPath(name).parts)
@@ -73,7 +81,10 @@ class FileSource:
 
     def ledger(self) -> Ledger:
         """What of the folder or zip is not used."""
-        return account(self.files)
+        ledger = account(self.files)
+        for name in self.files.label_tables() if self.label_mode != 'auto' else ():
+            ledger.add('label table', f'--labels={self.label_mode} replaces it', name, is_loss=False)
+        return ledger
 
     def _read_labels(self, labels: str) -> Labels | None:
         if labels == 'none':
@@ -124,7 +135,7 @@ class FileSource:
                 yield SourceImage(f'{text} frame {frame}', label, pixels)
         except DatasetPathError as error:
             # Reported, not raised: the caller decides between stop and skip.
-            yield SourceImage(text, None, None, error=f'cannot be read ({error})')
+            yield SourceImage(text, None, None, error=f'cannot be read ({self._reason(error, name)})')
         except ImageError as error:
             yield SourceImage(text, None, None, error=str(error))
 
@@ -136,9 +147,14 @@ class FileSource:
                 if header.is_deep:
                     self._deep_names.append(name)
                 result = header.shape
-            except (DatasetPathError, ImageError) as error:
+            except DatasetPathError as error:
+                result = f'cannot be read ({self._reason(error, name)})'
+            except ImageError as error:
                 result = str(error)
             yield from [(printable(name), result)] * self.num_frames.get(name, 1)
+
+    def _reason(self, error: DatasetPathError, name: str) -> str:
+        return str(error).removeprefix(f'{self.files.path}: {printable(name)}: ')
 
     def _read_header(self, name: str) -> ImageHeader:
         start = self.files.read_start(name, HEADER_BYTES)

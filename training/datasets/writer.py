@@ -56,7 +56,7 @@ def check_dest(dest: str, option: str = '--dest') -> None:
     """Raise UserError if `dest` is a non-empty folder, another archive, or a file (for a zip: a folder)."""
     path = Path(dest)
     if path.suffix.lower() in OTHER_ARCHIVES and not path.is_dir():
-        raise UserError(f'{option}={dest}: datasets are folders or .zip files; choose a name that ends in .zip')
+        raise UserError(f'{option}={dest}: a dataset is a folder or a .zip; choose a name that ends in .zip')
     if _is_zip_name(dest):
         if path.is_dir():
             raise UserError(f'{option}={dest}: is a folder; remove it or choose another name')

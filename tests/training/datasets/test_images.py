@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding: true colours for every pixel format, the same with and without pyspng, damage is reported."""
-import io
-
 import numpy as np
 import pytest
 from dataset_cases import encode, make_image

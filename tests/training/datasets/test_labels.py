@@ -69,7 +69,8 @@ def test_labels_that_do_not_match_name_the_image(labels, message):
 
 def test_first_folders_are_classes_in_sorted_order():
     labels = labels_from_folders(['dog/1.png', 'cat/x/2.png', 'dog/3.png'], 'src')
-    assert labels.class_names == ('cat', 'dog') and labels.table == {'dog/1.png': 1, 'cat/x/2.png': 0, 'dog/3.png': 1}
+    assert labels.class_names == ('cat', 'dog')
+    assert labels.table == {'dog/1.png': 1, 'cat/x/2.png': 0, 'dog/3.png': 1}
 
 
 def test_an_image_outside_class_folders_is_named():
