@@ -78,8 +78,7 @@ def convert_command(  # noqa: PLR0913
         raise click.UsageError('--dest must name a folder or a .zip')
     settings = TransformSettings(transform, width, height, resize_filter, mode)
     # Check all options before reading the first image.
-    images = open_source(source, labels, Reading(parse_range(value_range), max_megapixels),
-                         all_frames=frames == 'all')
+    images = open_source(source, labels, Reading(parse_range(value_range), max_megapixels, frames == 'all'))
     summary = convert_dataset(images, dest, settings, max_images=max_images, any_shape=any_shape,
                               on_error=on_error, workers=workers, strict=strict)
     click.echo('\n'.join([*images.notes, *summary.lines(), f'Dataset: {dest}']))

@@ -14,8 +14,7 @@ from dnnlib.progress import progress
 from dnnlib.util import EasyDict, UserError
 from training.datasets.files import LABEL_FILE, DatasetPathError, ImageFiles
 from training.datasets.images import ImageError, decode_image
-from training.datasets.label_files import read_labels
-from training.datasets.labels import label_array
+from training.datasets.labels import label_array, read_labels
 from training.datasets.ledger import Ledger, account
 
 DATA_FOLDER = Path(__file__).resolve().parent / 'datasets'

@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import hashlib
 
+import numpy as np
+
 from dnnlib.progress import progress
 from dnnlib.resolution import untrainable_reason
 from dnnlib.util import UserError
@@ -11,8 +13,7 @@ from training.datasets.convert import map_images, note_decoding, num_workers
 from training.datasets.deep import FEW
 from training.datasets.files import LABEL_FILE
 from training.datasets.images import MAX_MEGAPIXELS, ImageError, Reading
-from training.datasets.label_files import read_labels
-from training.datasets.labels import label_array
+from training.datasets.labels import label_array, read_labels
 from training.datasets.ledger import Ledger
 from training.datasets.source_image import SourceImage
 from training.datasets.sources import FileSource
@@ -59,8 +60,9 @@ def examine_image(image: SourceImage) -> Examined:
     pixels = decoded.pixels
     colors = pixels[:, :, :pixels.shape[2] - (pixels.shape[2] in (2, 4))]
     # Includes the shape: 2x8 and 4x4 images may have the same bytes.
-    digest = hashlib.sha256(f'{pixels.shape}'.encode() + pixels.tobytes()).hexdigest()
-    return Examined(image.name, pixels.shape, digest, int(colors.min()), int(colors.max()),
+    digest = hashlib.sha256(f'{pixels.shape}'.encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return Examined(image.name, pixels.shape, digest.hexdigest(), int(colors.min()), int(colors.max()),
                     decoded.num_frames, decoded.remark)
 
 

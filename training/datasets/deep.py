@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 NOMINAL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))  # usual ones of float images
 FEW = 0.25  # of a range: data that use less are too dark or flat to train on
+STRIP_ROWS = 256  # converted at a time, to save memory
 OTHER_BYTE = {';16B': ';16L', ';16L': ';16B', ';16N': ';16B'}
 Range = tuple[float, float]
 
@@ -51,7 +52,10 @@ def deep_values(image: Image.Image, reopen: Callable[[], Image.Image]) -> np.nda
         ImageOps.exif_transpose(other, in_place=True)
         low = np.asarray(other)
     ImageOps.exif_transpose(image, in_place=True)
-    return np.asarray(image).astype(np.uint16) << 8 | low
+    values = np.asarray(image).astype(np.uint16)
+    values <<= 8
+    values |= low
+    return values
 
 
 def _with_other_byte(tile: tuple) -> tuple:
@@ -71,9 +75,12 @@ def to_uint8(values: np.ndarray, value_range: Range | None) -> np.ndarray:
     low, high = value_range
     is_integer = values.dtype.kind in 'iu'
     width = (high - low + 1) / 256 if is_integer else (high - low) / 255
-    scaled = np.subtract(values, low, dtype=np.float32)
-    scaled /= np.float32(width or 1)
-    return (scaled if is_integer else scaled.round()).clip(0, 255).astype(np.uint8)
+    result = np.empty(values.shape, dtype=np.uint8)
+    for top in range(0, len(values), STRIP_ROWS):
+        scaled = np.subtract(values[top:top + STRIP_ROWS], low, dtype=np.float32)
+        scaled /= np.float32(width or 1)
+        result[top:top + STRIP_ROWS] = (scaled if is_integer else scaled.round()).clip(0, 255)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,7 @@ EXIF_ORIENTATION = 0x0112
 TURNED_ORIENTATIONS = {5, 6, 7, 8}  # EXIF 2.3, tag 0x0112: these swap width and height.
 
 MAX_MEGAPIXELS = 120  # decoding takes up to 8 bytes per pixel
+DEEP_COST = 3
 STRIP_PIXELS = 4 << 20  # copied from Pillow at a time
 
 
@@ -69,18 +70,21 @@ class Reading:
     """How images are decoded.
 
     value_range: which values of images with more than 8 bits per channel become 0 to 255; 'auto': chosen for
-    each image; None: the upper byte of 16 bits, others are refused.  max_megapixels: larger ones are refused.
+    each image; None: the upper byte of 16 bits, others are refused.  max_megapixels: larger ones are refused;
+    those of which all bits are read count DEEP_COST times.  all_frames: of animations and stacks, where a
+    caller takes more than one.
     """
 
     value_range: Range | Literal['auto'] | None = None
     max_megapixels: int = MAX_MEGAPIXELS
+    all_frames: bool = False
 
-    def check_size(self, width: int, height: int) -> None:
+    def check_size(self, width: int, height: int, cost: int = 1) -> None:
         """Raise ImageError if an image has too many pixels."""
-        if width * height > self.max_megapixels * 1_000_000:
-            raise ImageError(f'has {width}x{height} pixels, and more than {self.max_megapixels} megapixels '
-                             'may be meant to fill memory; if they are not, use dataset_tool.py '
-                             f'--max-megapixels={-(-width * height // 1_000_000)}')
+        if cost * width * height > self.max_megapixels * 1_000_000:
+            raise ImageError(f'has {width}x{height} pixels, and more than {self.max_megapixels // cost} '
+                             'megapixels may be meant to fill memory; if they are not, use dataset_tool.py '
+                             f'--max-megapixels={-(-cost * width * height // 1_000_000)}')
 
 
 DEFAULT = Reading()
@@ -170,7 +174,8 @@ class _Source:
         image = Image.open(io.BytesIO(self.data), formats=_formats())
         if frame:
             image.seek(frame)
-        self.reading.check_size(*image.size)
+        is_full = is_deep(image) and self.reading.value_range is not None
+        self.reading.check_size(*image.size, DEEP_COST if is_full else 1)
         return image
 
     def profile(self, image: Image.Image) -> bytes | None:
@@ -303,14 +308,21 @@ def iterate_frames(data: bytes, reading: Reading = DEFAULT) -> Iterator[np.ndarr
             mode = target_mode(image, reading)
             for frame in range(_count_frames(image)):
                 image.seek(frame)
-                # Frames of an animation may be stored in several modes; pages of a TIFF are independent.
-                if image.format == 'TIFF':
-                    mode = target_mode(image, reading)
-                    if image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1:
-                        continue
-                yield _decode_frame(source, image.copy() if image.format != 'TIFF' else image, mode)[0]
+                is_page = image.format == 'TIFF'
+                if is_page and image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1:
+                    continue
+                # Frames of an animation may be stored in several modes, and build on one another.
+                yield _decode_frame(source, image if is_page else image.copy(),
+                                    target_mode(image, reading) if is_page else mode)[0]
     except DECODE_ERRORS as error:
         raise _translated(error) from error
+
+
+def _measure_frame(source: _Source, frame: int) -> Extent | None:
+    with source.open(frame) as image:
+        if not is_deep(image):
+            return None
+        return Extent.of(deep_values(image, functools.partial(source.open, frame))[:, :, :3])
 
 
 def measure(data: bytes, reading: Reading = DEFAULT) -> Extent | None:
@@ -323,7 +335,8 @@ def measure(data: bytes, reading: Reading = DEFAULT) -> Extent | None:
         with source.open() as image:
             if not is_deep(image):
                 return None
-            return Extent.of(deep_values(image, source.open)[:, :, :3])
+            frames = range(_count_frames(image) if reading.all_frames else 1)
+        return Extent.union(extent for frame in frames if (extent := _measure_frame(source, frame)) is not None)
     except DECODE_ERRORS as error:
         raise _translated(error) from error
 

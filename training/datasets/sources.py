@@ -17,8 +17,14 @@ from training.datasets.images import (
     iterate_frames,
     read_header,
 )
-from training.datasets.label_files import label_source, match_labels, read_labels
-from training.datasets.labels import Labels, labels_from_csv, labels_from_folders
+from training.datasets.labels import (
+    Labels,
+    label_source,
+    labels_from_csv,
+    labels_from_folders,
+    match_labels,
+    read_labels,
+)
 from training.datasets.ledger import Ledger, account
 from training.datasets.lsun import LmdbSource
 from training.datasets.source_image import DatasetSource, Header, SourceImage
@@ -28,14 +34,12 @@ HEADER_BYTES = 256 << 10  # usually enough for the shape; else the whole file is
 ADVICE = ' (--range=LOW,HIGH for another)'
 
 
-def open_source(
-    path: str, labels: str = 'auto', reading: Reading | None = None, *, all_frames: bool = False,
-) -> DatasetSource:
+def open_source(path: str, labels: str = 'auto', reading: Reading | None = None) -> DatasetSource:
     """The source at a path, recognised as the published tool does.
 
     labels: 'auto' (dataset.json, or the archive's own), 'folders' (class = first folder), 'none', or the
-    path of a CSV file.  reading: how images are decoded, default: any range.  all_frames: of animations and
-    stacks. Raises UserError for a path that is missing or of unknown kind.
+    path of a CSV file.  reading: how images are decoded, default: any range. Raises UserError for a path that
+    is missing or of unknown kind.
     """
     reading = reading or Reading('auto')
     if labels not in LABEL_MODES and not labels.lower().endswith('.csv'):
@@ -46,13 +50,13 @@ def open_source(
         # LSUN is recognized by its folder name alone.
         if path.rstrip('/\\').endswith('_lmdb'):
             return LmdbSource(path)
-        return FileSource(path, labels, reading, all_frames=all_frames)
+        return FileSource(path, labels, reading)
     if os.path.basename(path) == CIFAR_NAME:
         return CifarSource(path, labels)
     if path.endswith(MNIST_SUFFIX):
         return MnistSource(path, labels)
     if path.lower().endswith('.zip'):
-        return FileSource(path, labels, reading, all_frames=all_frames)
+        return FileSource(path, labels, reading)
     raise UserError(f'--source={path}: expected a folder, a .zip, {CIFAR_NAME}, train-{MNIST_SUFFIX} or a '
                     '*_lmdb folder')
 
@@ -62,9 +66,7 @@ class FileSource:
 
     on_error = 'stop'
 
-    def __init__(
-        self, path: str, labels: str = 'auto', reading: Reading | None = None, *, all_frames: bool = False,
-    ) -> None:
+    def __init__(self, path: str, labels: str = 'auto', reading: Reading | None = None) -> None:
         self.reading = reading or Reading()
         self.files = ImageFiles(path, self.reading.max_megapixels)
         self.notes: list[str] = []
@@ -76,7 +78,9 @@ class FileSource:
         self.labels, self.class_names = found.table, found.class_names
         if self.class_names is not None:
             self.notes += [f'Class {i} = {printable(name)}' for i, name in enumerate(self.class_names)]
-        self.num_frames = {name: self._count_frames(name) for name in self.names} if all_frames else {}
+        self.num_frames: dict[str, int] = {}
+        if self.reading.all_frames:
+            self.num_frames = {name: self._count_frames(name) for name in self.names}
         self._deep_names: list[str] = []
 
     def ledger(self) -> Ledger:
@@ -135,7 +139,7 @@ class FileSource:
                 yield SourceImage(f'{text} frame {frame}', label, pixels)
         except DatasetPathError as error:
             # Reported, not raised: the caller decides between stop and skip.
-            yield SourceImage(text, None, None, error=f'cannot be read ({self._reason(error, name)})')
+            yield SourceImage(text, None, None, error=self._reason(error, name))
         except ImageError as error:
             yield SourceImage(text, None, None, error=str(error))
 
@@ -148,13 +152,14 @@ class FileSource:
                     self._deep_names.append(name)
                 result = header.shape
             except DatasetPathError as error:
-                result = f'cannot be read ({self._reason(error, name)})'
+                result = self._reason(error, name)
             except ImageError as error:
                 result = str(error)
             yield from [(printable(name), result)] * self.num_frames.get(name, 1)
 
     def _reason(self, error: DatasetPathError, name: str) -> str:
-        return str(error).removeprefix(f'{self.files.path}: {printable(name)}: ')
+        reason = str(error).removeprefix(f'{self.files.path}: {printable(name)}: ')
+        return reason if reason.startswith('cannot') else f'cannot be read ({reason})'
 
     def _read_header(self, name: str) -> ImageHeader:
         start = self.files.read_start(name, HEADER_BYTES)
