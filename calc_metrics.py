@@ -23,7 +23,8 @@ option = functools.partial(grouped_option, 'Options')
 
 
 @click.command(cls=GroupedCommand, epilog=EXAMPLES)
-@option('--network', metavar='FILE|URL', help='Network file whose G_ema to evaluate, or a run directory: its newest snapshot.')
+@option('--network', metavar='FILE|URL',
+        help='Network file whose G_ema to evaluate, or a run directory: its newest snapshot.')
 @option('--metrics', default='fid50k_full', show_default=True, metavar='NAMES',
         help='Comma-separated, or none: ' + ', '.join(METRICS) + '.')
 @option('--data', metavar='DIR|ZIP',

@@ -131,7 +131,8 @@ def plan_training(
             raise UserError(f'--{name} is missing; see --help')
     # Late imports, here and below: --help does not need torch.
     from training.capacity import dry_run as needs
-    dataset, label_text = needs.open_dataset(flags['data'], bool(flags.get('cond')), flags.get('cfg'))
+    dataset, label_text = needs.open_dataset(
+        flags['data'], bool(flags.get('cond')), flags.get('cfg'), strict=bool(flags.get('strict')))
     config = resolve_run(flags, dataset, state)
     run_dir = pick_run_dir(config, flags, dataset, state, dry_run=dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))

@@ -25,6 +25,11 @@ class UserError(ValueError):
     """Something the user can mend: one line that names the option or file, the rule and the remedy."""
 
 
+def printable(text: str) -> str:
+    """Text in which nothing acts on a terminal: control characters and undecodable bytes are escaped."""
+    return ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in text)
+
+
 class EasyDict(dict):
     """A dictionary whose items are attributes too; a missing one raises AttributeError."""
 

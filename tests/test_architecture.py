@@ -33,7 +33,7 @@ LATE_IMPORTS = {
     'generate': {'training.sampling'}, 'style_mixing': {'training.sampling'}, 'legacy': {'training.formats'},
     'projector': {'training.projection'}, 'calc_metrics': {'metrics'}, 'profile_step': {'training.profiling'},
     'torch_utils.distributed': {'torch.distributed'},
-    'training.datasets.sources': {'lmdb'},
+    'training.datasets.lsun': {'lmdb'},
     'training.formats.load': {'torch_utils.pickles', 'training.formats'},
     'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
     'training.report.curves': {'matplotlib'},

@@ -20,22 +20,27 @@ from training.systems.table import SYSTEMS
 
 
 def open_dataset(
-    name_or_path: str, cond: bool, preset: str | None = None,
+    name_or_path: str, cond: bool, preset: str | None = None, *, strict: bool = False,
 ) -> tuple[DatasetInfo, str | None]:
-    """Properties of a dataset, and a text about its labels or None.
+    """Properties of a dataset, and a text about its labels and what is not used of it, or None.
 
-    cond: whether the labels will be used.  preset: of --cfg, if given. Raises UserError if the dataset is
-    not usable.
+    cond: whether the labels will be used.  preset: of --cfg, if given.  strict: refuse a dataset of which
+    something is not used. Raises UserError if the dataset is not usable.
     """
-    path, labels = find_dataset(name_or_path), (False, 0)
+    path, labels = find_dataset(name_or_path), (False, 0, None)
     try:
         dataset = ImageFolderDataset(path=path, use_labels=True)
         # Errors in unused labels are ignored.
         with contextlib.nullcontext() if cond else contextlib.suppress(LabelError):
-            labels = dataset.has_labels, dataset.label_dim
+            names = dataset.class_names
+            labels = dataset.has_labels, dataset.label_dim, None if names is None else tuple(names)
+        ledger = dataset.ledger()
+        ledger.check(strict=strict)
     except (UserError, OSError) as error:
         raise UserError(f'--data: {error}') from error
     text = '\n'.join(describe_labels(dataset)) if cond else ignored_labels_notice(dataset, preset)
+    if ledger.groups:
+        text = '\n'.join([*ledger.lines(), *([text] if text else [])])
     info = DatasetInfo(path, len(dataset), dataset.height, dataset.width, dataset.num_channels, *labels)
     return info, text
 

@@ -165,10 +165,12 @@ def _set_snap(settings: Settings, value: tuple[int | None, float | None], _: Req
     settings.update(image_snapshot_ticks=ticks, network_snapshot_ticks=ticks, snapshot_minutes=minutes)
 
 
-def _check_cond(_: Settings, value: bool, request: Request) -> None:
+def _set_cond(settings: Settings, value: bool, request: Request) -> None:
     if value and not request.dataset.has_labels:
         raise UserError(f'--cond={value} needs labels, but {request.dataset.path} has none in dataset.json; '
                         'add them with dataset_tool.py --labels, or omit --cond')
+    if value:
+        settings['data.class_names'] = request.dataset.class_names
 
 
 def _set_subset(settings: Settings, value: int, request: Request) -> None:
@@ -324,7 +326,9 @@ OPTIONS: tuple[Option, ...] = (
            'Training images: directory or .zip made by dataset_tool.py, or emoji32, the bundled dataset.',
            required=True, also=('data.path', 'data.max_size', 'data.resolution')),
     Option('cond', bool, DATA, 'Train a conditional model on the labels in dataset.json.', 'no',
-           paths=('data.use_labels',), setter=_check_cond, slug='cond'),
+           paths=('data.use_labels',), setter=_set_cond, also=('data.class_names',), slug='cond'),
+    Option('strict', bool, DATA,
+           'Refuse a dataset of which something is not used, such as unreadable formats.', 'no'),
     Option('subset', int, DATA, 'Train on a random subset of N images.', 'all', minimum=1, setter=_set_subset,
            also=('data.max_size', 'data.random_seed'), slug='subset{}'),
     Option('mirror', bool, DATA, 'Add the mirror image of each training image.', 'no', paths=('data.xflip',),

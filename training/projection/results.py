@@ -22,7 +22,13 @@ from dnnlib.util import UserError, make_folder, replace_file
 from dnnlib.video import write_video
 from training.formats.pickled import save_network_snapshot
 from training.projection.distance import Distance, open_distance, psnr
-from training.projection.files import find_targets, read_init_ws, read_target, save_projections
+from training.projection.files import (
+    find_targets,
+    read_init_ws,
+    read_target,
+    save_projections,
+    target_ledger,
+)
 from training.projection.search import (
     Projection,
     ProjectionSettings,
@@ -78,6 +84,8 @@ def run(
     settings = ProjectionSettings(Schedule(num_steps), space, noise, seed=seed, patience=patience)
     job = ProjectionJob(network=network, settings=settings, **rest)
     paths = find_targets(job.targets)
+    for line in target_ledger(job.targets).lines():
+        click.echo(line)
     sampler = open_sampler(network, device, 'const', 1, trust_pickle)
     G = sampler.G.requires_grad_(requires_grad=False)
     shape = (G.img_channels, *height_width(G.img_resolution))
