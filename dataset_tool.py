@@ -40,7 +40,7 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
 @click.option('--mode', type=click.Choice(list(MODE_CHANNELS)),
               help='Convert all images to gray (L), RGB, ...; dropped alpha is composited over white.  '
                    '[default: keep]')
-@click.option('--range', 'value_range', metavar='auto|LOW,HIGH', default='auto',
+@click.option('--range', 'value_range', metavar='auto|X,X', default='auto',
               help='Values of images with more than 8 bits per channel that become 0 to 255. auto: as many '
                    'bits as the largest value of all images has; for floats 0 to 1 or the like.')
 @click.option('--frames', type=click.Choice(['first', 'all']), default='first',

@@ -175,8 +175,8 @@ def test_commands_run_as_printed(shortened, tmp_path, monkeypatch, capsys, where
     write_inputs(where)
     if where == 'docs/dcgan.md':  # whose ticks depend on the number of images
         opened = dry_run.open_dataset
-        monkeypatch.setattr(dry_run, 'open_dataset', lambda *args: (
-            dataclasses.replace(opened(*args)[0], num_images=60_000), None))
+        monkeypatch.setattr(dry_run, 'open_dataset', lambda *args, **kwargs: (
+            dataclasses.replace(opened(*args, **kwargs)[0], num_images=60_000), None))
     for line in lines:
         name, arguments = tool_and_arguments(line.replace('=/shared/', '=shared/'))
         if name is None:

@@ -13,7 +13,7 @@ TOOLS = ('train', 'generate', 'style_mixing', 'projector', 'calc_metrics', 'data
          'profile_step')
 METAVARS = {'N', 'X', 'BOOL', 'TEXT', 'LIST', 'X:X', 'NXN', 'NxN', 'X,X,...', 'NAME', 'NAMES', 'FILE', 'DIR',
             'PATH', 'COLOR', 'N|NAME', 'FILE|URL', 'FILE|DIR', 'DIR|ZIP', 'FILE:N',
-            'auto|folders|none|FILE.csv'}
+            'auto|folders|none|FILE.csv', 'auto|X,X'}
 # A process for each tool would take most of its time to start.
 PROGRAM = '''
 import importlib, sys
