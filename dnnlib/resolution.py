@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes that images may have: how height and width become a start size and a number of doublings."""
+"""Valid image sizes: decomposition of height and width into a start size and a number of doublings."""
 from collections.abc import Sequence
 
 Size = int | Sequence[int]  # a side of a square, or (height, width)
@@ -41,7 +41,7 @@ def untrainable_reason(height: int, width: int) -> str | None:
 
 def nearest_resolution(height: int, width: int) -> tuple[int, int]:
     """(height, width) closest to these that split_resolution() accepts; square for squares."""
-    # A few thousand sizes: quick enough for an error message, and plain.
+    # Searches a few thousand sizes, which is fast enough for an error message.
     starts = range(MIN_START, MAX_START + 1)
     sizes = [(a << n, b << n) for n in range(1, 12) for a in starts for b in starts
              if height != width or a == b]

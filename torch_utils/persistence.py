@@ -145,7 +145,7 @@ def _checked_copy(class_name: str, args: tuple, kwargs: dict) -> tuple[tuple, di
     try:
         pickle.dump((args, kwargs), _Discard())
     except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise TypeError(f'{class_name}: could not be saved: its arguments do not pickle: {error}') from error
+        raise TypeError(f'{class_name}: cannot be saved: its arguments cannot be pickled: {error}') from error
     return copy.deepcopy(args), copy.deepcopy(kwargs)
 
 

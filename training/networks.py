@@ -167,7 +167,7 @@ class MappingNetwork(torch.nn.Module):
 
     def _truncate(self, w: torch.Tensor, psi: float, cutoff: int | None) -> torch.Tensor:
         if not self._has_average():
-            raise ValueError('this mapping network keeps no average w, so truncation_psi must be 1')
+            raise ValueError('this mapping network has no w_avg, so truncation_psi must be 1')
         if cutoff is None:
             return self.w_avg.lerp(w, psi)
         return torch.cat([self.w_avg.lerp(w[:, :cutoff], psi), w[:, cutoff:]], dim=1)

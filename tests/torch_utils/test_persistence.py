@@ -100,7 +100,7 @@ def test_the_outermost_of_two_decorated_classes_has_the_last_word(make_module):
 
 def test_an_argument_that_does_not_pickle_is_an_error_at_once(make_module):
     cls = make_module('shapes', SHAPE).Shape
-    with pytest.raises(TypeError, match=r'Shape: could not be saved'):
+    with pytest.raises(TypeError, match=r'Shape: cannot be saved'):
         cls(3, options=lambda: None)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers behind the parameters of the augmentation: random ones, or a quantile of their kind."""
+"""Parameters of the augmentation: random, or a quantile of their distribution."""
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from dnnlib.util import UserError
 
 UNIFORM, NORMAL, HALF_NORMAL = 'uniform', 'normal', 'half-normal'
 
-# What takes the place of a random number at debug_percentile = q. As published, these are erfinv(2 q - 1) and
-# erfinv(q), which lack a factor sqrt(2) against the true quantiles.
+# Replace random numbers at debug_percentile = q. As published, these are erfinv(2 q - 1) and erfinv(q), which
+# lack a factor sqrt(2) compared to the true quantiles.
 QUANTILES: dict[str, Callable[[float], float]] = {
     UNIFORM: lambda q: q,
     NORMAL: lambda q: NormalDist().inv_cdf(q) / math.sqrt(2),
@@ -24,15 +24,15 @@ QUANTILES: dict[str, Callable[[float], float]] = {
 
 
 class Numbers:
-    """Where the parameters of one call come from.
+    """Source of the parameters of one call.
 
-    changes_nothing: whether it is certain beforehand that all images stay as they are.
+    changes_nothing: known in advance to change no image.
     """
 
     changes_nothing = False
 
     def parameters(self, pipe: Any, rows: Sequence[Any]) -> list[np.ndarray]:
-        """t [count, N] of each row; images that are not to get it have the neutral value."""
+        """t [count, N] of each row, with the neutral value where it is not applied."""
         if not rows:
             return []
         layout = _layout(tuple((row, getattr(pipe, row.name), *row.parts(pipe)) for row in rows))
@@ -44,7 +44,7 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """Where rows find their numbers among those of a call.
+    """Positions of each row's numbers among those of a call.
 
     parts: of each row, among the K parameters of all rows.  neutral, strength: [K, 1].  kinds: of each row,
     its source and the slice of the numbers of that kind.  gates: [K], which uniform number decides.
@@ -89,7 +89,7 @@ class RandomNumbers(Numbers):
 
     def __init__(self, rows: Sequence[Any], num: int, p: float):
         self.p, self.changes_nothing = p, p <= 0
-        # At most `count` gates a row; a few spare numbers cost nothing.
+        # At most `count` gates per row; a few unused numbers cost nothing.
         num_uniform = sum(row.count * (2 if row.source == UNIFORM else 1) for row in rows)
         num_normal = sum(row.count for row in rows if row.source != UNIFORM)
         self.uniform = torch.rand([num_uniform, num], device='cpu').double().numpy()

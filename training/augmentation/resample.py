@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The heavy part of augmentation: images warped and filtered, each by a matrix or filter of its own."""
+"""Warping and filtering of images, each by its own matrix or filter (ADA, App. B)."""
 import functools
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch_utils.ops.warp import axis_matrix, continued, is_small, reflected
 from torch_utils.ops.warp import warp as sample
 from training.augmentation import matrices
 
-MARGIN_SHARES = (0.5, 1.0)  # of the side: margins where the form is to depend little on what is drawn
+MARGIN_SHARES = (0.5, 1.0)  # of the side: sizes of margins in the static form
 
 
 @dataclass(frozen=True)

@@ -148,4 +148,4 @@ def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:
     if not math.isfinite(psi):
         raise UserError(f'{option}={psi}: must be a finite number')
     if psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f'{option}={psi:g}: this network has no average w; only --trunc=1 works')
+        raise UserError(f'{option}={psi:g}: this network has no w_avg; only --trunc=1 works')
