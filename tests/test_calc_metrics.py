@@ -132,7 +132,9 @@ def refuse(url, **_):
 
 
 def test_what_cannot_be_done_is_one_line_and_status_2(run_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open(url, 'rb'))
+    open_url = util.open_url
+    monkeypatch.setattr(
+        util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open_url(url, **kw))
     network, other = f'--network={run_dir}/net.pkl', write_images(tmp_path / 'other', 3, 1)
     pickled.save_network_snapshot(tmp_path / 'bare.pkl', G=None, D=None, G_ema=small_generator())
     for args, words in [
