@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert, inspect and publish network files of any kind, without running code in them."""
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from dnnlib.cli import run_command
-from training.formats import convert, inspection
-from training.formats.load import (
-    KEYS,
-    NETWORKS,
-    load_bytes,
-    load_network,
-    load_network_pkl,
-    read_network_file,
-)
-from training.run.publish import CARD_FILE, push_to_hub
+from dnnlib.cli_options import HELP_WIDTH, GroupedCommand
+
+if TYPE_CHECKING:
+    from training.formats.load import KEYS, NETWORKS, load_network, load_network_pkl
+    from training.run.publish import push_to_hub
 
 __all__ = ['KEYS', 'NETWORKS', 'load_network', 'load_network_pkl', 'main', 'push_to_hub']
+
+
+def __getattr__(name: str) -> Any:
+    """The functions for programs, imported at first use: importing torch takes seconds, --help should not."""
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from training.formats import load
+    from training.run import publish
+    return getattr(publish if name == 'push_to_hub' else load, name)
 
 
 class _OldStyleGroup(click.Group):
@@ -37,21 +43,21 @@ Examples:
 '''
 
 
-@click.group(cls=_OldStyleGroup, epilog=EXAMPLES)
+@click.group(cls=_OldStyleGroup, epilog=EXAMPLES, context_settings={'terminal_width': HELP_WIDTH})
 def legacy_tool() -> None:
     """Convert, inspect and publish network files of any kind; nothing in them is executed."""
 
 
-@legacy_tool.command('convert')
+@legacy_tool.command('convert', cls=GroupedCommand)
 @click.option('--source', required=True, metavar='FILE|URL',
-              help='Input: pickle (official, own, or TensorFlow), .safetensors, or rosinality checkpoint; '
-                   'path, URL or hf://user/repo.')
+              help='Input: a network file of any kind (docs/formats.md), or a run directory; path, URL or '
+                   'hf://user/repo.')
 @click.option('--dest', required=True, metavar='FILE',
-              help='Output; the suffix selects the format: '
-                   f'{", ".join(convert.WRITERS)} (.pt: rosinality checkpoint, .pt2: torch.export).')
-@click.option('--force-fp16', type=bool, default=False, show_default=True,
+              help='Output; the suffix selects the format: .pkl, .safetensors, .pt (rosinality checkpoint), '
+                   '.onnx, .pt2 (torch.export).')
+@click.option('--force-fp16', type=bool, default=False, show_default=True, metavar='BOOL',
               help='Use float16 at the four highest resolutions of all networks.')
-@click.option('--trunc', type=float, default=1, show_default=True, metavar='PSI',
+@click.option('--trunc', type=float, default=1, show_default=True, metavar='X',
               help='Truncation psi of an exported generator (.onnx, .pt2).')
 @click.option('--noise-mode', type=click.Choice(['const', 'none']), default='const', show_default=True,
               help='Noise mode of an exported generator.')
@@ -61,20 +67,22 @@ def convert_command(
     source: str, dest: str, force_fp16: bool, trunc: float, noise_mode: str, export_network: str | None,
 ) -> None:
     """Convert a network file; the suffix of --dest selects the format."""
+    from training.formats import convert, load
     convert.check_suffix(dest)
     click.echo(f'Loading {source} ...')
-    found = load_network(source, force_fp16=force_fp16)
+    found = load.load_network(source, force_fp16=force_fp16)
     click.echo(f'Writing {dest} ...')
     notes = convert.write(dest, found, convert.Choices(trunc, noise_mode, export_network))
     click.echo('\n'.join([*notes, 'Done.']))
 
 
-@legacy_tool.command('push')
-@click.option('--source', required=True, metavar='FILE|URL|FOLDER',
+@legacy_tool.command('push', cls=GroupedCommand)
+@click.option('--source', required=True, metavar='FILE|URL',
               help='Network file; or a folder that this command wrote, to upload as it is.')
-@click.option('--dest', required=True, metavar='hf://USER/REPO|FOLDER',
-              help='Repository on the Hugging Face Hub, or a new folder to write everything to.')
-@click.option('--license', metavar='ID',
+@click.option('--dest', required=True, metavar='URL|DIR',
+              help='Repository on the Hugging Face Hub, hf://user/repo, or a new folder to write everything '
+                   'to.')
+@click.option('--license', metavar='NAME',
               help='Licence of the network: an identifier of the Hub, such as cc-by-4.0.  [default: none]')
 @click.option('--private', is_flag=True, help='Make a new repository private.')
 def push_command(source: str, dest: str, license: str | None, private: bool) -> None:
@@ -82,21 +90,32 @@ def push_command(source: str, dest: str, license: str | None, private: bool) -> 
 
     Needs `pip install huggingface_hub`, and a token from `hf auth login` or in HF_TOKEN.
     """
+    from training.run import publish
     click.echo(f'Preparing {source} ...')
-    where = push_to_hub(source, dest, license=license, private=private)
+    where = publish.push_to_hub(source, dest, license=license, private=private)
     if where == dest:
-        click.echo(f'Written to {dest}. Edit {CARD_FILE}, then: legacy.py push --source={dest} '
+        click.echo(f'Written to {dest}. Edit {publish.CARD_FILE}, then: legacy.py push --source={dest} '
                    '--dest=hf://USER/REPO')
     else:
         click.echo(f'Uploaded to {where}')
 
 
-@legacy_tool.command('inspect')
+@legacy_tool.command('inspect', cls=GroupedCommand)
 @click.argument('path_or_url', metavar='FILE|URL')
 def inspect_command(path_or_url: str) -> None:
-    """List the contents of a network file, without executing anything in it."""
-    data = read_network_file(path_or_url)
-    click.echo('\n'.join(inspection.describe(data, path_or_url, load_bytes)))
+    """List the contents of a network file, without executing anything in it.
+
+    Exits with status 1 if it cannot be used.
+    """
+    from training.formats import inspection, load
+    path_or_url = load.network_path(path_or_url)
+    data, local = load.read_file(path_or_url)
+    lines = inspection.describe(data, path_or_url, load.load_bytes)
+    click.echo('\n'.join(lines))
+    if lines[-1].startswith(inspection.REFUSED):
+        fate = load.fate_of_download(path_or_url, local, data)
+        click.echo(f'  {fate}' if fate else '', nl=bool(fate))
+        raise click.exceptions.Exit(1)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dnnlib.cli import run_command
+from dnnlib.cli_options import GroupedCommand, setting
 from dnnlib.launched import is_launched
 from dnnlib.util import UserError
 from training import config as cfg
@@ -26,35 +27,6 @@ from training.run.folder import (
 
 if TYPE_CHECKING:
     from training.run.resume import ResumeRequest
-
-CLICK_TYPES = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
-METAVARS = {int: 'INT', float: 'FLOAT', bool: 'BOOL', str: 'TEXT'}
-
-
-class TrainCommand(click.Command):
-    """The command; its help lists options by group."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section per group of options."""
-        groups = {option.key: option.group for option in cfg.OPTIONS}
-        for group in dict.fromkeys([*groups.values(), 'Other']):
-            rows = [param.get_help_record(ctx) for param in self.get_params(ctx)
-                    if groups.get(param.name or '', 'Other') == group]
-            with formatter.section(group):
-                formatter.write_dl([row for row in rows if row is not None])
-
-
-def click_option(option: cfg.Option) -> click.Option:
-    """The click option for a row of cfg.OPTIONS."""
-    text = f'{option.help}  [default: {option.default}]' if option.default else option.help
-    # Checked later: a resumed run does not need it again.
-    text += '  [required]' if option.required else ''
-    is_choice = isinstance(option.kind, tuple)
-    return click.Option(
-        [f'--{option.name}'], help=text,
-        metavar=None if is_choice else METAVARS[option.kind],
-        type=click.Choice(option.kind) if is_choice else CLICK_TYPES[option.kind])
-
 
 def find_run(flags: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
     """(training state or None, flags) of the run that --resume names.
@@ -94,7 +66,20 @@ def check_launch(config: cfg.TrainConfig) -> None:
                             f'--gpus={available}, or torchrun for several nodes')
     source = config.resume_pkl
     if source is not None and '://' not in source and not os.path.isfile(source):
-        raise UserError(f'--resume={source}: no such file; give a network .pkl, a URL, or a name from --help')
+        raise UserError(f'--resume={source}: no such file; give a network file, a URL, or a name from --help')
+
+
+def check_weights(config: cfg.TrainConfig, dataset: cfg.DatasetInfo, state: Path | None) -> None:
+    """Raise UserError in a dry run if the weights of --resume are unusable, as far as they are here."""
+    source = config.resume_pkl
+    if source is None or state is not None:
+        return
+    # A dry run may precede a run on another machine.
+    if '://' in source or not Path(source).parent.is_dir():
+        click.echo(f'Note: --resume={source} is not on this machine and was not checked.')
+        return
+    from training.transfer.weights import check_source
+    check_source(source, config, dataset.label_dim, dataset.channels)
 
 
 def run_training(dry_run: bool, **flags: Any) -> None:
@@ -146,7 +131,8 @@ def plan_training(
             raise UserError(f'--{name} is missing; see --help')
     # Late imports, here and below: --help does not need torch.
     from training.capacity import dry_run as needs
-    dataset, label_text = needs.open_dataset(flags['data'], bool(flags.get('cond')))
+    dataset, label_text = needs.open_dataset(
+        flags['data'], bool(flags.get('cond')), flags.get('cfg'), strict=bool(flags.get('strict')))
     config = resolve_run(flags, dataset, state)
     run_dir = pick_run_dir(config, flags, dataset, state, dry_run=dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
@@ -160,6 +146,7 @@ def plan_training(
     if state is not None:
         click.echo(f'Note: Resuming from {state}.')
     if dry_run:
+        check_weights(config, dataset, state)
         click.echo('Dry run; exiting.')
         return None
     # Another process may be training in the run directory of a resumed run.
@@ -200,9 +187,9 @@ def start_training(config: cfg.TrainConfig, request: 'ResumeRequest | None') -> 
         distributed.launch(train, arguments, config.num_gpus, STOPPED)
 
 
-command = TrainCommand(
-    'train', callback=run_training, help=run_training.__doc__, context_settings={'terminal_width': 110},
-    params=[*map(click_option, cfg.OPTIONS),
+command = GroupedCommand(
+    'train', callback=run_training, help=run_training.__doc__,
+    params=[*map(setting, cfg.OPTIONS),
             click.Option(
                 ['-n', '--dry-run'], is_flag=True,
                 help='Check options and data, print configuration, memory and time estimates, then exit.')])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every script runs its click command: user errors become one line and exit status 2."""
+import os
+import re
 import sys
 
 import click
@@ -10,7 +12,14 @@ from dnnlib.util import UserError
 def run_command(command: click.Command, args: list[str] | None = None) -> None:
     """Run a click command; print a UserError as one line on stderr and leave with status 2."""
     try:
-        command.main(args=args, standalone_mode=True)
+        command.main(args=[_expand_home(arg) for arg in (sys.argv[1:] if args is None else args)],
+                     standalone_mode=True)
     except UserError as error:
         click.echo(f'Error: {error}', err=True)
         sys.exit(2)
+
+
+def _expand_home(argument: str) -> str:
+    """An argument with a leading ~ replaced by the home folder, as in --outdir=~/runs, which bash leaves."""
+    option, path = re.fullmatch(r'(--[\w-]+=)?(.*)', argument, re.DOTALL).groups()
+    return (option or '') + os.path.expanduser(path)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command-line options shared by several scripts: lists of numbers, opening a generator, videos."""
+"""Command-line options shared by several scripts: lists of numbers, opening a generator, labels, videos."""
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,12 +15,20 @@ from dnnlib.util import UserError
 from dnnlib.video import check_video
 
 MAX_SEED = 2 ** 32 - 1  # of NumPy's RandomState, which turns a seed into a latent
+MAX_LISTED = 1_000_000  # numbers that are kept in memory
+MAX_SHOWN = 60  # characters of a value in a message
+MAX_FLOAT32 = 3.4e38
+HELP_WIDTH = 110
+METAVARS = {'integer': 'N', 'float': 'X', 'boolean': 'BOOL', 'text': 'TEXT'}  # by click's name of the type
+
+SETTING_METAVARS = {'outdir': 'DIR', 'data': 'DIR|ZIP', 'detector-dir': 'DIR', 'metrics': 'NAMES',
+                    'resume': 'FILE|URL'}  # of options of train.py
 
 
 class NumberList(click.ParamType):
-    """`a-b` (inclusive; empty if b < a) or `a,b,c`: integers from 0 to `maximum`."""
+    """`a-b` (inclusive; empty if b < a), `a,b,c`, or both as in `1,3-5`: integers from 0 to `maximum`."""
 
-    name = 'a-b or a,b,c'
+    name = 'list'
 
     def __init__(self, maximum: int = MAX_SEED):
         self.maximum = maximum
@@ -30,26 +39,50 @@ class NumberList(click.ParamType):
         """The numbers, in the given order; a usage error for any other text."""
         if not isinstance(value, str):
             return value
-        span = re.fullmatch(r'(\d+)-(\d+)', value.strip(), re.ASCII)
-        if span is not None:
-            first, last = int(span[1]), int(span[2])
-            # Not a list: a mistyped huge range must not fill the memory.
-            numbers: Sequence[int] = range(first, last + 1)
-            largest = max(first, last)
-        elif re.fullmatch(r'\s*\d+\s*(,\s*\d+\s*)*', value, re.ASCII):
-            numbers = [int(text) for text in value.split(',')]
-            largest = max(numbers)
-        else:
-            self.fail(f'{value!r} is neither a range such as 0-15 nor a list such as 3,7,85', param, ctx)
-        if largest > self.maximum:
-            self.fail(f'{value!r}: numbers must be from 0 to {self.maximum}', param, ctx)
+        parts = [re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part, re.ASCII) for part in value.split(',')]
+        shown = repr(value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + '...')
+        if None in parts:
+            self.fail(f'{shown} is neither a range such as 0-15 nor a list such as 3,7,85 or 1,3-5', param,
+                      ctx)
+        digits = [text for part in parts for text in part.groups() if text is not None]
+        # Lengths first: Python refuses to read thousands of digits.
+        if any(len(text.lstrip('0')) > len(str(self.maximum)) or int(text) > self.maximum for text in digits):
+            self.fail(f'{shown}: numbers must be from 0 to {self.maximum}', param, ctx)
+        spans = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts]
+        # Not a list: a mistyped huge range must not fill the memory.
+        if len(spans) == 1 and parts[0][2] is not None:
+            return spans[0]
+        if not all(spans):
+            self.fail(f'{shown}: a range must go upwards, such as 3-5', param, ctx)
+        if sum(map(len, spans)) > MAX_LISTED:
+            self.fail(f'{shown}: a list can have at most {MAX_LISTED} numbers; use one range', param, ctx)
+        return list(itertools.chain(*spans))
+
+
+class NumberTuple(click.ParamType):
+    """`x,y,...`: numbers that fit into float32."""
+
+    name = 'x,x,...'
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None,
+    ) -> tuple[float, ...]:
+        """The numbers; a usage error for any other text."""
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(float(text) for text in value.split(','))
+        except ValueError:
+            numbers = ()
+        if not numbers or not all(abs(number) <= MAX_FLOAT32 for number in numbers):
+            self.fail(f'{value[:MAX_SHOWN]!r} is not a list of finite numbers such as 0.3,1', param, ctx)
         return numbers
 
 
 class ValueRange(click.ParamType):
     """`a:b`, or one number `a` for (a, a): finite numbers, in any order."""
 
-    name = 'a:b'
+    name = 'x:x'
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None,
@@ -69,7 +102,7 @@ class ValueRange(click.ParamType):
 class TableSize(click.ParamType):
     """`COLUMNSxROWS`, each at least 1."""
 
-    name = 'columns x rows'
+    name = 'nxn'
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None,
@@ -86,6 +119,10 @@ class TableSize(click.ParamType):
 class GroupedCommand(click.Command):
     """A command whose help groups the options under headings; the default heading is 'Options'."""
 
+    def __init__(self, *args: Any, context_settings: dict[str, Any] | None = None, **kwargs: Any):
+        settings = {'terminal_width': HELP_WIDTH, **(context_settings or {})}
+        super().__init__(*args, context_settings=settings, **kwargs)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section per heading, in order of first use."""
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -100,11 +137,13 @@ class GroupedCommand(click.Command):
 
 
 class GroupedOption(click.Option):
-    """An option under a heading of the help."""
+    """An option under a heading of the help. Without a metavar it gets that of its type in METAVARS."""
 
     def __init__(self, *args: Any, group: str = 'Options', **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.group = group
+        if self.metavar is None and not self.is_flag:
+            self.metavar = METAVARS.get(self.type.name.removesuffix(' range'))
 
 
 def option(group: str, *names: str, **kwargs: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -112,28 +151,63 @@ def option(group: str, *names: str, **kwargs: Any) -> Callable[[Callable[..., No
     return click.option(*names, cls=GroupedOption, group=group, **kwargs)
 
 
+def setting(row: Any) -> GroupedOption:
+    """The option for a row of training.config.OPTIONS, under its group."""
+    text = f'{row.help}  [default: {row.default}]' if row.default else row.help
+    # Checked later: a resumed run does not need it again.
+    text += '  [required]' if row.required else ''
+    kind = click.Choice(row.kind) if isinstance(row.kind, tuple) else row.kind
+    return GroupedOption(
+        [f'--{row.name}'], group=row.group, type=kind, help=text, metavar=SETTING_METAVARS.get(row.name))
+
+
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:
     """Decorator: the options shared by scripts that open a generator and write images."""
     network, images = functools.partial(option, 'Network and output'), functools.partial(option, 'Images')
     options = [
         network('--network', required=True, metavar='FILE|URL',
-                help='Network file whose G_ema to use: .pkl, .safetensors or .pt; path, URL or hf://user/repo.'),
+                help='Network file whose G_ema to use, or a run directory: its newest snapshot; path, URL or '
+                     'hf://user/repo.'),
         network('--outdir', required=True, metavar='DIR', help='Output directory.'),
-        images('--trunc', type=float, default=1, show_default=True, metavar='PSI',
-                 help='Truncation psi: less diversity and more typical images below 1.'),
-        images('--class', 'class_idx', type=int, metavar='INDEX',
-                 help='Class label; required by conditional networks.'),
+        images('--trunc', type=float, default=1, show_default=True,
+               help='Truncation psi: less diversity and more typical images below 1.'),
+        *label_rows(images, 'a random one per seed'),
         images('--noise-mode', type=click.Choice(['const', 'random', 'none']), default='const',
-                 show_default=True, help='Noise: const, as saved with the network; random, per seed; none.'),
+               show_default=True, help='Noise: const, as saved with the network; random, per seed; none.'),
+        images('--captions', is_flag=True, help='Write seed and class under each image of a sheet.'),
         network('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto',
                 show_default=True, help='auto: GPU if available.'),
-        network('--batch', type=click.IntRange(min=1), default=1, show_default=True, metavar='N',
+        network('--batch', type=click.IntRange(min=1), default=1, show_default=True,
                 help='Batch size: larger is faster; some pixels may round differently.'),
         network('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,
                 help='Replay the generator as CUDA graphs, with the same images. auto: on a GPU.'),
         network('--trust-pickle', is_flag=True,
                 help='Execute the code inside the network file. Only for files from a trusted source.')]
-    return _apply(options, command)
+    return _apply(options, collected(command, 'label', LabelOptions))
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Values of --class, a number or a name, and --label."""
+
+    class_name: str | None = None
+    vector: tuple[float, ...] | None = None
+
+    def check(self, others: Sequence[str] = ()) -> None:
+        """Raise UserError if more than one of them and of `others`, options that are given, is given."""
+        values = {'--class': self.class_name, '--label': self.vector}
+        given = [*others, *(name for name, value in values.items() if value is not None)]
+        if len(given) > 1:
+            raise UserError(f'{given[1]} and {given[0]} exclude each other; give one of them')
+
+
+def label_rows(add: Callable[..., Callable], default: str) -> list[Callable]:
+    """The options of `LabelOptions`.  add: `option`, with its group.  default: without, as help says it."""
+    return [
+        add('--class', 'class_name', metavar='N|NAME',
+            help=f'Class, by number or by name.  [default: {default}]'),
+        add('--label', 'vector', type=NumberTuple(), help='Label vector, for networks trained with vectors '
+            'instead of classes, such as 0.3,1.')]
 
 
 @dataclass(frozen=True)
@@ -186,11 +260,11 @@ def video_options(command: Callable[..., None]) -> Callable[..., None]:
         add('--easing', type=click.Choice(['none', 'smooth']), default=default.easing, show_default=True,
             help='smooth: slow down at each seed (class, end of a sweep).'),
         add('--step-frames', type=click.IntRange(1, 100_000), default=default.step_frames, show_default=True,
-            metavar='N', help='Frames from one seed (class, end of a sweep) to the next.'),
-        add('--fps', type=float, default=default.fps, show_default=True, metavar='RATE',
+            help='Frames from one seed (class, end of a sweep) to the next.'),
+        add('--fps', type=float, default=default.fps, show_default=True,
             help='Frames per second.'),
         add('--video-scale', type=click.IntRange(1, 64), default=default.video_scale, show_default=True,
-            metavar='N', help='Enlarge each pixel to N x N, for small networks.'),
+            help='Enlarge each pixel to N x N, for small networks.'),
         add('--background', metavar='COLOR', help='Background of transparent pixels, such as white or '
             '#80C0FF.  [default: white; PNG frames stay transparent]')]
     return _apply(options, collected(command, 'video', VideoOptions))

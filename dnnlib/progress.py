@@ -51,12 +51,19 @@ class Progress:
         self.close()
 
     def update(self, n: int = 1) -> None:
-        """Count n more."""
+        """Count n more, up to the total: the last batch may be larger than what remains."""
+        n = n if self.total is None else max(min(n, self.total - self.n), 0)
         self.n += n
         if self._bar is not None:
             self._bar.update(n)
         elif time.monotonic() - self._last_line_sec >= LINE_INTERVAL_SEC:
             self._print_line()
+
+    def restart(self) -> None:
+        """Count from the start again."""
+        self.n = self._initial
+        if self._bar is not None:
+            self._bar.reset()
 
     def set_postfix_str(self, text: str) -> None:
         """Show `text` after the numbers from now on."""

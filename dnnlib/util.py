@@ -17,11 +17,17 @@ from typing import Any, BinaryIO, TextIO
 from dnnlib import download
 
 HASH_CHUNK = 1 << 20  # bytes read at a time
+MAX_CACHE_NAME = 150  # characters besides the digest; file systems allow 255 in all
 _cache = {'dir': None}  # set by set_cache_dir
 
 
 class UserError(ValueError):
     """An error that the user can fix: one line that names the option or file, the rule and the remedy."""
+
+
+def printable(text: str) -> str:
+    """Text in which nothing acts on a terminal: control characters and undecodable bytes are escaped."""
+    return ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in text)
 
 
 class EasyDict(dict):
@@ -256,13 +262,18 @@ def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
 
 
 def cache_file_name(url: str, server_name: str | None = None) -> str:
-    """Name of a download in the cache: <md5 of the URL>_<the server's name for it, else the URL>."""
-    return url_digest(url) + '_' + re.sub(r'[^0-9a-zA-Z._-]', '_', server_name or url)
+    """Name of a download in the cache: <md5 of the URL>_<the server's name for it, else the URL>.
+
+    Without passwords and keys; of a long name only the end.
+    """
+    name = re.sub(r'[^0-9a-zA-Z._-]', '_', server_name or download.shown(url))
+    # The end has the suffix.
+    return f'{url_digest(url)}_{name[-MAX_CACHE_NAME:]}'
 
 
 def url_digest(url: str) -> str:
     """The 32 hexadecimal digits that the cached file of a URL begins with."""
-    return hashlib.md5(url.encode('utf-8'), usedforsecurity=False).hexdigest()
+    return hashlib.md5(url.encode('utf-8', 'surrogatepass'), usedforsecurity=False).hexdigest()
 
 
 def open_url(
@@ -282,15 +293,23 @@ def open_url(
         raise UserError('the path of a file is empty; give its path or URL')
     path = _local_path(url)
     if path is None and not cache:
-        return io.BytesIO(_fetch(url, num_attempts, verbose)[0])
+        content = io.BytesIO()
+        _fetch(url, content, num_attempts, verbose)
+        content.seek(0)
+        return content
     if path is None:
         path = _cached_path(url, Path(cache_dir or make_cache_dir_path('downloads')), num_attempts, verbose)
     if return_filename:
         return str(path)
+    # A pipe or a device would be waited for, or read, without end.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f'{path}: not a file but a folder, pipe or device; give a file')
     try:
         return open(path, 'rb')
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error}); check the path') from error
+    except ValueError as error:  # such as a zero byte
+        raise UserError(f'{path!a}: not the path of a file ({error})') from error
 
 
 def _local_path(url: str) -> str | None:
@@ -308,22 +327,29 @@ def _cached_path(url: str, folder: Path, num_attempts: int, verbose: bool) -> Pa
     found = list(folder.glob(f'{url_digest(url)}_*'))
     if len(found) == 1 and download.is_intact(found[0], url):
         return found[0]
-    data, server_name = _fetch(url, num_attempts, verbose)
-    path = folder / cache_file_name(url, server_name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{folder}: cannot be created ({error.strerror}); set DNNLIB_CACHE_DIR to a folder '
                         'that can be written') from error
     # Several processes may fetch the same file at once: each replaces it by the same content.
-    with replace_file(path) as temporary:
-        temporary.write_bytes(data)
+    partial = folder / f'.{uuid.uuid4().hex}.tmp'
+    try:
+        with open(partial, 'x+b') as file:
+            server_name = _fetch(url, file, num_attempts, verbose)
+        path = folder / cache_file_name(url, server_name)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f'{folder}: a download cannot be written ({error.strerror or error}); free space, or '
+                        'set DNNLIB_CACHE_DIR to another folder') from error
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
-def _fetch(url: str, num_attempts: int, verbose: bool) -> tuple[bytes, str | None]:
+def _fetch(url: str, file: BinaryIO, num_attempts: int, verbose: bool) -> str | None:
     try:
-        return download.fetch(url, num_attempts, verbose)
+        return download.fetch(url, file, num_attempts, verbose)
     except download.DownloadError as error:
-        raise UserError(f'{url}: cannot be downloaded ({error}); check address and connection, or fetch it '
-                        'by hand and give its path instead') from error
+        raise UserError(f'{download.shown(url)}: cannot be downloaded ({error}); check address and '
+                        'connection, or fetch it by hand and give its path instead') from error

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -17,6 +17,7 @@ import PIL.Image
 import PIL.ImageColor
 
 from dnnlib.image_io import save_png
+from dnnlib.progress import Progress
 from dnnlib.util import UserError, replace_file
 
 # Rec. 709, tagged as such: for untagged files players guess by the image size.
@@ -33,6 +34,10 @@ DEFAULT_BACKGROUND = 'white'  # as in the metrics
 MAX_FPS = {'.mp4': 1000, '.gif': 50}  # viewers slow down faster GIFs
 GIF_TICK_SEC = 0.01  # unit of the duration of a GIF's frames
 FRAME_NAME = 'frame{:06d}.png'
+
+
+class EncoderError(UserError):
+    """ffmpeg cannot be started, or fails."""
 
 
 class Video:
@@ -61,24 +66,55 @@ def open_video(
 
     Written under a temporary name and renamed at the end, or removed after an error. .mp4 and .webm have even
     sides: an odd one repeats its last row or column. Alpha is composited over `background` (a CSS name or
-    #RRGGBB, by default white); PNG files keep alpha unless a background is given. Without ffmpeg .mp4 and
-    .webm become folders of PNG files, with a note on stderr. Raises UserError for another suffix, an invalid
-    rate or background, and a path that cannot be written.
+    #RRGGBB, by default white); PNG files keep alpha unless a background is given. Raises UserError for
+    another suffix, an invalid rate or background, and a path that cannot be written, EncoderError if ffmpeg
+    is missing or fails.
     """
     path = Path(path)
     check_video(path, fps, background)
     kind, color = path.suffix.lower(), parse_color(background or DEFAULT_BACKGROUND)
-    if kind in CODECS and find_ffmpeg() is None:
-        path, kind = frame_folder(path), ''
-        print(f'Note: ffmpeg not found (pip install imageio-ffmpeg); writing frames to {path}',
-              file=sys.stderr)
-        check_folder(path)
     sinks = {'': _png_sink, '.gif': _gif_sink}
     with sinks.get(kind, _ffmpeg_sink)(path, width, height, fps) as sink:
         video = Video((width, height), sink, None if not kind and background is None else color)
         yield video
         if video.num_frames == 0:
             raise ValueError(f'{path}: a video without frames')
+
+
+def write_video(
+    path: str | os.PathLike, frames: Callable[[], Iterator[np.ndarray]], fps: float = 30,
+    background: str | None = None, bar: Progress | None = None,
+) -> Path:
+    """Write all frames of frames() as `open_video` does; the path of the video, or of its folder of frames.
+
+    If ffmpeg fails, frames() is called again and its frames become a folder of PNG files, with a note on
+    stderr.  bar: counts the frames.
+    """
+    path = Path(path)
+    try:
+        _write_all(path, frames(), fps, background, bar)
+        return path
+    except EncoderError as error:
+        folder = frame_folder(path)
+        print(f'Note: {error}; writing frames to {folder}', file=sys.stderr)
+        if bar is not None:
+            bar.restart()
+        _write_all(folder, frames(), fps, background, bar)
+        return folder
+
+
+def _write_all(
+    path: Path, frames: Iterator[np.ndarray], fps: float, background: str | None, bar: Progress | None,
+) -> None:
+    frame: np.ndarray | None = next(frames)
+    assert frame is not None
+    height, width, _ = frame.shape
+    with open_video(path, width, height, fps, background) as video:
+        while frame is not None:
+            video.append(frame)
+            if bar is not None:
+                bar.update(1)
+            frame = next(frames, None)
 
 
 def check_video(path: Path, fps: float, background: str | None = None) -> None:
@@ -102,8 +138,9 @@ def check_folder(path: Path) -> None:
 
 
 def frame_folder(path: Path) -> Path:
-    """Folder for the frames of a video that cannot be encoded."""
-    return path.with_name(f'{path.stem}-frames')
+    """A folder that does not exist yet, for the frames of a video that cannot be encoded."""
+    names = itertools.chain([f'{path.stem}-frames'], (f'{path.stem}-frames-{n}' for n in itertools.count(2)))
+    return next(folder for folder in map(path.with_name, names) if not folder.exists())
 
 
 def parse_color(text: str) -> tuple[int, ...]:
@@ -141,7 +178,11 @@ class _Ffmpeg:
     def __init__(self, command: list[str], is_odd: tuple[bool, bool], log: IO[bytes]):
         self._padding = [(0, int(is_odd[0])), (0, int(is_odd[1])), (0, 0)]
         self._log = log
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        except OSError as error:
+            reason = error.strerror or error
+            raise EncoderError(f'ffmpeg cannot be started ({command[0]}: {reason})') from error
 
     def write(self, frame: np.ndarray) -> None:
         assert self._process.stdin is not None
@@ -163,7 +204,7 @@ class _Ffmpeg:
         self._log.seek(0)
         lines = self._log.read().decode(errors='replace').split('\n')
         reason = next((line.strip() for line in lines if line.strip()), f'status {self._process.returncode}')
-        raise UserError(f'ffmpeg cannot write the video ({reason}); try another format, such as --video=DIR')
+        raise EncoderError(f'ffmpeg cannot write the video ({reason})')
 
     def __enter__(self) -> '_Ffmpeg':
         return self
@@ -184,7 +225,8 @@ class _Ffmpeg:
 @contextlib.contextmanager
 def _ffmpeg_sink(path: Path, width: int, height: int, fps: float) -> Iterator[_Ffmpeg]:
     executable = find_ffmpeg()
-    assert executable is not None
+    if executable is None:
+        raise EncoderError('ffmpeg not found (pip install imageio-ffmpeg)')
     even = f'{width + width % 2}x{height + height % 2}'
     source = ['-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', even, '-r', f'{fps:g}', '-i', '-', '-an']
     with replace_file(path) as temporary, tempfile.TemporaryFile() as log:
@@ -192,6 +234,8 @@ def _ffmpeg_sink(path: Path, width: int, height: int, fps: float) -> Iterator[_F
                    str(temporary)]
         with _Ffmpeg(command, (height % 2 == 1, width % 2 == 1), log) as process:
             yield process
+        if not temporary.is_file() or temporary.stat().st_size == 0:
+            raise EncoderError('ffmpeg wrote no video, without a message')
 
 
 class _Frames:

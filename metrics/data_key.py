@@ -2,7 +2,6 @@
 """Which images a result is about: a key of their content, and the whole of a dataset a subset came from."""
 import copy
 import hashlib
-import zipfile
 import zlib
 
 import numpy as np
@@ -40,12 +39,7 @@ def data_key(dataset: Dataset) -> str:
 
 
 def _files(files: ImageFiles) -> list[tuple[str, int, int]]:
-    if not files.is_zip:
-        contents = ((name, files.read(name)) for name in files.names)
-        return [(name, len(data), zlib.crc32(data)) for name, data in contents]
-    with zipfile.ZipFile(files.path) as archive:
-        return [(name, info.file_size, info.CRC) for name, info in
-                ((name, archive.getinfo(name)) for name in files.names)]
+    return [(name, *files.size_and_checksum(name)) for name in files.names]
 
 
 def _images(dataset: Dataset) -> list[tuple[list[int], int]]:

@@ -62,6 +62,9 @@ def detector_path(name: str, folder: str | None = None) -> Path:
     If a file <name>.sha256 exists beside it, as in bundles and the cache, the checksum must match. Raises
     DetectorMissingError in one line that says how to provide the file.
     """
+    if folder and not Path(folder).is_dir():
+        raise UserError(f'--detector-dir={folder}: no such directory; make it by calc_metrics.py '
+                        '--offline-bundle=DIR, or omit the option')
     cached = Path(util.make_cache_dir_path('detectors'), name)
     for path in ([Path(folder, name)] if folder else []) + [cached]:
         if path.is_file():
@@ -72,11 +75,16 @@ def detector_path(name: str, folder: str | None = None) -> Path:
             DETECTOR_URL + name, num_attempts=NUM_ATTEMPTS, verbose=True, return_filename=True)
     except UserError as error:
         places = f'{folder} or {cached.parent}' if folder else str(cached.parent)
+        remedy = f'copy its files to {folder}' if folder else 'use --detector-dir=DIR here'
         raise DetectorMissingError(
             f'{name} is not in {places}, and cannot be downloaded from {DETECTOR_URL}{name}; run '
-            'calc_metrics.py --offline-bundle=DIR where there is a connection, and use --detector-dir'
-            ) from error
-    _load(fetched, file_sha256(fetched), 'cpu')  # an error page or half a file must not get into the cache
+            f'calc_metrics.py --offline-bundle=DIR where there is a connection, and {remedy}') from error
+    try:
+        _load(fetched, file_sha256(fetched), 'cpu')
+    except DetectorMissingError as error:
+        # An error page or half a file must not stay in the cache.
+        Path(fetched).unlink(missing_ok=True)
+        raise DetectorMissingError(f'{error}; the download has been deleted') from error
     return _keep(Path(fetched), cached)
 
 
@@ -101,9 +109,23 @@ def _check(path: Path) -> None:
             f'{path}: its content does not match the checksum in {beside.name}; delete both and try again')
 
 
+def is_local(name: str, folder: str | None = None) -> bool:
+    """Whether detector_path would find the file without a download."""
+    places = [*([folder] if folder else []), util.make_cache_dir_path('detectors')]
+    return any(Path(place, name).is_file() for place in places)
+
+
 def write_bundle(folder: str | os.PathLike, detector_dir: str | None = None) -> list[Path]:
-    """Put all feature networks with their checksums into `folder`, for --detector-dir; the files."""
-    return [_keep(detector_path(name, detector_dir), Path(folder, name)) for name in FILES]
+    """Put all feature networks with their checksums into `folder`, for --detector-dir; the files.
+
+    Raises UserError if one is missing.
+    """
+    try:
+        return [_keep(detector_path(name, detector_dir), Path(folder, name)) for name in FILES]
+    except DetectorMissingError as error:
+        # Its remedy is this very option.
+        raise UserError(f'--offline-bundle={folder}: {str(error).split("; run ")[0]}; run this command where '
+                        'there is a connection') from error
 
 
 def load_detector(name: str, device: torch.device, folder: str | None = None) -> Detector:

@@ -40,12 +40,18 @@ MANIFOLD = Features(VGG16, keep=True, dtype=torch.float16)
 
 Metric = Callable[[MetricOptions], dict[str, float]]
 _METRICS: dict[str, Metric] = {}
+_DETECTORS: dict[str, str] = {}  # metric -> file name of its feature network
 
 
 def register_metric(function: Metric, name: str | None = None) -> Metric:
     """Decorator: register a function as a metric, by default under its own name."""
     _METRICS[name or function.__name__] = function
     return function
+
+
+def detector_of(metric: str) -> str | None:
+    """The file name of the feature network that a metric needs; None if it needs none."""
+    return _DETECTORS.get(metric)
 
 
 def is_valid_metric(metric: str) -> bool:
@@ -88,7 +94,8 @@ def report_metric(
     folder. The published fields come first.
     """
     if run_dir is not None and snapshot_pkl is not None:
-        snapshot_pkl = os.path.relpath(snapshot_pkl, run_dir)
+        # Resolved: a link to the run, or a link to a snapshot, would make it a path to elsewhere.
+        snapshot_pkl = os.path.relpath(os.path.realpath(snapshot_pkl), os.path.realpath(run_dir))
     published = {key: result[key] for key in PUBLISHED_KEYS}
     line = json.dumps({**published, 'snapshot_pkl': snapshot_pkl, 'timestamp': time.time(),
                        **{key: value for key, value in result.items() if key not in PUBLISHED_KEYS}})
@@ -161,7 +168,8 @@ def ppl(
 
 
 def register_row(function: Callable[..., dict[str, float]], name: str, *args: Any, **kwargs: Any) -> None:
-    """Register function(options, name, ...) as a metric."""
+    """Register function(options, name, ...) as a metric, with its feature network."""
+    _DETECTORS[name] = INCEPTION if function in (fid, kid, inception) else VGG16
     register_metric(lambda options: function(options, name, *args, **kwargs), name)
 
 

@@ -50,7 +50,8 @@ class _Watch:
         self.is_active, self.events, self.is_installed = False, [], False
 
     def hook(self, event: str, args: tuple) -> None:
-        if self.is_active and event.startswith(FORBIDDEN):
+        # The interpreter asks how much memory is free.
+        if self.is_active and event.startswith(FORBIDDEN) and args[:1] != ('/proc/meminfo',):
             self.events.append(f'{event} {str(args)[:100]}')
 
     @contextlib.contextmanager

@@ -25,7 +25,7 @@ def shrink_dataset(source: str, dest: str) -> int:
     settings = TransformSettings(width=SIDE, height=SIDE, resize_filter='box', mode='RGB')
     with dataset_writer(dest) as write:
         for image in images:
-            write(image.name, encode_png(settings.apply(image.decode()), compress_level=9))
+            write(image.name, encode_png(settings.apply(image.decode().pixels), compress_level=9))
         write(LABEL_FILE, images.files.read_labels())
     return len(images)
 

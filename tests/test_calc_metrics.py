@@ -18,7 +18,7 @@ import calc_metrics
 import legacy
 from dnnlib import util
 from dnnlib.util import UserError
-from metrics import metric_main
+from metrics import evaluation, metric_main
 from training.formats import convert, pickled
 
 
@@ -58,7 +58,7 @@ def test_the_same_seed_prints_the_same_digits_and_the_run_keeps_them(run_dir, mo
 
 def test_a_cpu_keeps_the_memory_of_its_tensors(run_dir, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(calc_metrics, 'keep_freed_memory', asked.append)
+    monkeypatch.setattr(evaluation, 'keep_freed_memory', asked.append)
     assert run(f'--network={run_dir / "net.pkl"}', '--metrics=swd', capsys=capsys)[0] == 0
     assert asked == [torch.device('cpu')]
 
@@ -132,7 +132,9 @@ def refuse(url, **_):
 
 
 def test_what_cannot_be_done_is_one_line_and_status_2(run_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open(url, 'rb'))
+    open_url = util.open_url
+    monkeypatch.setattr(
+        util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open_url(url, **kw))
     network, other = f'--network={run_dir}/net.pkl', write_images(tmp_path / 'other', 3, 1)
     pickled.save_network_snapshot(tmp_path / 'bare.pkl', G=None, D=None, G_ema=small_generator())
     for args, words in [
@@ -145,6 +147,51 @@ def test_what_cannot_be_done_is_one_line_and_status_2(run_dir, tmp_path, monkeyp
         errors = [line for line in err.splitlines() if line.startswith('Error: ')]
         assert status == 2 and len(errors) == 1 and words in errors[0], (args, err)
         assert 'Traceback' not in err
+
+
+def test_metrics_whose_network_is_missing_are_named_at_the_start_and_the_others_computed(
+        run_dir, tmp_path, monkeypatch, capsys):
+    open_url = util.open_url
+    monkeypatch.setattr(
+        util, 'open_url', lambda url, **kw: refuse(url) if '//' in url else open_url(url, **kw))
+    for name in ('vgg16.pt', 'vgg16.pt.sha256'):
+        (tmp_path / 'detectors' / name).unlink(missing_ok=True)
+    monkeypatch.setitem(metric_main._METRICS, 'fid5k_full', FEW)
+    status, out, err = run(
+        f'--network={run_dir}/net.pkl', f'--detector-dir={tmp_path}/detectors', '--verbose=0',
+        '--metrics=pr50k3_full,swd,ppl2_wend,fid5k_full', capsys=capsys)
+    assert status == 2 and [json.loads(line)['metric'] for line in out.splitlines()] == ['swd', 'fid5k_full']
+    lines = [line for line in err.splitlines() if line.startswith(('Note', 'Error'))]
+    assert len(lines) == 2 and lines[0].startswith('Note: --metrics: no pr50k3_full, ppl2_wend: vgg16.pt is ')
+    # The option was given and does not help: it is not advised.
+    assert f'copy its files to {tmp_path}/detectors' in lines[0] and 'use --detector-dir' not in lines[0]
+    assert lines[1] == 'Error: --metrics: not computed: pr50k3_full, ppl2_wend, for the reason above'
+
+
+def test_a_file_that_is_no_feature_network_and_a_folder_that_is_not_there_are_found_at_the_start(
+        run_dir, tmp_path, capsys):
+    (tmp_path / 'bad').mkdir()
+    (tmp_path / 'bad' / 'inception-2015-12-05.pt').write_text('<html>')
+    for folder, words in (('bad', 'not a TorchScript network'), ('absent', 'no such directory')):
+        detectors = f'--detector-dir={tmp_path / folder}'
+        status, out, err = run(f'--network={run_dir}/net.pkl', detectors, capsys=capsys)
+        assert status == 2 and out == '' and words in err
+        assert 'Calculating' not in err and 'Traceback' not in err
+
+
+def test_results_name_the_snapshot_inside_the_run_through_links_too(run_dir, tmp_path, capsys):
+    (tmp_path / 'link').symlink_to(run_dir)
+    (run_dir / 'latest.pkl').symlink_to('net.pkl')
+    for path in (run_dir / 'net.pkl', tmp_path / 'link' / 'net.pkl', run_dir / 'latest.pkl'):
+        status, out, err = run(f'--network={path}', '--metrics=swd', '--verbose=0', capsys=capsys)
+        assert status == 0 and json.loads(out)['snapshot_pkl'] == 'net.pkl', err
+
+
+def test_data_that_has_moved_is_said_to_be_recorded(run_dir, tmp_path, capsys):
+    pickled.save_network_snapshot(tmp_path / 'moved.pkl', G=None, D=None, G_ema=small_generator(),
+                                  training_set_kwargs={'path': '/content/drive/x.zip'})
+    status, _, err = run(f'--network={tmp_path}/moved.pkl', '--metrics=swd', capsys=capsys)
+    assert status == 2 and "--data is required: the network was trained on '/content/drive/x.zip'" in err
 
 
 def test_no_metric_is_no_work_and_a_bundle_needs_no_network(run_dir, tmp_path, capsys):
@@ -163,9 +210,9 @@ def test_mirror_and_data_go_before_what_the_network_notes(run_dir, tmp_path, cap
 
 
 def test_processes_that_do_not_fit_together_are_refused(monkeypatch):
-    calc_metrics.check_gpus(3, 1, 'cpu')
+    evaluation.check_gpus(3, 1, 'cpu')
     with pytest.raises(UserError, match='torchrun started 2'):
-        calc_metrics.check_gpus(3, 2, 'cpu')
-    monkeypatch.setattr(calc_metrics.torch.cuda, 'device_count', lambda: 2)
+        evaluation.check_gpus(3, 2, 'cpu')
+    monkeypatch.setattr(evaluation.torch.cuda, 'device_count', lambda: 2)
     with pytest.raises(UserError, match='--gpus=3: this machine has 2'):
-        calc_metrics.check_gpus(3, 1, 'cuda')
+        evaluation.check_gpus(3, 1, 'cuda')

@@ -10,7 +10,7 @@ from small_networks import save_small_network, small_generator
 import generate
 import legacy
 from training.formats import pickled
-from training.sampling import sampler
+from training.sampling import output, sampler
 
 
 def run(*args):
@@ -23,6 +23,10 @@ def run(*args):
 def read(path):
     with PIL.Image.open(path) as image:
         return image.mode, np.asarray(image)
+
+
+# Refused by the published program: a conditional network without --class, and StyleGAN3's seeds.
+ALLOWED = ('gen_cond_missing', 'gen_mixed_seed_forms')
 
 
 def is_generate(case):
@@ -54,6 +58,9 @@ def test_recorded_run(case, tmp_path, capsys):
         return
     if {'quirk', 'exception'} & set(case):  # a weakness of the published tool, which need not be repeated
         assert {path.name for path in out.iterdir()} >= set(case.get('desired_files', []))
+        return
+    if case['name'] in ALLOWED:
+        assert case['exit_code'] == 2 and list(out.iterdir())
         return
     assert case['exit_code'] == 0
     check_files(out, case)
@@ -130,7 +137,12 @@ def test_projected_w_is_rendered_in_batches_with_either_spelling(network, tmp_pa
 
 @pytest.mark.parametrize('options, hint', [
     (['--seeds=0', '--class=3'], '0 to 2'), (['--seeds=0', '--class=-1'], '0 to 2'),
-    (['--seeds=0'], '--class'), (['--seeds=4294967296'], '4294967295'), (['--seeds=-3'], 'neither a range'),
+    (['--seeds=0', '--class=red'], 'no names'), (['--seeds=0', '--label=1,0'], 'numbers'),
+    (['--seeds=0', '--label=1,0,nan'], 'finite'), (['--seeds=0', '--label=1,0,1e39'], 'finite'),
+    (['--seeds=0', '--class=' + '9' * 5000], 'no names'),
+    (['--seeds=' + '9' * 5000], '4294967295'),
+    (['--seeds=0', '--class=1', '--label=0,0,1'], 'exclude'),
+    (['--seeds=4294967296'], '4294967295'), (['--seeds=-3'], 'neither a range'),
     (['--seeds='], 'neither a range'), (['--seeds=1,,2'], 'neither a range'),
     (['--seeds=1', '--class=1', '--trunc=nan'], '--trunc'),
     (['--seeds=1', '--class=1', '--batch=0'], '--batch'), (['--seeds=1', '--noise-mode=loud'], 'loud'),
@@ -216,4 +228,4 @@ def test_hostile_networks_are_named_and_do_nothing(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize('count, shape, columns', [
     (1, (3, 8, 8), 1), (4, (3, 8, 8), 2), (10, (3, 8, 8), 3), (4, (3, 64, 8), 4), (3, (1, 8, 64), 1)])
 def test_the_sheet_is_about_square(count, shape, columns):
-    assert generate.sheet_columns(count, shape) == columns
+    assert output.sheet_columns(count, shape) == columns

@@ -194,8 +194,7 @@ def test_a_wrong_option_is_one_clean_message(options, tmp_path, capsys, argument
 
 
 @pytest.mark.parametrize('arguments, hint', [
-    (['--class-sweep=0'], 'two classes'), (['--class-sweep=0,3'], '0 to 2'), (['--classes=1-3'], '0 to 2'),
-    ([], '--class')])
+    (['--class-sweep=0'], 'two classes'), (['--class-sweep=0,3'], '0 to 2'), (['--classes=1-3'], '0 to 2')])
 def test_wrong_classes_are_one_clean_message(options, capsys, arguments, hint):
     assert run(*options(c_dim=3), '--seeds=1', *arguments) == 2
     assert hint in capsys.readouterr().err

@@ -224,7 +224,7 @@ def build(described):
     ({'synthesis_kwargs': {'channel_max': 2 ** 21}}, 'channel_max'),
     ({'synthesis_kwargs': {'x': 1}}, "'x'"),
     ({'synthesis_kwargs': {'resample_filter': [1] * 5000}}, 'resample_filter'),
-    ({'mapping_kwargs': 7}, 'constructed'), ({'img_resolution': 'big'}, 'constructed'),
+    ({'mapping_kwargs': 7}, 'not a dict'), ({'img_resolution': 'big'}, 'constructed'),
     ({'synthesis_kwargs': {'channel_base': 2 ** 20, 'channel_max': 2 ** 20}}, 'weight_gain')])
 def test_forged_arguments_are_refused_before_anything_is_allocated(changes, text):
     described = described_generator()

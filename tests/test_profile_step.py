@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import profile_step
+from training.profiling import job
 
 SMALL = ['--cfg=demo', '--resolution=8', '--cbase=32', '--cmax=4', '--batch=2', '--device=cpu']
 
@@ -73,7 +74,7 @@ def test_the_timeline_is_of_the_micro_network_unless_told_otherwise():
 
 def test_the_micro_network_has_16_images_a_step_and_20_steps_by_default(monkeypatch):
     calls = []
-    monkeypatch.setattr(profile_step, 'print_timeline', lambda *args: calls.append(args))
+    monkeypatch.setattr(job, 'print_timeline', lambda *args: calls.append(args))
     assert run('--timeline', '--device=cpu').exit_code == 0
     (built, name, num_steps), = calls
     assert (built.config.batch_size, built.config.data.size, name, num_steps) == (16, (16, 16), 'micro', 20)

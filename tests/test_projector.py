@@ -57,9 +57,9 @@ def test_the_published_files_are_written(network, tmp_path, capsys):
         'proj.mp4', 'proj.png', 'projected_w.npz', 'projection.json', 'target.png']
     assert [read(out / name)[1].shape for name in ('target.png', 'proj.png')] == [(16, 16, 3)] * 2
     frames = imageio.imread(out / 'proj.mp4')
-    assert frames.shape == (3, 16, 32, 3) and imageio.immeta(out / 'proj.mp4')['fps'] == 10
+    assert frames.shape == (3, 256, 512, 3) and imageio.immeta(out / 'proj.mp4')['fps'] == 10
     # Videos have half as many colours as pixels: of a flat image nothing is lost, of others the mean stays.
-    halves = frames[-1, :, :14], frames[-1, :, 18:]
+    halves = frames[-1, :, :240], frames[-1, :, 272:]
     assert np.abs(halves[0].astype(int) - [200, 80, 40]).max() < 9
     assert abs(halves[1].mean() - read(out / 'proj.png')[1][:, 2:].mean()) < 9
     report = json.loads((out / 'projection.json').read_text())
@@ -103,7 +103,8 @@ def test_channels_and_shapes_of_every_kind(network, target, tmp_path, changes, m
         found_mode, pixels = read(tmp_path / 'out' / name)
         assert found_mode == mode and pixels.shape[:2] == size
     frames = imageio.imread(tmp_path / 'out' / 'proj01.mp4')
-    assert frames.shape == (3, size[0], 2 * size[1], 3)
+    scale = 256 // max(size)  # small networks are enlarged
+    assert frames.shape == (3, scale * size[0], scale * 2 * size[1], 3)
 
 
 def test_several_targets_in_batches_share_files(network, target, tmp_path):
@@ -159,13 +160,19 @@ def test_safetensors_give_the_same_as_pickles(network, target, tmp_path):
     assert np.array_equal(*[read(tmp_path / suffix / 'proj.png')[1] for suffix in ('.pkl', '.safetensors')])
 
 
-def test_without_ffmpeg_the_frames_are_kept(network, target, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(video, 'find_ffmpeg', lambda: None)
+@pytest.mark.parametrize('program', [None, '/nonexistent', 'fake'])
+def test_without_ffmpeg_the_frames_are_kept(network, target, tmp_path, monkeypatch, capsys, program):
+    fake = tmp_path / 'ffmpeg'
+    fake.write_text('#!/bin/sh\necho "Unknown encoder libx264" >&2\nexit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(video, 'find_ffmpeg', lambda: str(fake) if program == 'fake' else program)
     out = tmp_path / 'out'
-    assert run('--network', network(), '--target', target(), '--outdir', out, *QUICK) == 0
-    assert 'ffmpeg' in capsys.readouterr().err and not (out / 'proj.mp4').exists()
+    assert run('--network', network(), '--target', target(), '--outdir', out, '--tune=2', *QUICK) == 0
+    message = capsys.readouterr().err
+    assert 'ffmpeg' in message and 'Traceback' not in message and not (out / 'proj.mp4').exists()
     frames = sorted(path for path in out.rglob('*.png') if path.parent != out)
-    assert len(frames) == 3 and read(frames[0])[1].shape == (16, 32, 3)
+    assert len(frames) == 3 and read(frames[0])[1].shape == (256, 512, 3)
+    assert {'tuned.pkl', 'projection.json', 'projected_w.npz'} <= {path.name for path in out.iterdir()}
 
 
 def test_without_vgg16_pixels_are_compared_and_it_says_so(network, target, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from small_networks import save_small_network
 
 import generate
 import style_mixing
+from training.sampling import mixing
 
 
 def run(*args, tool=style_mixing):
@@ -72,13 +73,24 @@ def test_a_table_of_a_conditional_rgba_network_that_is_not_square(network, tmp_p
         assert np.array_equal(cells[place], read(out / f'{name}.png')[1])
 
 
-def test_the_default_styles_fit_small_networks_and_may_be_all_of_them(network, tmp_path):
+@pytest.mark.parametrize('num_ws, expected, words', [
+    (1, [0], '0-0 of 1'), (4, [0, 1], '0-1 of 4'), (6, [0, 1, 2], '0-2 of 6'), (7, [0, 1, 2], '0-2 of 7'),
+    (8, list(range(7)), '0-6 of 8 (--styles); the coarse half is --styles=0-3'),
+    (14, list(range(7)), '0-6 of 14'), (18, list(range(7)), '0-6 of 18')])
+def test_the_default_styles_are_the_published_ones_unless_they_are_all_of_a_network(
+        capsys, num_ws, expected, words):
+    assert mixing.checked_styles(None, num_ws) == expected
+    assert capsys.readouterr().err.strip().removeprefix('Note: columns give ws ').removesuffix(
+        ' (--styles)') == words
+
+
+def test_a_mixture_of_a_small_network_is_neither_its_row_nor_its_column(network, tmp_path, capsys):
     path = network()  # 16x16: num_ws is 6, fewer than the published default
-    assert run('--network', path, '--outdir', tmp_path / 'a', '--rows=1', '--cols=2', '--device=cpu') == 0
-    assert run('--network', path, '--outdir', tmp_path / 'b', '--rows=1', '--cols=2', '--styles=0-5',
-               '--device=cpu') == 0
-    mixed = [read(tmp_path / name / '1-2.png')[1] for name in 'ab']
-    assert np.array_equal(*mixed) and np.array_equal(mixed[0], read(tmp_path / 'a' / '2-2.png')[1])
+    assert run('--network', path, '--outdir', tmp_path, '--rows=1', '--cols=2', '--device=cpu') == 0
+    pixels = {name: read(tmp_path / f'{name}.png')[1] for name in ('1-1', '1-2', '2-2')}
+    assert not np.array_equal(pixels['1-2'], pixels['2-2'])
+    assert not np.array_equal(pixels['1-2'], pixels['1-1'])
+    assert 'ws 0-2 of 6' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('noise', ['const', 'random'])
@@ -93,9 +105,9 @@ def test_a_seed_looks_as_generate_makes_it_whatever_the_batch(network, tmp_path,
 
 def test_mix_takes_the_named_ws_of_the_column():
     row, column = torch.zeros(4, 2), torch.ones(4, 2)
-    assert style_mixing.mix(row, column, [0, 2])[:, 0].tolist() == [1, 0, 1, 0]
+    assert mixing.mix(row, column, [0, 2])[:, 0].tolist() == [1, 0, 1, 0]
     assert not row.any()
-    assert not style_mixing.mix(row, column, []).any()
+    assert not mixing.mix(row, column, []).any()
 
 
 @pytest.mark.parametrize('options, hint', [

@@ -14,7 +14,8 @@ from dnnlib.progress import progress
 from dnnlib.util import EasyDict, UserError
 from training.datasets.files import LABEL_FILE, DatasetPathError, ImageFiles
 from training.datasets.images import ImageError, decode_image
-from training.datasets.labels import label_array, parse_label_json
+from training.datasets.labels import label_array, read_labels
+from training.datasets.ledger import Ledger, account
 
 DATA_FOLDER = Path(__file__).resolve().parent / 'datasets'
 MAX_DECODE_THREADS = 16
@@ -253,13 +254,15 @@ def _shape_text(shape: list[int] | tuple[int, ...]) -> str:
 class ImageFolderDataset(Dataset):
     """The images of a folder or zip, by sorted relative name, with the labels of its `dataset.json`.
 
-    path: folder (searched recursively) or `.zip`. resolution: required side or (height, width).
+    path: folder (searched recursively) or `.zip`. resolution: required side or (height, width). class_names:
+    accepted, since options of datasets record them; those of the folder or zip count.
     Images are decoded by `training.datasets.images.decode_image`: true colors, upright, 1 to 4 channels.
     Raises UserError, which is an OSError too, for an invalid path or size.
     """
 
     def __init__(
-        self, path: str, resolution: int | tuple[int, int] | None = None, **super_kwargs: Any,
+        self, path: str, resolution: int | tuple[int, int] | None = None,
+        class_names: list[str] | None = None, **super_kwargs: Any,
     ) -> None:
         self._path = path
         self._files = ImageFiles(path)
@@ -286,10 +289,19 @@ class ImageFolderDataset(Dataset):
         return self._decode(raw_idx).transpose(2, 0, 1)  # [C, H, W]
 
     def _load_raw_labels(self) -> np.ndarray | None:
-        data = self._files.read_labels()
+        labels = read_labels(self._files)
         origin = f'{self._path}: {LABEL_FILE}'
-        table = None if data is None else parse_label_json(data, origin)
-        return None if table is None else label_array(self._files.names, table, origin)
+        return None if labels is None else label_array(self._files.names, labels.table, origin)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, in their order; None if the labels have none or are not used."""
+        labels = read_labels(self._files) if self._use_labels else None
+        return None if labels is None or labels.class_names is None else list(labels.class_names)
+
+    def ledger(self) -> Ledger:
+        """What of the folder or zip is not used."""
+        return account(self._files, look_inside=True)
 
     def close(self) -> None:
         """Close the archive; the next read opens it again."""

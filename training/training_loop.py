@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -275,7 +276,9 @@ class Training:
         self.writer.wait()
         copies = self.copies
         copies.begin()
-        data = {'class_name': 'training.dataset.ImageFolderDataset', **config.data.kwargs()}
+        # Snapshots are published: the name of the dataset suffices, the path is in training_options.json.
+        data = {'class_name': 'training.dataset.ImageFolderDataset', **config.data.kwargs(),
+                'path': os.path.basename(os.path.normpath(config.data.path))}
         modules = {'G': state.G, 'D': state.D, 'G_ema': state.G_ema, 'augment_pipe': state.augment_pipe}
         networks = copy_networks(copies, modules, data) if networks_name else None
         payload = make_payload(config.to_options(), **saved)

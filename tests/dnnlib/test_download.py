@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """dnnlib.download against a small server on this machine."""
+import gzip
 import hashlib
+import io
+import time
 
 import pytest
 from local_server import local_server
 
 from dnnlib import download
-from dnnlib.download import DownloadError, fetch
+from dnnlib.download import DownloadError
 
 pytest.importorskip('requests')
+
+
+def fetch(url, **options):
+    """(content, file name of the server)."""
+    file = io.BytesIO()
+    name = download.fetch(url, file, **options)
+    return file.getvalue(), name
 
 
 @pytest.fixture
@@ -118,3 +128,70 @@ def test_a_promised_checksum_is_checked_and_not_sent(server, tmp_path):
     assert download.is_intact(tmp_path / 'x', url + digest) and download.is_intact(tmp_path / 'x', server.url)
     (tmp_path / 'x').write_bytes(b'conten')
     assert not download.is_intact(tmp_path / 'x', url + digest)
+
+
+@pytest.mark.parametrize('status', [204, 300, 302, 304, 401])
+def test_an_answer_that_is_no_content_is_an_error_at_once(server, status):
+    server.answers['/a'] = [(status, {}, b'' if status in (204, 304) else b'<html>see there</html>')]
+    with pytest.raises(DownloadError, match=f'answers {status}'):
+        fetch(server.url + '/a')
+    assert len(server.requests) == 1
+
+
+def test_bodies_beyond_the_limit_are_not_read_to_the_end(server, monkeypatch):
+    monkeypatch.setattr(download, 'MAX_BYTES', 1000)
+    monkeypatch.setattr(download, 'CHUNK_BYTES', 100)
+    server.answers['/announced'] = [(200, {'Content-Length': str(10 ** 30)}, b''), (200, {}, bytes(1001))]
+    server.answers['/endless'] = [(200, {'Transfer-Encoding': 'chunked', 'Content-Length': ''},
+                                   b'fffff\r\n' + bytes(0xfffff) + b'\r\n0\r\n\r\n')]
+    server.answers['/bomb'] = [(200, {'Content-Encoding': 'gzip'}, gzip.compress(bytes(50_000_000)))]
+    server.answers['/exact'] = [(200, {}, bytes(1000))]
+    for name in ('announced', 'endless', 'bomb'):
+        file = io.BytesIO()
+        with pytest.raises(DownloadError, match=r'limit of 1000|limit is 1000'):
+            download.fetch(f'{server.url}/{name}', file, verbose=False)
+        assert len(file.getvalue()) < 5000
+    assert len(fetch(server.url + '/exact')[0]) == 1000
+
+
+def test_compressed_content_that_nobody_asked_for_is_expanded(server):
+    server.answers['/a'] = [(200, {'Content-Encoding': 'gzip'}, gzip.compress(b'content' * 1000))]
+    server.answers['/b'] = [(200, {'Content-Encoding': 'br'}, b'x')]
+    server.answers['/c'] = [(200, {'Content-Encoding': 'gzip'}, b'not compressed')]
+    assert fetch(server.url + '/a')[0] == b'content' * 1000
+    for name in 'bc':
+        with pytest.raises(DownloadError):
+            fetch(f'{server.url}/{name}', num_attempts=2)
+
+
+def test_a_server_that_stalls_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(download, 'STALL_SEC', 0.2)
+    server.answers['/a'] = [(200, {'Content-Length': '1000'}, b'x' * 1000)]
+    server.pause_sec = 0.05
+    with pytest.raises(DownloadError, match=r'has sent \d+ bytes in 0.2 s'):
+        fetch(server.url + '/a')
+    assert len(server.requests) == download.MAX_STALLS
+
+
+@pytest.mark.parametrize('page', [
+    '<form ' * 1300, '<form id="download-form" ' * 320, 'href="' * 1300, 'a' * 8100,
+    '<form id="download-form" action="' * 240, '<input type="hidden" name="' * 300])
+def test_pages_that_look_like_those_of_google_drive_cost_no_time(page):
+    start = time.thread_time()
+    download._confirmation_link(page)
+    download.shown('http://x.y/?' + page)
+    assert time.thread_time() - start < 0.2
+
+
+def test_passwords_and_keys_are_not_shown():
+    url = 'https://me:secret@example.com/a?id=5&X-Amz-Signature=abc&access_token=def#x'
+    assert download.shown(url) == 'https://example.com/a?id=5&X-Amz-Signature=...&access_token=...#x'
+    assert download.shown('https://example.com/a@b\x1b\ud800') == 'https://example.com/a@b??'
+
+
+def test_reasons_from_the_server_cannot_write_to_the_terminal(server):
+    server.answers['/a'] = [(500, {}, b'')]
+    server.reason = 'Bad\x1b[2J'
+    with pytest.raises(DownloadError) as error:
+        fetch(server.url + '/a', num_attempts=1)
+    assert str(error.value) == 'the server answers 500 Bad?[2J'

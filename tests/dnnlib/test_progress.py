@@ -41,6 +41,15 @@ def test_elsewhere_a_line_comes_at_intervals_and_at_the_end(clock, capsys):
         'Reading: 100/100 img (100%), 4.0 img/s, 00:25 elapsed']
 
 
+def test_a_batch_that_is_larger_than_the_rest_ends_at_the_total(capsys):
+    with progress(total=20, unit='img') as bar:
+        for _ in range(3):
+            bar.update(8)
+    assert bar.n == 20 and capsys.readouterr().err.startswith('20/20 img (100%)')
+    bar.restart()
+    assert bar.n == 0
+
+
 def test_an_iterable_is_passed_through_and_counted(capsys):
     assert list(progress([3, 1, 2], desc='Work')) == [3, 1, 2]
     assert capsys.readouterr().err.startswith('Work: 3/3 it (100%)')

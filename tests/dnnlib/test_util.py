@@ -228,9 +228,16 @@ def test_a_missing_file_is_named_in_one_line(tmp_path):
         open_url(str(tmp_path / 'no.pkl'))
 
 
+def content_of(name):
+    def fetch(url, file, *_):
+        file.write(b'content')
+        return name
+    return fetch
+
+
 def test_a_download_is_kept_and_found_again(tmp_path, monkeypatch):
     url = 'https://example.com/net'
-    monkeypatch.setattr(util.download, 'fetch', lambda *args: (b'content', 'my net.pkl'))
+    monkeypatch.setattr(util.download, 'fetch', content_of('my net.pkl'))
     with open_url(url) as file:
         assert file.read() == b'content'
     files = list((tmp_path / 'cache' / 'downloads').iterdir())
@@ -241,7 +248,7 @@ def test_a_download_is_kept_and_found_again(tmp_path, monkeypatch):
 
 
 def test_a_download_without_cache_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(util.download, 'fetch', lambda *args: (b'content', None))
+    monkeypatch.setattr(util.download, 'fetch', content_of(None))
     assert open_url('https://example.com/net', cache=False).read() == b'content'
     assert not (tmp_path / 'cache').exists()
     with pytest.raises(ValueError, match='cache=True'):
@@ -254,11 +261,20 @@ def test_a_failed_download_names_url_cause_and_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(util.download, 'fetch', fail)
     with pytest.raises(UserError, match=r'https://example.com/net: .*no route.*by hand'):
         open_url('https://example.com/net')
-    assert not (tmp_path / 'cache').exists()
+    assert list((tmp_path / 'cache' / 'downloads').iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_created_is_named(tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
-    monkeypatch.setattr(util.download, 'fetch', lambda *args: (b'content', None))
+    monkeypatch.setattr(util.download, 'fetch', content_of(None))
     with pytest.raises(UserError, match='DNNLIB_CACHE_DIR'):
         open_url('https://example.com/net', cache_dir=str(tmp_path / 'file' / 'x'))
+
+
+def test_names_in_the_cache_are_short_and_hold_no_password():
+    long = 'https://example.com/' + 'a' * 3000 + '/net.pkl'
+    assert len(util.cache_file_name(long)) < 200 and util.cache_file_name(long).endswith('_net.pkl')
+    assert util.cache_file_name(long) != util.cache_file_name(long + '?')
+    assert len(util.cache_file_name('https://example.com/x', 'b' * 500 + '.pkl')) < 200
+    assert 'secret' not in util.cache_file_name('https://me:secret@example.com/x.pkl?token=secret')
+    assert util.cache_file_name('https://example.com/\ud800').endswith('_https___example.com__')

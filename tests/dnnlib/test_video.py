@@ -11,7 +11,7 @@ from dnnlib.util import UserError
 
 def frames(count, height, width, channels):
     """Frames whose brightness tells their number."""
-    return [np.full([height, width, channels], 20 + 30 * i, np.uint8) for i in range(count)]
+    return [np.full([height, width, channels], (20 + 30 * i) % 256, np.uint8) for i in range(count)]
 
 
 def write(path, images, **options):
@@ -80,15 +80,36 @@ def test_half_transparent_gray_is_mixed():
     assert video.flatten(frame, (0, 255, 100)).tolist() == [[[50, 177, 100]]]
 
 
-def test_without_ffmpeg_the_frames_are_kept_and_a_line_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(video, 'find_ffmpeg', lambda: None)
-    write(tmp_path / 'walk.mp4', frames(2, 4, 4, 3))
-    assert [path.name for path in tmp_path.iterdir()] == ['walk-frames']
-    assert len(list((tmp_path / 'walk-frames').iterdir())) == 2
-    message = capsys.readouterr().err
-    assert 'ffmpeg' in message and 'walk-frames' in message and message.count('\n') == 1
-    with pytest.raises(UserError, match='empty'):
-        write(tmp_path / 'walk.mp4', frames(2, 4, 4, 3))
+def fake_ffmpeg(folder, script):
+    """A program in place of ffmpeg."""
+    path = folder / 'ffmpeg'
+    path.write_text(f'#!/bin/sh\n{script}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize('script, words', [
+    (None, 'not found'), ('absent', 'cannot be started'), ('echo no x264 >&2; exit 1', 'no x264'),
+    ('cat > /dev/null; echo broken >&2; exit 3', 'broken'), ('head -c 100 > /dev/null; exit 9', 'status 9'),
+    ('cat > /dev/null', 'wrote no video'), ('kill -9 $$', 'status -9')])
+def test_frames_are_kept_if_ffmpeg_is_missing_or_fails(tmp_path, monkeypatch, capsys, script, words):
+    film = frames(20, 64, 64, 3)
+    program = '/absent/ffmpeg' if script == 'absent' else script and fake_ffmpeg(tmp_path, script)
+    monkeypatch.setattr(video, 'find_ffmpeg', lambda: program)
+    out = tmp_path / 'out'
+    out.mkdir()
+    for name in ('walk-frames', 'walk-frames-2'):  # what an earlier try has left is not touched
+        assert video.write_video(out / 'walk.mp4', lambda: iter(film)) == out / name
+        kept = [read(path) for path in sorted((out / name).iterdir())]
+        assert kept == [int(frame[0, 0, 0]) for frame in film]
+        message = capsys.readouterr().err
+        assert words in message and name in message and message.count('\n') == 1
+    assert {path.name for path in out.iterdir()} == {'walk-frames', 'walk-frames-2'}
+
+
+def read(path):
+    with PIL.Image.open(path) as image:
+        return int(np.asarray(image)[0, 0, 0])
 
 
 def test_ffmpeg_is_found_by_its_package_or_not_at_all(monkeypatch):

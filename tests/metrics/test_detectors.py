@@ -44,6 +44,7 @@ def test_a_given_folder_comes_first_then_the_cache_then_the_publisher(publisher,
 
 
 def test_one_line_says_how_to_provide_what_cannot_be_had(publisher, tmp_path):
+    (tmp_path / 'mine').mkdir()
     with pytest.raises(DetectorMissingError, match=r'vgg16\.pt is not in.*--offline-bundle=DIR') as caught:
         load_detector('vgg16.pt', CPU, str(tmp_path / 'mine'))
     assert '\n' not in str(caught.value) and str(tmp_path / 'mine') in str(caught.value)

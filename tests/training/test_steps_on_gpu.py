@@ -12,6 +12,7 @@ from small_run import SmallRun, small_config
 from training.accelerate import compile_networks, use_graphs
 from training.sampling.graphs import by_graphs
 from training.sampling.sampler import Sampler
+from training.sampling.sources import SeedSource
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device('cuda')
@@ -100,7 +101,8 @@ def test_images_by_graphs_are_the_same_to_the_bit(deterministic, noise_mode, bat
     plain, graphed = Sampler(G, CUDA, noise_mode), Sampler(G, CUDA, noise_mode, synthesis=network)
     for start in range(0, 5 * batch, batch):
         seeds = range(start, start + batch)
-        images = [each.images(each.styles(seeds, each.label(None)), seeds) for each in (plain, graphed)]
+        images = [each.images(SeedSource(each, seeds).ws(range(batch)), seeds)
+                  for each in (plain, graphed)]
         assert (images[0] == images[1]).all()
     assert network._run.num_graphs == 1
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from torch_utils.pickles.machine import Buildable, Damaged, Global
+from torch_utils.pickles.budget import Damaged
+from torch_utils.pickles.machine import Buildable, Global
 
 MAX_DIMS = 8
 NUMBER_CODES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1')
@@ -51,6 +52,9 @@ class StoredArray(Buildable):
             raise Damaged('an array of other things than numbers')
         if len(shape) > MAX_DIMS or not all(type(size) is int and size >= 0 for size in shape):
             raise Damaged('an array without a shape')
+        # NumPy multiplies the sizes beside an empty axis, too, in 63 bits.
+        if math.prod(size or 1 for size in shape) >= 1 << 60:
+            raise Damaged('an array of an impossible size')
         if math.prod(shape) * kind.dtype.itemsize != len(data):
             raise Damaged(f'an array of shape {list(shape)} in {len(data)} bytes')
         self.shape, self._content = shape, (data, kind.dtype, 'F' if is_column_major is True else 'C')

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from dnnlib.util import UserError
 from torch_utils.persistence import VERSION
 from torch_utils.pickles import arrays
-from torch_utils.pickles.machine import Buildable, Damaged, Global, Machine, Refused
+from torch_utils.pickles.budget import Budget, Damaged, Refused
+from torch_utils.pickles.machine import Buildable, Global, Machine
 from torch_utils.pickles.tensors import StoredTensor, load_storage, rebuild_tensor
 
 MAX_VALUES = 300_000  # arguments and attributes in one file; a network has some 10,000
@@ -23,6 +24,7 @@ MAX_MODULES = 10_000  # in one network
 TRUST = ('With --trust-pickle, generate.py, style_mixing.py, projector.py and calc_metrics.py run the code '
          'in a file: only if you trust its origin')
 RECONSTRUCT = ('torch_utils.persistence', '_reconstruct_persistent_obj')
+LOAD_STORAGE = ('torch.storage', '_load_from_bytes')
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,15 @@ def load(file: BinaryIO, name: str = 'network pickle') -> Any:
     network pickle, is damaged, or refers to an unknown global.
     """
     data = file.read()  # all at once, so that a declared size cannot exceed what is there
-    if data[:4] == b'PK\x03\x04':
-        raise UserError(f'{name}: a zip archive, not a network pickle; give a network-snapshot-*.pkl')
+    budget = Budget(len(data))
     with explained(name):
-        describe = Global(call=_Describer().describe)
-        return Machine(io.BytesIO(data), {**ALLOWED, RECONSTRUCT: describe}).load()
+        return Machine(io.BytesIO(data), table(budget), budget=budget).load()
+
+
+def table(budget: Budget) -> dict[tuple[str, str], Any]:
+    """The globals that the pickle of one file may use; what they do is charged to its budget."""
+    return {**ALLOWED, RECONSTRUCT: Global(call=_Describer().describe),
+            LOAD_STORAGE: Global(call=lambda data: load_storage(data, budget))}
 
 
 def plain(value: Any, name: str) -> Any:
@@ -112,8 +118,8 @@ def explained(name: str) -> Iterator[None]:
         if wanted.startswith(('dnnlib.tflib.', 'tfutil.')):
             raise UserError(f'{name}: a TensorFlow network pickle that asks for {wanted}; only those of '
                             'StyleGAN2 and StyleGAN2-ADA can be read') from error
-        raise UserError(f'{name}: asks for {wanted}, which no network file needs; refused, and nothing in it '
-                        f'was run. {TRUST}') from error
+        raise UserError(f'{name}: asks for {wanted}, which is not among the names that networks of StyleGAN2 '
+                        f'need; refused, and nothing in it was run. {TRUST}') from error
     except Damaged as error:
         raise UserError(f'{name}: not a network file, or damaged ({_printable(str(error))}); '
                         'download or copy it again') from error
@@ -217,7 +223,7 @@ def _called(function: Callable[..., Any]) -> Global:
 
 _SET, _NEW_DICT = _called(_make_set), Global(new=lambda: {})
 
-# The globals that a network pickle may use, matched exactly, besides _reconstruct_persistent_obj.
+# The globals that a network pickle may use, matched exactly, besides RECONSTRUCT and LOAD_STORAGE.
 ALLOWED = {
     ('dnnlib.util', 'EasyDict'): _NEW_DICT,
     ('collections', 'OrderedDict'): Global(call=_make_dict, new=_make_dict),
@@ -225,7 +231,7 @@ ALLOWED = {
     ('__builtin__', 'set'): _SET,
     ('torch._utils', '_rebuild_tensor_v2'): _called(rebuild_tensor),
     ('torch._utils', '_rebuild_parameter'): _called(_rebuild_parameter),
-    ('torch.storage', '_load_from_bytes'): _called(load_storage),
     ('dnnlib.tflib.network', 'Network'): Global(new=TensorFlowNetwork),
     **arrays.TABLE,
 }
+NAMES = frozenset({*ALLOWED, RECONSTRUCT, LOAD_STORAGE})

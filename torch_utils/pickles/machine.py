@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pickle interpreter that only builds data: numbers, text, containers, and objects from its table.
 
-It imports nothing, calls only the functions passed to it, and needs memory and time proportional to its
-input.
+It imports nothing, calls only the functions passed to it, and spends no more memory and time than its budget.
 """
 import io
 import pickletools
@@ -10,17 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_OPCODES = 1_000_000  # a network has some 20,000
-MAX_WORK = 10_000_000  # elements passed to functions, in addition to the size of the file
+from torch_utils.pickles.budget import MAX_OPERATIONS, Budget, Damaged, Refused
+
 MAX_BITS = 256  # of an integer
-
-
-class Refused(Exception):
-    """The pickle refers to a global that is not in the table; the message is its dotted name."""
-
-
-class Damaged(Exception):
-    """The pickle is truncated, malformed, or uses a feature that no network file needs."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +37,18 @@ class Machine:
     """Executes one pickle after another from a binary file.
 
     allowed: (module, name) -> Global or value.  persistent_load(pid) -> object; None: refuse persistent ids.
-    max_opcodes: per pickle.  drops_dict_state: ignore attributes of dicts instead of refusing them.
+    budget: charged by every opcode; None: one for this file alone.  max_opcodes: per pickle, besides.
+    drops_dict_state: ignore attributes of dicts instead of refusing them.
     """
 
     def __init__(
         self, file: io.BytesIO, allowed: Mapping[tuple[str, str], Any],
-        persistent_load: Callable[[Any], Any] | None = None, max_opcodes: int = MAX_OPCODES,
-        drops_dict_state: bool = False,
+        persistent_load: Callable[[Any], Any] | None = None, budget: Budget | None = None,
+        max_opcodes: int = MAX_OPERATIONS, drops_dict_state: bool = False,
     ):
         self.file, self.allowed, self.persistent_load = file, allowed, persistent_load
         self.max_opcodes, self.drops_dict_state = max_opcodes, drops_dict_state
-        self.work_left = MAX_WORK + 2 * file.getbuffer().nbytes
+        self.budget = budget or Budget(file.getbuffer().nbytes)
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -73,6 +65,7 @@ class Machine:
                     return self.stack.pop()
                 if opcode.name not in _HANDLERS or count >= self.max_opcodes:
                     raise Damaged(f'opcode {opcode.name}, number {count}, has no place in a network file')
+                self.budget.operate(argument)
                 _HANDLERS[opcode.name](self, argument)
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, MemoryError,
                 RecursionError) as error:
@@ -89,12 +82,6 @@ class Machine:
         values = self.stack[start:]
         del self.stack[start:]
         return values
-
-    def charge(self, arguments: tuple) -> None:
-        """Count elements that a function will copy: a small pickle can pass one list again and again."""
-        self.work_left -= sum(len(a) for a in arguments if type(a) in (str, list, tuple, dict, set))
-        if self.work_left < 0:
-            raise Damaged('the same data repeated too often')
 
     def top(self, kind: type) -> Any:
         """The top of the stack, which must be of exactly this type."""
@@ -155,7 +142,7 @@ def _op_reduce(machine: Machine, _: Any) -> None:
     # Only entries of the table can be called, whatever else is on the stack.
     if not isinstance(function, Global) or function.call is None:
         raise Damaged('a call of something that is not a function')
-    machine.charge(arguments)
+    machine.budget.charge_values(arguments)
     machine.push(function.call(*arguments))
 
 
@@ -163,6 +150,7 @@ def _op_newobj(machine: Machine, _: Any) -> None:
     arguments, cls = _arguments(machine.stack.pop()), machine.stack.pop()
     if not isinstance(cls, Global) or cls.new is None:
         raise Damaged('an instance of something that is not a class')
+    machine.budget.charge_values(arguments)
     machine.push(cls.new(*arguments))
 
 
@@ -174,6 +162,7 @@ def _op_build(machine: Machine, _: Any) -> None:
     # The standard unpickler would set any attribute of any object, even of functions and classes.
     if not isinstance(machine.stack[-1], Buildable):
         raise Damaged(f'a state for a {type(machine.stack[-1]).__name__}')
+    machine.budget.charge_values((state,))
     machine.stack[-1].build(state)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from torch_utils.pickles.machine import Damaged, Machine
+from torch_utils.pickles.budget import Budget, Damaged
+from torch_utils.pickles.machine import Machine
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's non-zip format
 PROTOCOL = 1001  # second pickle
 MAX_DIMS = 8
+MAX_SIZE = 1 << 62  # of an axis, a stride, and all axes but the empty ones together; torch counts in 63 bits
 MAX_COPIES = 4  # of stored bytes, over all tensors of a network
 MAX_HEADER_OPCODES = 200  # per pickle of a storage; about 30 are usual
 
@@ -68,21 +70,21 @@ class StoredTensor:
 def make_tensors(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
     """The tensors, on the CPU. Raises Damaged if a small file would fill the memory with copies."""
     # Counted by memory: one storage can be declared many times.
-    views = [tensor.storage.data for tensor in stored.values()]
-    available = sum({id(view.obj): view.nbytes for view in views}.values())
+    owners = {id(owner): owner for owner in (tensor.storage.data.obj for tensor in stored.values())}
+    available = sum(len(owner) for owner in owners.values())
     size = sum(tensor.numel * tensor.dtype.itemsize for tensor in stored.values())
     if size > MAX_COPIES * available:
         raise Damaged(f'tensors of {size} bytes made of {available}')
     return {name: tensor.tensor() for name, tensor in stored.items()}
 
 
-def read_header(file: io.BytesIO, what: str) -> Machine:
+def read_header(file: io.BytesIO, what: str, budget: Budget) -> Machine:
     """Read the three small pickles at the start of torch's non-zip format; the machine for the next one.
 
     Raises Damaged, naming `what` is read, for an unknown format.
     """
     # The machine reads exactly to the end of each pickle, so the next one starts where it stopped.
-    plain = Machine(file, {}, max_opcodes=MAX_HEADER_OPCODES)
+    plain = Machine(file, {}, budget=budget, max_opcodes=MAX_HEADER_OPCODES)
     header = [plain.load() for _ in range(3)]
     is_known = header[:2] == [MAGIC, PROTOCOL] and type(header[2]) is dict
     if not is_known or header[2].get('little_endian') is not True:
@@ -90,7 +92,7 @@ def read_header(file: io.BytesIO, what: str) -> Machine:
     return plain
 
 
-def load_storage(data: Any) -> Storage:
+def load_storage(data: Any, budget: Budget) -> Storage:
     """Stands in for torch.storage._load_from_bytes, which would run a second, unrestricted pickle.
 
     data: one storage as torch.save writes it without zip: five pickles, a count, the elements. Raises Damaged
@@ -99,8 +101,8 @@ def load_storage(data: Any) -> Storage:
     if type(data) is not bytes:
         raise Damaged('a storage that is not bytes')
     file = io.BytesIO(data)
-    plain = read_header(file, 'a storage')
-    declared = Machine(file, STORAGE_TYPES, Declared, max_opcodes=MAX_HEADER_OPCODES).load()
+    plain = read_header(file, 'a storage', budget)
+    declared = Machine(file, STORAGE_TYPES, Declared, budget, MAX_HEADER_OPCODES).load()
     keys = plain.load()
     if not isinstance(declared, Declared) or keys != [declared.key]:
         raise Damaged('bytes that hold not one storage')
@@ -136,6 +138,8 @@ def rebuild_tensor(*arguments: Any) -> StoredTensor:
         raise Damaged('a tensor without a storage')
     if not _are_counts(shape) or not _are_counts(stride) or len(shape) != len(stride):
         raise Damaged('a tensor without a shape')
+    if max((*shape, *stride, math.prod(size or 1 for size in shape))) > MAX_SIZE:
+        raise Damaged('a tensor of an impossible size')
     numel = math.prod(shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if numel else 0
     if numel > storage.numel or (numel and last >= storage.numel):

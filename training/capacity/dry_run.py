@@ -8,27 +8,39 @@ import numpy as np
 import torch
 
 from dnnlib.util import UserError
+from metrics.detectors import FILES, is_local
+from metrics.metric_main import detector_of
 from training.capacity.estimate import describe, slow_precision
 from training.config import DatasetInfo, TrainConfig
+from training.config.presets import PRESETS
+from training.config.systems import SYSTEM_FORMS
 from training.dataset import Dataset, ImageFolderDataset, find_dataset
 from training.datasets.labels import LabelError
 from training.systems.table import SYSTEMS
 
 
-def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None]:
-    """Properties of a dataset, and a text about its labels or None.
+def open_dataset(
+    name_or_path: str, cond: bool, preset: str | None = None, *, strict: bool = False,
+) -> tuple[DatasetInfo, str | None]:
+    """Properties of a dataset, and a text about its labels and what is not used of it, or None.
 
-    cond: whether the labels will be used. Raises UserError if the dataset is not usable.
+    cond: whether the labels will be used.  preset: of --cfg, if given.  strict: refuse a dataset of which
+    something is not used. Raises UserError if the dataset is not usable.
     """
-    path, labels = find_dataset(name_or_path), (False, 0)
+    path, labels = find_dataset(name_or_path), (False, 0, None)
     try:
         dataset = ImageFolderDataset(path=path, use_labels=True)
         # Errors in unused labels are ignored.
         with contextlib.nullcontext() if cond else contextlib.suppress(LabelError):
-            labels = dataset.has_labels, dataset.label_dim
+            names = dataset.class_names
+            labels = dataset.has_labels, dataset.label_dim, None if names is None else tuple(names)
+        ledger = dataset.ledger()
+        ledger.check(strict=strict)
     except (UserError, OSError) as error:
         raise UserError(f'--data: {error}') from error
-    text = '\n'.join(describe_labels(dataset)) if cond else ignored_labels_notice(dataset)
+    text = '\n'.join(describe_labels(dataset)) if cond else ignored_labels_notice(dataset, preset)
+    if ledger.groups:
+        text = '\n'.join([*ledger.lines(), *([text] if text else [])])
     info = DatasetInfo(path, len(dataset), dataset.height, dataset.width, dataset.num_channels, *labels)
     return info, text
 
@@ -65,9 +77,20 @@ def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
 
 
 def notes(config: TrainConfig) -> list[str]:
-    """Notes on options that are slow on this machine."""
+    """Notes on options that are slow on this machine, and on feature networks that are missing."""
     note = slow_precision(config)
-    return [] if note is None else [note]
+    return [*([] if note is None else [note]), *_missing_detectors(config)]
+
+
+def _missing_detectors(config: TrainConfig) -> list[str]:
+    """One note on the feature networks of --metrics that are not on this machine, if any."""
+    missing = [name for name in FILES if not is_local(name, config.detector_dir)]
+    waiting = [metric for metric in config.metrics if detector_of(metric) in missing]
+    if not waiting:
+        return []
+    names = ' and '.join(name for name in missing if name in map(detector_of, waiting))
+    return [f'{", ".join(waiting)}: {names} not found on this machine; will be downloaded, or these '
+            'metrics are skipped (--metrics=swd needs no download).']
 
 
 MAX_CLASSES_SHOWN = 12
@@ -116,7 +139,7 @@ def label_kind(labels: np.ndarray) -> str:
     return 'one-hot' if (labels.sum(axis=1) == 1).all() else 'multi-hot'
 
 
-def ignored_labels_notice(dataset: Dataset) -> str | None:
+def ignored_labels_notice(dataset: Dataset, preset: str | None = None) -> str | None:
     """A framed notice for runs without --cond; None if the dataset has no labels.
 
     The dataset must have been opened with use_labels=True.
@@ -124,8 +147,10 @@ def ignored_labels_notice(dataset: Dataset) -> str | None:
     lines = describe_labels(dataset)
     if lines == ['Labels: none']:
         return None
+    is_refused = preset in PRESETS and 'cond' in SYSTEM_FORMS[PRESETS[preset].system].unused
+    remedy = f'choose another --cfg than {preset}, with --cond=1' if is_refused else 'add --cond=1'
     text = ['THE LABELS OF THIS DATASET ARE NOT USED', '', *lines, '',
-            'This run trains an unconditional model. For a conditional one, stop it and add --cond=1.']
+            f'This run trains an unconditional model. For a conditional one, stop it and {remedy}.']
     rows = [row for line in text for row in textwrap.wrap(line, NOTICE_WIDTH) or ['']]
     rule = '*' * (NOTICE_WIDTH + 4)
     return '\n'.join([rule, *(f'* {row.ljust(NOTICE_WIDTH)} *' for row in rows), rule])

@@ -11,6 +11,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dnnlib.util import UserError
@@ -29,6 +30,12 @@ from training.config.values import (
 MAX_SEED = 2 ** 32 - 1
 RESUME_ADA_KIMG = 100  # ADA adapts faster when fine-tuning
 HALF_PRECISION_LEVELS, HALF_PRECISION_CLAMP = 4, 256  # for --precision with a preset in float32
+
+# How files of --resume are told apart: suffixes of weights, the name and the end of a training state.
+WEIGHT_SUFFIXES = ('.pkl', '.safetensors', '.pt', '.pth', '.ckpt')
+STATE_PREFIX, OPTIONS_FILE = 'training-state-', 'training_options.json'
+STATE_ENDING = re.compile(rb'sha256:[0-9a-f]{64}')
+STATE_ENDING_SIZE = 71
 
 AUGMENT_GROUPS = {
     'blit': ('xflip', 'rotate90', 'xint'),
@@ -158,10 +165,12 @@ def _set_snap(settings: Settings, value: tuple[int | None, float | None], _: Req
     settings.update(image_snapshot_ticks=ticks, network_snapshot_ticks=ticks, snapshot_minutes=minutes)
 
 
-def _check_cond(_: Settings, value: bool, request: Request) -> None:
+def _set_cond(settings: Settings, value: bool, request: Request) -> None:
     if value and not request.dataset.has_labels:
         raise UserError(f'--cond={value} needs labels, but {request.dataset.path} has none in dataset.json; '
                         'add them with dataset_tool.py --labels, or omit --cond')
+    if value:
+        settings['data.class_names'] = request.dataset.class_names
 
 
 def _set_subset(settings: Settings, value: int, request: Request) -> None:
@@ -214,9 +223,28 @@ def pipeline_multipliers(pipeline: str) -> dict[str, float]:
 
 
 def continues(resume: str) -> bool:
-    """Whether this value of --resume names a run to resume, not weights to fine-tune from."""
-    is_file = resume.lower().endswith(('.pkl', '.safetensors'))
-    return not (is_file or '://' in resume or resume in TRANSFER_SOURCES or resume == 'noresume')
+    """Whether this value of --resume names a run to resume, not weights to fine-tune from.
+
+    A training state without the files of its run beside it counts as weights.
+    """
+    if '://' in resume or resume in TRANSFER_SOURCES or resume == 'noresume':
+        return False
+    path = Path(resume)
+    if path.is_file():
+        return _is_state(path) and (path.parent / OPTIONS_FILE).is_file()
+    return not resume.lower().endswith(WEIGHT_SUFFIXES) or path.is_dir() or path.name.startswith(STATE_PREFIX)
+
+
+def _is_state(path: Path) -> bool:
+    """Whether a file is a training state, by its name or its end."""
+    if path.name.startswith(STATE_PREFIX):
+        return path.suffix == '.pt'
+    try:
+        with path.open('rb') as file:
+            file.seek(max(0, path.stat().st_size - STATE_ENDING_SIZE))
+            return STATE_ENDING.fullmatch(file.read()) is not None
+    except OSError:
+        return False
 
 
 def _set_resume(settings: Settings, value: str, _: Request) -> None:
@@ -298,7 +326,9 @@ OPTIONS: tuple[Option, ...] = (
            'Training images: directory or .zip made by dataset_tool.py, or emoji32, the bundled dataset.',
            required=True, also=('data.path', 'data.max_size', 'data.resolution')),
     Option('cond', bool, DATA, 'Train a conditional model on the labels in dataset.json.', 'no',
-           paths=('data.use_labels',), setter=_check_cond, slug='cond'),
+           paths=('data.use_labels',), setter=_set_cond, also=('data.class_names',), slug='cond'),
+    Option('strict', bool, DATA,
+           'Refuse a dataset of which something is not used, such as unreadable formats.', 'no'),
     Option('subset', int, DATA, 'Train on a random subset of N images.', 'all', minimum=1, setter=_set_subset,
            also=('data.max_size', 'data.random_seed'), slug='subset{}'),
     Option('mirror', bool, DATA, 'Add a mirrored copy of each training image.', 'no', paths=('data.xflip',),
@@ -339,7 +369,7 @@ OPTIONS: tuple[Option, ...] = (
            slug='{}'),
     Option('resume', str, TRANSFER,
            'Resume a run: latest (in --outdir), its run directory, or a training-state-*.pt; options that '
-           'are not given keep their values. Or fine-tune from weights: .pkl, URL, '
+           'are not given keep their values. Or fine-tune from weights: any network file, URL, '
            f'{", ".join(TRANSFER_SOURCES)}.', 'noresume', setter=_set_resume, also=('resume_pkl',),
            slug=_resume_slug),
     Option('allow-changes', bool, TRANSFER, 'Resume even if options that affect training have changed.',

@@ -220,6 +220,8 @@ def _read_data(options: dict[str, Any]) -> DataConfig:
     # JSON has no tuples.
     if not isinstance(kwargs['resolution'], int):
         kwargs['resolution'] = tuple(kwargs['resolution'])
+    if kwargs.get('class_names') is not None:
+        kwargs['class_names'] = tuple(kwargs['class_names'])
     kwargs['num_workers'] = options.pop('data_loader_kwargs')['num_workers']
     return construct(DataConfig, kwargs | ({'cache': options.pop('cache')} if 'cache' in options else {}))
 

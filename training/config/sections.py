@@ -23,8 +23,8 @@ class DataConfig:
 
     max_size: number of images used.  random_seed: of the subset, None for all images.  xflip: add the mirror
     images.  resolution: side, or (height, width), in pixels.  num_workers: processes or threads that load
-    data.  cache: 'ram' and 'gpu' decode all images once and keep them there, 'off' decodes them at each use,
-    'auto' depends on their size.
+    data.  class_names: of the labels in use, in order.  cache: 'ram' and 'gpu' decode all images once and
+    keep them there, 'off' decodes them at each use, 'auto' depends on their size.
     """
 
     path: str = field(metadata=MAY_CHANGE)
@@ -34,6 +34,7 @@ class DataConfig:
     resolution: int | tuple[int, int]
     random_seed: int | None = None
     num_workers: int = field(default=3, metadata=MAY_CHANGE)
+    class_names: tuple[str, ...] | None = field(default=None, metadata=MAY_CHANGE)
     cache: str = field(default='auto', metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
@@ -50,8 +51,9 @@ class DataConfig:
         """Keyword arguments of training.dataset.ImageFolderDataset."""
         # Square images: a number, as published.
         side = self.resolution if isinstance(self.resolution, int) else list(self.resolution)
+        names = {} if self.class_names is None else {'class_names': list(self.class_names)}
         return {**{name: getattr(self, name) for name in ('path', 'use_labels', 'max_size', 'xflip')},
-                'resolution': side, **changed(self, 'random_seed')}
+                'resolution': side, **changed(self, 'random_seed'), **names}
 
     def loader_kwargs(self) -> dict[str, Any]:
         """Keyword arguments of the data loader as published; only num_workers is a setting."""

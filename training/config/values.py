@@ -21,7 +21,7 @@ class DatasetInfo:
 
     path: directory or zip.  num_images: without mirror images.  height, width: pixels.  channels: 1 gray,
     2 gray with alpha, 3 RGB, 4 RGBA, or any other number.  label_dim: length of a label vector, 0 without
-    labels.
+    labels.  class_names: in the order of the classes, None if they have none.
     """
 
     path: str
@@ -31,6 +31,7 @@ class DatasetInfo:
     channels: int = 3
     has_labels: bool = False
     label_dim: int = 0
+    class_names: tuple[str, ...] | None = None
 
 
 def split_resolution(height: int, width: int) -> tuple[int, int, int]:

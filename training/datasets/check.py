@@ -4,14 +4,19 @@ import collections
 import dataclasses
 import hashlib
 
+import numpy as np
+
 from dnnlib.progress import progress
 from dnnlib.resolution import untrainable_reason
 from dnnlib.util import UserError
-from training.datasets.convert import map_images, num_workers
+from training.datasets.convert import map_images, note_decoding, num_workers
+from training.datasets.deep import FEW
 from training.datasets.files import LABEL_FILE
-from training.datasets.images import ImageError
-from training.datasets.labels import label_array, parse_label_json
-from training.datasets.sources import FileSource, SourceImage
+from training.datasets.images import MAX_MEGAPIXELS, ImageError, Reading
+from training.datasets.labels import label_array, read_labels
+from training.datasets.ledger import Ledger
+from training.datasets.source_image import SourceImage
+from training.datasets.sources import FileSource
 from training.datasets.transforms import Shape, shape_text
 
 MAX_EXAMPLES = 5  # names per line; the rest is counted
@@ -19,11 +24,15 @@ MAX_EXAMPLES = 5  # names per line; the rest is counted
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """One image: shape [H, W, C] and a hash of its pixels, or why it cannot be read."""
+    """One image: shape [H, W, C], a hash and the range of its pixels, or why it cannot be read."""
 
     name: str
     shape: Shape | None = None
     digest: str | None = None
+    low: int = 0
+    high: int = 255
+    num_frames: int = 1
+    remark: str | None = None
     error: str | None = None
 
 
@@ -34,37 +43,46 @@ class DatasetReport:
     facts: list[str] = dataclasses.field(default_factory=list)
     remarks: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def lines(self) -> list[str]:
         """The full report, problems last."""
-        return [*self.facts, *(f'Note: {line}' for line in self.remarks),
+        return [*self.facts, *self.ledger.lines(), *(f'Note: {line}' for line in self.remarks),
                 *(f'Problem: {line}' for line in self.problems)]
 
 
 def examine_image(image: SourceImage) -> Examined:
     """Decode one image and hash its pixels, to find equal images in different files."""
     try:
-        pixels = image.decode()
+        decoded = image.decode()
     except ImageError as error:
         return Examined(image.name, error=str(error))
+    pixels = decoded.pixels
+    colors = pixels[:, :, :pixels.shape[2] - (pixels.shape[2] in (2, 4))]
     # Includes the shape: 2x8 and 4x4 images may have the same bytes.
-    digest = hashlib.sha256(f'{pixels.shape}'.encode() + pixels.tobytes()).hexdigest()
-    return Examined(image.name, pixels.shape, digest)
+    digest = hashlib.sha256(f'{pixels.shape}'.encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return Examined(image.name, pixels.shape, digest.hexdigest(), int(colors.min()), int(colors.max()),
+                    decoded.num_frames, decoded.remark)
 
 
-def check_dataset(path: str, *, workers: int | None = None) -> DatasetReport:
+def check_dataset(
+    path: str, *, workers: int | None = None, max_megapixels: int = MAX_MEGAPIXELS,
+) -> DatasetReport:
     """Read every image and label of a folder or zip and report on them; writes nothing.
 
     Raises UserError only if there is nothing to check (missing, damaged or empty).
     """
     # Labels are checked separately, so that an error there does not hide problems of images.
-    source = FileSource(path, 'none')
+    source = FileSource(path, 'none', Reading(max_megapixels=max_megapixels))
     results = map_images(examine_image, source, num_workers(workers, len(source)))
     examined = list(progress(results, total=len(source), desc='Checking', unit='img'))
     readable = [image for image in examined if image.error is None]
-    report = DatasetReport(facts=[f'{path}: {len(examined)} images'])
+    report = DatasetReport(facts=[f'{path}: {len(examined)} images'], ledger=source.ledger())
+    note_decoding(readable, report.ledger, report.remarks)
     report.problems += [f'{image.name} {image.error}' for image in examined if image.error is not None]
     _check_shapes(readable, report)
+    _check_range(readable, report)
     _check_duplicates(readable, report)
     _check_labels(source, report)
     return report
@@ -95,6 +113,15 @@ def _check_trainable(shape: Shape, report: DatasetReport) -> None:
         report.remarks.append('not a square power of two: trainable here, but not with other implementations')
 
 
+def _check_range(images: list[Examined], report: DatasetReport) -> None:
+    if not images:
+        return
+    low, high = min(image.low for image in images), max(image.high for image in images)
+    if high - low < FEW * 255:
+        report.remarks.append(f'all values are from {low} to {high}, less than a quarter of 0 to 255; '
+                              'dataset_tool.py --range=LOW,HIGH maps 16-bit and float data')
+
+
 def _check_duplicates(images: list[Examined], report: DatasetReport) -> None:
     groups = collections.defaultdict(list)
     for image in images:
@@ -108,9 +135,9 @@ def _check_duplicates(images: list[Examined], report: DatasetReport) -> None:
 def _check_labels(source: FileSource, report: DatasetReport) -> None:
     origin = f'{source.files.path}: {LABEL_FILE}'
     try:
-        data = source.files.read_labels()
-        table = None if data is None else parse_label_json(data, origin)
-        labels = None if table is None else label_array(source.files.names, table, origin)
+        found = read_labels(source.files)
+        table = {} if found is None else found.table
+        labels = None if found is None else label_array(source.files.names, table, origin)
     except UserError as error:
         report.problems.append(str(error))
         return

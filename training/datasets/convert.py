@@ -11,19 +11,24 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dnnlib.progress import progress
 from dnnlib.util import UserError
+from training.datasets.color import UNUSABLE
+from training.datasets.deep import Extent
 from training.datasets.files import LABEL_FILE
-from training.datasets.images import DECODE_ERRORS, ImageError, encode_png
-from training.datasets.labels import Label, LabelError, label_array
-from training.datasets.sources import DatasetSource, SourceImage
+from training.datasets.images import DECODE_ERRORS, ImageError, encode_png, measure
+from training.datasets.labels import CLASS_NAMES, Label, LabelError, label_array
+from training.datasets.ledger import Ledger
+from training.datasets.source_image import DatasetSource, SourceImage
+from training.datasets.sources import FileSource
 from training.datasets.transforms import Shape, ShapeRule, TransformSettings
 from training.datasets.writer import Write, check_dest, dataset_writer
 
 BATCH_IMAGES = 32
 BATCH_BYTES = 4 << 20
+WORKER_TIMEOUT_SEC = 900  # for BATCH_IMAGES images
 SERIAL_BELOW = 256  # images; below this, starting processes takes longer than the work
 Result = TypeVar('Result')
 
@@ -62,9 +67,15 @@ def map_images(
             # Send whole batches: for small images the transfer costs more than the work.
             pending.append(pool.submit(_map_batch, function, batch))
             if len(pending) > 2 * workers:
-                yield from pending.popleft().result()
+                yield from pending.popleft().result(WORKER_TIMEOUT_SEC)
         while pending:
-            yield from pending.popleft().result()
+            yield from pending.popleft().result(WORKER_TIMEOUT_SEC)
+    except concurrent.futures.TimeoutError as error:
+        # The end of the pool would wait for a stopped process.
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise UserError(f'a worker process has not answered for {WORKER_TIMEOUT_SEC} s; try '
+                        '--workers=0') from error
     except BrokenProcessPool as error:
         raise UserError('a worker process was killed, perhaps out of memory; try '
                         f'--workers={workers // 2}') from error
@@ -99,18 +110,26 @@ class PreparedImage:
     shape: Shape | None = None
     error: str | None = None
     is_stretched: bool = False
+    num_frames: int = 1
+    remark: str | None = None
 
 
 @dataclasses.dataclass
 class Summary:
-    """Result of a conversion: numbers of images; `unreadable` has a line per skipped image."""
+    """Result of a conversion: numbers of images; `unreadable` has a line per skipped image.
+
+    first_unlabelled: name of an image. ledger: what of the source was not used. remarks: on decoding.
+    """
 
     num_written: int = 0
     num_dropped: int = 0
     num_stretched: int = 0
     num_unlabelled: int = 0
+    first_unlabelled: str = ''
     label_problem: str | None = None
     unreadable: list[str] = dataclasses.field(default_factory=list)
+    remarks: list[str] = dataclasses.field(default_factory=list)
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def lines(self) -> list[str]:
         """The summary as text: what was written, then notes and warnings."""
@@ -122,10 +141,12 @@ class Summary:
             lines.append(f'Resizing changed the proportions of {self.num_stretched}; --transform=center-crop '
                          'keeps them.')
         if 0 < self.num_unlabelled < self.num_written:
-            lines.append(f'No labels written: {self.num_unlabelled} images have none.')
+            lines.append(f'No labels written: {self.num_unlabelled} images have none, the first is '
+                         f'{self.first_unlabelled}.')
         if self.label_problem is not None:
             lines.append('Warning: the labels were copied, but --cond=1 will refuse them: '
                          f'{self.label_problem}')
+        lines += [*self.ledger.lines(), *self.remarks]
         if self.unreadable:
             lines.append(f'Skipped {len(self.unreadable)} unreadable:')
         return lines + [f'  {line}' for line in self.unreadable]
@@ -134,8 +155,8 @@ class Summary:
 def prepare_image(settings: TransformSettings, image: SourceImage) -> PreparedImage:
     """Decode, transform and encode one image; a failure is returned as `error`."""
     try:
-        source_pixels = image.decode()
-        pixels = settings.apply(source_pixels)
+        decoded = image.decode()
+        pixels = settings.apply(decoded.pixels)
     except ImageError as error:
         return PreparedImage(image.name, image.label, error=str(error))
     # Resizing can fail, too, for example on an image of height 0.
@@ -144,26 +165,32 @@ def prepare_image(settings: TransformSettings, image: SourceImage) -> PreparedIm
     if pixels is None:
         return PreparedImage(image.name, image.label)
     return PreparedImage(image.name, image.label, encode_png(pixels), pixels.shape,
-                         is_stretched=settings.is_stretching(source_pixels.shape))
+                         is_stretched=settings.is_stretching(decoded.pixels.shape),
+                         num_frames=decoded.num_frames, remark=decoded.remark)
 
 
 def convert_dataset(
     source: DatasetSource, dest: str, settings: TransformSettings, *, max_images: int | None = None,
-    any_shape: bool = False, on_error: str | None = None, workers: int | None = None,
+    any_shape: bool = False, on_error: str | None = None, workers: int | None = None, strict: bool = False,
 ) -> Summary:
     """Write the images of `source` to `dest`, a folder or zip that appears only when complete.
 
     on_error: 'stop' or 'skip' at unreadable images, None: the default of the source. workers:
-    processes, None: one per CPU. The output does not depend on `workers`. Raises UserError for invalid input.
+    processes, None: one per CPU. The output does not depend on `workers`. strict: refuse a source of which
+    something is not used. Raises UserError for invalid input.
     """
     total = len(source) if max_images is None else min(max_images, len(source))
     # Cheap checks first, before anything is read or written.
     on_error = on_error or source.on_error
     check_dest(dest)
+    ledger = source.ledger() if isinstance(source, FileSource) else Ledger()
+    ledger.check(strict=strict)
     _check_headers(source, settings, total, ShapeRule(any_shape=any_shape), on_error)
+    if isinstance(source, FileSource) and source.deep_images():
+        _settle_range(source, on_error, workers)
     with dataset_writer(dest) as write:
         # A new rule, checked on decoded pixels: headers may be wrong.
-        conversion = _Conversion(write, ShapeRule(any_shape=any_shape), on_error)
+        conversion = _Conversion(write, ShapeRule(any_shape=any_shape), on_error, ledger)
         results = map_images(functools.partial(prepare_image, settings), source, num_workers(workers, total))
         # Closing stops the workers immediately on an error or once max_images is reached.
         with contextlib.closing(results), progress(total=total, desc='Converting', unit='img') as bar:
@@ -172,7 +199,7 @@ def convert_dataset(
                 bar.update(1)
                 if conversion.num_delivered == max_images:
                     break
-        conversion.finish()
+        conversion.finish(source.class_names, strict=strict)
     return conversion.summary
 
 
@@ -189,6 +216,43 @@ def _check_headers(
             rule.check(name, output_shape)
 
 
+def _measure(image: SourceImage) -> Extent | str | None:
+    try:
+        return measure(image.data, image.reading) if image.error is None else image.error
+    except ImageError as error:
+        return str(error)
+
+
+def _settle_range(source: FileSource, on_error: str, workers: int | None) -> None:
+    """Find the values of all images with more than 8 bits, so that all are mapped alike."""
+    names = source.deep_images()
+    results = map_images(_measure, source.read_images(names), num_workers(workers, len(names)))
+    results = progress(results, total=len(names), desc='Measuring', unit='img')
+    extents = []
+    for name, found in zip(names, results, strict=True):
+        if isinstance(found, str) and on_error == 'stop':
+            raise _unreadable(name, found)
+        if isinstance(found, Extent):
+            extents.append(found)
+    if extents:
+        source.settle_range(Extent.union(extents))
+
+
+def note_decoding(images: Iterable[Any], ledger: Ledger, remarks: list[str]) -> None:
+    """Enter in the ledger, or append as lines to `remarks`, what decoding left out or changed.
+
+    images: with the attributes name, num_frames and remark.
+    """
+    changed: dict[str, list[str]] = collections.defaultdict(list)
+    for image in images:
+        ledger.add_frames(image.name, image.num_frames)
+        if image.remark == UNUSABLE:
+            ledger.add('color profiles', 'damaged, or made for other pixels', image.name)
+        elif image.remark is not None:
+            changed[image.remark].append(image.name)
+    remarks += [f'{len(names)} images: {remark} (first: {names[0]})' for remark, names in changed.items()]
+
+
 def _unreadable(name: str, error: str) -> UserError:
     return UserError(f'{name} {error}; remove it, or skip it with --on-error=skip')
 
@@ -199,11 +263,12 @@ class _Conversion:
     Images are numbered by all readable ones, so dropped images leave gaps (as published).
     """
 
-    def __init__(self, write: Write, rule: ShapeRule, on_error: str) -> None:
+    def __init__(self, write: Write, rule: ShapeRule, on_error: str, ledger: Ledger) -> None:
         self.write, self.rule, self.on_error = write, rule, on_error
         self.num_delivered = 0
         self.labels: list[tuple[str, Label | None]] = []
-        self.summary = Summary()
+        self.summary = Summary(ledger=ledger)
+        self.decoded: list[PreparedImage] = []
 
     def add(self, prepared: PreparedImage) -> None:
         if prepared.error is not None:
@@ -227,12 +292,24 @@ class _Conversion:
         self.labels.append((name, prepared.label))
         self.summary.num_written += 1
         self.summary.num_stretched += prepared.is_stretched
-        self.summary.num_unlabelled += prepared.label is None
+        if prepared.label is None:
+            self.summary.first_unlabelled = self.summary.first_unlabelled or prepared.name
+            self.summary.num_unlabelled += 1
+        if prepared.num_frames > 1 or prepared.remark is not None:
+            self.decoded.append(dataclasses.replace(prepared, png=None))
 
-    def finish(self) -> None:
+    def finish(self, class_names: tuple[str, ...] | None, *, strict: bool) -> None:
+        """Write the labels. Raises UserError if there is no image or, if `strict`, something was not used."""
         if not self.labels:
             raise UserError(f'nothing to write: {self.summary.num_dropped} images are too small and '
                             f'{len(self.summary.unreadable)} unreadable')
+        note_decoding(self.decoded, self.summary.ledger, self.summary.remarks)
+        for line in self.summary.unreadable if strict else ():
+            self.summary.ledger.add('unreadable images', '', line)
+        if strict and 0 < self.summary.num_unlabelled < len(self.labels):
+            self.summary.ledger.add('labels', f'{self.summary.num_unlabelled} images have none',
+                                    self.summary.first_unlabelled)
+        self.summary.ledger.check(strict=strict)
         # Partly labelled data would fail in training; as published, it becomes unlabelled.
         labels = None if self.summary.num_unlabelled else self.labels
         if labels is not None:
@@ -240,4 +317,5 @@ class _Conversion:
                 label_array([name for name, _ in labels], dict(labels), LABEL_FILE)
             except LabelError as error:
                 self.summary.label_problem = str(error)
-        self.write(LABEL_FILE, json.dumps({'labels': labels}).encode())
+        names = {} if labels is None or class_names is None else {CLASS_NAMES: list(class_names)}
+        self.write(LABEL_FILE, json.dumps({'labels': labels, **names}).encode())

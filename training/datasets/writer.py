@@ -2,6 +2,7 @@
 """Writes a dataset, a folder or a .zip, that appears only once it is complete."""
 import os
 import shutil
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from dnnlib.util import UserError
 
 ARCHIVE_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date in a zip; equal input gives equal bytes
+OTHER_ARCHIVES = {'.rar', '.tar', '.7z', '.gz', '.tgz', '.bz2', '.xz', '.zst', '.zipx'}
 Write = Callable[[str, bytes], None]
 
 
@@ -25,7 +27,8 @@ def dataset_writer(dest: str, option: str = '--dest') -> Iterator[Write]:
     check_dest(dest, option)
     target = Path(os.path.abspath(dest))
     # Beside the target: renaming is atomic only within one file system.
-    partial = target.with_name(f'.{target.name}.{os.getpid()}.partial')
+    # Unique beyond the process id, which two containers with one disk may share.
+    partial = target.with_name(f'.{target.name[:100]}.{uuid.uuid4().hex}.partial')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (_open_zip if is_zip else _open_folder)(partial) as write:
@@ -46,12 +49,14 @@ def dataset_writer(dest: str, option: str = '--dest') -> Iterator[Write]:
 
 
 def _is_zip_name(dest: str) -> bool:
-    return dest.rpartition('.')[2] == 'zip'
+    return dest.lower().endswith('.zip')
 
 
 def check_dest(dest: str, option: str = '--dest') -> None:
-    """Raise UserError if `dest` is a non-empty folder, or a file (for a zip: a folder)."""
+    """Raise UserError if `dest` is a non-empty folder, another archive, or a file (for a zip: a folder)."""
     path = Path(dest)
+    if path.suffix.lower() in OTHER_ARCHIVES and not path.is_dir():
+        raise UserError(f'{option}={dest}: a dataset is a folder or a .zip; choose a name that ends in .zip')
     if _is_zip_name(dest):
         if path.is_dir():
             raise UserError(f'{option}={dest}: is a folder; remove it or choose another name')

@@ -68,7 +68,7 @@ def _write_safetensors(path: Path, contents: Mapping[str, Any], _: Choices) -> l
 
 
 def _write_rosinality(path: Path, contents: Mapping[str, Any], _: Choices) -> list[str]:
-    return rosinality.write(path, contents)
+    return [*rosinality.write(path, contents), rosinality.program_note(contents)]
 
 
 def _write_onnx(path: Path, contents: Mapping[str, Any], choices: Choices) -> list[str]:

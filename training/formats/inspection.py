@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Describes the contents of a network file of any kind; nothing in it is executed."""
 import io
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from dnnlib.util import UserError
-from torch_utils.pickles import torch_file
-from torch_utils.pickles.describe import ALLOWED, RECONSTRUCT
-from torch_utils.pickles.machine import Buildable, Damaged, Global, Machine
-from training.formats import safetensors_file
+from torch_utils.pickles.budget import Damaged
+from torch_utils.pickles.describe import ALLOWED, NAMES
+from torch_utils.pickles.machine import Buildable, Global, Machine
+from training.formats import kinds
 from training.formats.exported import NEEDED, optional
 from training.formats.rebuild import MODULES, shown
 
+REFUSED = '  refused    '  # begins the last line about a file that cannot be used
 MAX_GLOBALS = 30  # listed at most
 CONTAINERS = [('dnnlib.util', 'EasyDict'), ('collections', 'OrderedDict'), ('builtins', 'set'),
               ('__builtin__', 'set')]
@@ -26,8 +26,11 @@ def describe(data: bytes, name: str, load: Loader) -> list[str]:
 
     A file that is refused gets a line with the reason; the globals that it asks for are still listed.
     """
-    kind = kind_of(data)
+    kind = kinds.kind_of(data)
     lines = [f'{name}', f'  kind       {kind}', f'  size       {len(data):,} bytes']
+    problem = kinds.foreign(data)
+    if problem is not None and kind != 'torch.export':
+        return [*lines, f'{REFUSED}{problem}']
     if kind == 'pickle':
         lines += [f'  asks for   {line}' for line in globals_of(data)]
     if kind in ('ONNX', 'torch.export'):
@@ -35,23 +38,11 @@ def describe(data: bytes, name: str, load: Loader) -> list[str]:
     try:
         found = load(data, name)
     except UserError as error:
-        return [*lines, f'  refused    {error}']
+        return [*lines, f'{REFUSED}{error}']
     for key in MODULES:
         lines += [f'  {key:<11}{line}' for line in _network_lines(found.get(key))]
     kwargs = found.get('training_set_kwargs')
     return lines if kwargs is None else [*lines, f'  trained on {shown(kwargs)}']
-
-
-def kind_of(data: bytes) -> str:
-    """The kind of a file, judged by its first bytes and, for a zip archive, its members."""
-    if safetensors_file.is_safetensors(data):
-        return 'safetensors'
-    if torch_file.is_torch_file(data):
-        names = _members(data)
-        is_program = any('/models/' in n or n.endswith('serialized_exported_program.json') for n in names)
-        return 'torch.export' if is_program else 'torch checkpoint'
-    # The first field of an ONNX model is the version of its format, a small number.
-    return 'ONNX' if data[:1] == b'\x08' and b'\x12' in data[2:4] else 'pickle'
 
 
 def globals_of(data: bytes) -> list[str]:
@@ -61,11 +52,23 @@ def globals_of(data: bytes) -> list[str]:
         Machine(io.BytesIO(data), recorder).load()
     except Damaged as error:
         recorder.end = f'({shown(error)})'
-    known = {*ALLOWED, RECONSTRUCT}
     foreign = [f'{shown(".".join(wanted))}  (NOT needed by any network file)'
-               for wanted in recorder.names if wanted not in known]
-    listed = [*foreign, *('.'.join(wanted) for wanted in recorder.names if wanted in known)]
+               for wanted in recorder.names if wanted not in NAMES]
+    listed = [*foreign, *('.'.join(wanted) for wanted in recorder.names if wanted in NAMES)]
     return [*listed[:MAX_GLOBALS], *([recorder.end] if recorder.end else [])]
+
+
+def looks_like_network(data: bytes) -> bool:
+    """Whether a file is complete and of a kind that holds networks, of this or another program."""
+    kind = kinds.kind_of(data)
+    if kind != 'pickle':
+        return kind in ('safetensors', 'torch checkpoint', 'ONNX', 'torch.export')
+    recorder = _Recorder()
+    try:
+        Machine(io.BytesIO(data), recorder).load()
+    except Damaged:
+        return False
+    return bool(recorder.names.keys() - set(CONTAINERS))
 
 
 class _Anything(Buildable):
@@ -118,16 +121,8 @@ def _network_lines(net: torch.nn.Module | None) -> list[str]:
             f'{net.c_dim} classes{spaces}{precision}', counts]
 
 
-def _members(data: bytes) -> list[str]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return []
-
-
 def _archive_lines(data: bytes) -> list[str]:
-    names = _members(data)
+    names = kinds.member_names(data)
     weights = sum('/data/weights/' in name for name in names)
     return [f'contains   {len(names)} files, {weights} of them weights', 'opens with torch.export.load()']
 

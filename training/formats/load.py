@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens network files of every kind, without running any code in them."""
-import io
 import math
-from collections.abc import Collection
-from typing import BinaryIO
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 
 import dnnlib
 from dnnlib.util import UserError
-from training.formats import hub
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
+from training.report.ticks import nimg_of_name
 
-__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'load_bytes', 'load_network', 'load_network_pkl',
-           'read_network_file']
+__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'fate_of_download', 'load_bytes', 'load_network',
+           'load_network_pkl', 'network_path', 'read_file']
+HUB = 'hf://'  # of names on the Hugging Face Hub
+# Files of a run with networks, the last being preferred among those of the same images.
+SNAPSHOT_NAMES = (
+    ('training-state-', '.pt'), ('network-snapshot-', '.safetensors'), ('network-snapshot-', '.pkl'))
 
 
 def load_network(
@@ -21,25 +26,69 @@ def load_network(
 ) -> dnnlib.EasyDict:
     """Contents of a network file or URL: G, D, G_ema, training_set_kwargs, augment_pipe; None where missing.
 
-    The file: a pickle (official, own, or TensorFlow), .safetensors, or a rosinality checkpoint; also of the
-    Hugging Face Hub, as hf://user/repo[@revision][/file]. Networks are on the CPU, in eval mode, without
-    gradients. Nothing in the file is executed unless trust_pickle, which is for files of your own or from a
-    source that you trust, and refused for the Hub.
+    The file: a pickle (official, own, or TensorFlow), .safetensors, a training state, a module of torch.save,
+    or a rosinality checkpoint; of a folder, the newest snapshot; of the Hugging Face Hub, as
+    hf://user/repo[@revision][/file]. Networks are on the CPU, in eval mode, without gradients. Nothing in the
+    file is executed unless trust_pickle, which is for files of your own or from a source that you trust, and
+    refused for the Hub.
     force_fp16: build G, D and G_ema with num_fp16_res=4 and conv_clamp=256.  only: build just these keys.
     Raises UserError naming the file if it is missing, is no network file, or asks for anything else.
     """
-    name = str(path_or_url)
-    if trust_pickle and hub.is_hub_name(name):
-        raise UserError(f'{name}: --trust-pickle is for files of your own; nothing of the Hub is executed')
-    return load_bytes(read_network_file(name), name, trust_pickle=trust_pickle, force_fp16=force_fp16,
-                      only=only)
+    path_or_url = network_path(str(path_or_url))
+    if trust_pickle and path_or_url.startswith(HUB):
+        raise UserError(f'{path_or_url}: --trust-pickle is for files of your own; nothing of the Hub is '
+                        'executed')
+    data, local = read_file(path_or_url)
+    try:
+        return load_bytes(data, path_or_url, trust_pickle=trust_pickle, force_fp16=force_fp16, only=only)
+    except UserError as error:
+        fate = fate_of_download(path_or_url, local, data)
+        if fate is None:
+            raise
+        raise UserError(f'{error}; {fate}') from error
 
 
-def read_network_file(name: str) -> bytes:
-    """The bytes of a network file: path, URL, or hf://user/repo[@revision][/file]. Raises UserError."""
-    path_or_url = hub.fetch(name) if hub.is_hub_name(name) else name
-    with dnnlib.util.open_url(path_or_url) as file:
-        return file.read()
+def network_path(path_or_url: str) -> str:
+    """The file or URL to open: in place of a folder, such as that of a run, its newest snapshot.
+
+    Raises UserError if the folder has none.
+    """
+    if not os.path.isdir(path_or_url):
+        return path_or_url
+    found = [(number, kind, path) for path in Path(path_or_url).iterdir() if path.is_file()
+             for kind, (prefix, suffix) in enumerate(SNAPSHOT_NAMES) if path.suffix == suffix
+             for number in [nimg_of_name(path.name, f'^{prefix}')] if number is not None]
+    if found:
+        return str(max(found)[-1])
+    runs = sorted(path.name for path in Path(path_or_url).iterdir()
+                  if (path / 'training_options.json').is_file())
+    hint = f'; it holds runs, such as {runs[-1]}: give the folder of one of them' if runs else ''
+    raise UserError(f'{path_or_url}: a folder without network-snapshot-*.pkl or training-state-*.pt{hint}')
+
+
+def read_file(path_or_url: str) -> tuple[bytes, str]:
+    """(the content of a file or URL, its local path). Raises UserError."""
+    if path_or_url.startswith(HUB):
+        from training.formats import hub
+        local = hub.fetch(path_or_url)
+    else:
+        local = dnnlib.util.open_url(path_or_url, return_filename=True)
+    with dnnlib.util.open_url(local) as file:
+        return file.read(), local
+
+
+def fate_of_download(path_or_url: str, local: str, data: bytes) -> str | None:
+    """What becomes of a download that could not be loaded; None if it is the user's own file.
+
+    It is deleted from the cache unless it is a network, of a kind that is not supported.
+    """
+    from training.formats import inspection
+    if '://' not in path_or_url or path_or_url.startswith(('file://', HUB)):
+        return None
+    if inspection.looks_like_network(data):
+        return f'the download is kept as {local}'
+    Path(local).unlink(missing_ok=True)
+    return f'the download, {local}, has been deleted'
 
 
 def load_network_pkl(f: BinaryIO, force_fp16: bool = False) -> dnnlib.EasyDict:
@@ -53,21 +102,17 @@ def load_bytes(
 ) -> dnnlib.EasyDict:
     """Like load_network, from the bytes of a file.  name: what error messages call it."""
     # Imported late: scripts import this module, and few of them read every kind of file.
-    from torch_utils.pickles import torch_file
-    from training.formats import pickled, rosinality, safetensors_file
+    from training.formats import kinds, pickled
 
-    training_set_kwargs = None
-    if safetensors_file.is_safetensors(data):
-        recipes, training_set_kwargs = safetensors_file.read(data, name)
-    elif torch_file.is_torch_file(data):
-        recipes = rosinality.read(data, name)
-    elif trust_pickle:
-        if force_fp16:
-            raise UserError('--trust-pickle cannot be combined with a change to fp16: the file brings its '
-                            'own classes')
-        return pickled.load_by_execution(io.BytesIO(data), name)
-    else:
-        recipes, training_set_kwargs = pickled.read(data, name)
+    problem = kinds.foreign(data)
+    if problem is not None:
+        raise UserError(f'{name}: {problem}')
+    if trust_pickle and force_fp16:
+        raise UserError('--trust-pickle cannot be combined with a change to fp16: the file brings its own '
+                        'classes')
+    if trust_pickle and _has_code(data, name):
+        return pickled.load_by_execution(data, name)
+    recipes, training_set_kwargs = _recipes(data, name)
     # Recipes are inert: from here on only our own classes are constructed.
     found = dnnlib.EasyDict(dict.fromkeys(KEYS))
     for key in MODULES:
@@ -76,6 +121,35 @@ def load_bytes(
     if isinstance(training_set_kwargs, dict):
         found.training_set_kwargs = training_set_kwargs
     return found
+
+
+def _recipes(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
+    """(key -> what builds that network, training_set_kwargs) of a file of any kind."""
+    from torch_utils.pickles import torch_file
+    from training.formats import pickled, rosinality, safetensors_file, states
+
+    if safetensors_file.is_safetensors(data):
+        return safetensors_file.read(data, name)
+    if not torch_file.is_torch_file(data):
+        return pickled.read(data, name)
+    held = torch_file.load(data, name)
+    if states.is_state(held):
+        return states.read(held, name)
+    return pickled.contents(name, held) if pickled.has_modules(held) else (rosinality.read(held, name), None)
+
+
+def _has_code(data: bytes, name: str) -> bool:
+    """Whether a file can be unpickled and contains more than tensors."""
+    from torch_utils.pickles import torch_file
+    from training.formats import kinds, pickled
+
+    kind = kinds.kind_of(data)
+    if kind != 'torch checkpoint':
+        return kind == 'pickle'
+    try:
+        return pickled.has_modules(torch_file.load(data, name))
+    except UserError:
+        return True
 
 
 def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:

@@ -6,17 +6,17 @@ import io
 import math
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
 import dnnlib
 from dnnlib.util import UserError, replace_file
-from torch_utils.pickles import describe
+from torch_utils.pickles import describe, torch_file
 from torch_utils.pickles.describe import TRUST, ModuleDescription, explained
 from torch_utils.pickles.tensors import make_tensors
 from training import networks
@@ -90,19 +90,22 @@ class Blueprint:
         return [kwargs]
 
 
-def load_by_execution(file: BinaryIO, name: str) -> dnnlib.EasyDict:
-    """The result of pickle.load, with the classes from the source text in the file. Trusted files only."""
+def load_by_execution(data: bytes, name: str) -> dnnlib.EasyDict:
+    """The result of pickle.load or torch.load, with the classes from the source text in the file. Trusted
+    files only.
+    """
     try:
-        held = pickle.load(file)
+        file = io.BytesIO(data)
+        is_torch = torch_file.is_torch_file(data)
+        held = torch.load(file, 'cpu', weights_only=False) if is_torch else pickle.load(file)
     except CODE_ERRORS as error:
         raise UserError(f'{name}: cannot be unpickled ({type(error).__name__}: {shown(error)}); without '
                         '--trust-pickle, official networks open whatever code they were made with') from error
-    check_contents(name, held, torch.nn.Module)
-    found = dnnlib.EasyDict({key: held.get(key) for key in KEYS})
-    for key in NETWORKS:
-        if isinstance(found[key], torch.nn.Module):
-            found[key] = found[key].eval().requires_grad_(requires_grad=False)
-    return found
+    modules = named_modules(name, held, torch.nn.Module, lambda module: type(module).__name__)
+    for net in modules.values():
+        net.eval().requires_grad_(requires_grad=False)
+    kwargs = held.get('training_set_kwargs') if isinstance(held, dict) else None
+    return dnnlib.EasyDict({**dict.fromkeys(KEYS), **modules, 'training_set_kwargs': kwargs})
 
 
 def read(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
@@ -110,27 +113,64 @@ def read(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
     held = describe.load(io.BytesIO(data), name)
     if tensorflow.is_tensorflow(held):
         return tensorflow.recipes(name, held), None
-    networks = blueprints(name, held)
-    return networks, describe.plain(held.get('training_set_kwargs'), name)
+    return contents(name, held)
 
 
-def blueprints(name: str, held: Any) -> dict[str, Blueprint]:
-    """The networks in the result of describe.load(). Raises UserError if there are none."""
-    check_contents(name, held, ModuleDescription)
-    return {key: Blueprint(f'{name}: {key}', held[key]) for key in MODULES if held.get(key) is not None}
+def contents(name: str, held: Any) -> tuple[dict[str, Blueprint], Any]:
+    """(key -> blueprint, training_set_kwargs) in what describe.load() or torch_file.load() returned.
+
+    Raises UserError if there are no networks.
+    """
+    modules = named_modules(name, held, ModuleDescription, lambda module: module.class_name)
+    kwargs = held.get('training_set_kwargs') if isinstance(held, dict) else None
+    return ({key: Blueprint(f'{name}: {key}', module) for key, module in modules.items()},
+            describe.plain(kwargs, name))
 
 
-def check_contents(name: str, held: Any, kind: type) -> None:
-    """Raise UserError unless this is a dict with at least one network, an object of `kind`."""
-    if not isinstance(held, dict) or not any(isinstance(held.get(key), kind) for key in NETWORKS):
-        raise UserError(f'{name}: holds no networks; a network pickle has the keys G, D and G_ema')
+def has_modules(held: Any) -> bool:
+    """Whether this result of describe.load() or torch_file.load() is or holds a network module."""
+    items = held.values() if isinstance(held, dict) else held if isinstance(held, (list, tuple)) else [held]
+    return any(isinstance(item, ModuleDescription) for item in items)
+
+
+def named_modules(
+    name: str, held: Any, kind: type, class_of: Callable[[Any], str],
+) -> dict[str, Any]:
+    """The network modules, objects of `kind`, by the keys of MODULES.
+
+    held: a dict with these keys in any case, else one module, or a dict, list or tuple of some: then they are
+    told apart by class; of several generators the first is G, the last G_ema, as in the published order.
+    Raises UserError if there is no network.
+    """
+    items = held if isinstance(held, dict) else dict(enumerate(
+        held if isinstance(held, (list, tuple)) else [held]))
+    wanted = {key.lower(): key for key in MODULES}
+    found = {wanted[key.lower()]: item for key, item in items.items()
+             if isinstance(key, str) and key.lower() in wanted and item is not None}
+    if not any(isinstance(found.get(key), kind) for key in NETWORKS):
+        found = _by_class([item for item in items.values() if isinstance(item, kind)], class_of)
+    if not found:
+        raise UserError(f'{name}: holds no networks; a network pickle is a dict with the keys G, D and '
+                        'G_ema, or a generator')
+    return {key: found[key] for key in MODULES if key in found}
+
+
+def _by_class(modules: list[Any], class_of: Callable[[Any], str]) -> dict[str, Any]:
+    generators = [module for module in modules if class_of(module).endswith('Generator')]
+    found = {'G': generators[0]} if len(generators) > 1 else {}
+    found.update({'G_ema': generators[-1]} if generators else {})
+    for module in modules:
+        for key, ending in (('D', 'Discriminator'), ('augment_pipe', 'AugmentPipe')):
+            if class_of(module).endswith(ending):
+                found.setdefault(key, module)
+    return found if any(key in found for key in NETWORKS) else {}
 
 
 def _s3_generator_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """StyleGAN3's arguments as ours: synthesis arguments grouped, its defaults made explicit."""
     flat = {name: value for name, value in kwargs.items() if name not in (*GENERATOR_ARGUMENTS, S3_MARK)}
-    synthesis = {**S3_DEFAULTS, **flat, **kwargs.get('synthesis_kwargs', {})}
-    mapping = {**S3_MAPPING_DEFAULTS, **kwargs.get('mapping_kwargs', {})}
+    synthesis = {**S3_DEFAULTS, **flat, **(kwargs.get('synthesis_kwargs') or {})}
+    mapping = {**S3_MAPPING_DEFAULTS, **(kwargs.get('mapping_kwargs') or {})}
     common = {name: value for name, value in kwargs.items() if name in GENERATOR_ARGUMENTS}
     return {**common, 'mapping_kwargs': mapping, 'synthesis_kwargs': synthesis}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.resolution import height_width
 from dnnlib.util import UserError
 from training import networks
 
@@ -24,6 +25,9 @@ FP16_SETTINGS = {'num_fp16_res': 4, 'conv_clamp': 256}
 # Limits of arguments, so that a forged file cannot exhaust memory or time.
 MAX_ARGUMENT = 2 ** 20
 MAX_LAYERS = 1000
+# Bytes of the largest feature maps of one image, on their own and for each byte of the network: a few numbers
+# can describe a network that needs more memory for one image than there is.
+MAX_MAP_BYTES, MAP_BYTES_PER_BYTE = 256 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ def construct(name: str, cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) 
             return cls(**kwargs)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError,
             RuntimeError) as error:
-        raise UserError(f'{name}: {cls.__name__} cannot be constructed from its arguments '
-                        f'({shown(error)})') from error
+        raise UserError(f'{name}: not a StyleGAN2 network as published: {cls.__name__} cannot be constructed '
+                        f'from its arguments ({shown(error)})') from error
 
 
 def fill(name: str, net: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
@@ -93,6 +97,23 @@ def check_tensors(name: str, net: torch.nn.Module, shapes: Mapping[str, tuple[in
     if wrong:
         raise UserError(f'{name}: {len(wrong)} tensors are missing, superfluous or of another shape than its '
                         f'arguments say, first {shown(wrong[0])}')
+    _check_feature_maps(name, net)
+
+
+def _check_feature_maps(name: str, net: torch.nn.Module) -> None:
+    """Raise UserError if the network is far too small for the size of its images."""
+    size = getattr(net, 'img_resolution', None)
+    if size is None:
+        return
+    height, width = height_width(size)
+    tensors = list(net.state_dict().values())
+    # The layers of the highest level have the fewest channels, so the convolution with the fewest counts.
+    channels = min((t.shape[1] for t in tensors if t.ndim == 4), default=0)
+    needed = 4 * height * width * (net.img_channels + channels)
+    held = sum(t.numel() * t.element_size() for t in tensors)
+    if needed > MAX_MAP_BYTES + MAP_BYTES_PER_BYTE * held:
+        raise UserError(f'{name}: its arguments say {width}x{height} pixels, for which its {held} bytes of '
+                        'weights are far too few; the file is damaged or forged')
 
 
 def with_fp16(cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,15 +127,17 @@ def with_fp16(cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) -> dict[str
 
 def check_sizes(name: str, value: Any, key: str = '') -> None:
     """Raise UserError for arguments that only a forged file contains."""
+    if key.endswith('_kwargs') and not isinstance(value, Mapping | None):
+        raise UserError(f'{name}: the argument {shown(key)} is a {type(value).__name__}, not a dict')
     if isinstance(value, Mapping):
         for inner, item in value.items():
-            check_sizes(name, item, str(inner))
+            check_sizes(name, item, inner if isinstance(inner, str) else '')
     elif isinstance(value, (list, tuple)):
         for item in value[:MAX_LAYERS]:
             check_sizes(name, item, key)
     limit = MAX_LAYERS if key == 'num_layers' or isinstance(value, (list, tuple)) else MAX_ARGUMENT
     size = len(value) if isinstance(value, (list, tuple)) else value
-    if isinstance(size, int) and size > limit:
+    if isinstance(size, int) and abs(size) > limit:
         raise UserError(f'{name}: the argument {shown(key)} is beyond the limit of {limit}')
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from dnnlib.util import UserError, replace_file
-from torch_utils.pickles import torch_file
 from torch_utils.pickles.describe import explained
 from torch_utils.pickles.tensors import StoredTensor, make_tensors
 from training import networks
@@ -22,7 +21,10 @@ from training.formats.rebuild import Recipe, arguments_of, shown
 STATE_KEYS = {'G': 'g', 'D': 'd', 'G_ema': 'g_ema'}
 UP_GAIN = 4  # their upsampling filters include the gain
 AVERAGE_SAMPLES, AVERAGE_SEED = 4096, 0  # used if a file lacks the average w
+MAX_KEY = 40  # characters of the name of a tensor; Python refuses to read numbers of thousands of digits
 FIXED_D = {'mbstd_group_size': 4, 'mbstd_num_channels': 1}
+# Arguments of their networks, which are constants in their scripts or have these usual values.
+THEIR_STYLE_DIM, THEIR_N_MLP, THEIR_MIN_SIZE, THEIR_MULTIPLIERS = 512, 8, 8, (2, 1, 4)
 Tensors = dict[str, torch.Tensor]
 
 # Parts of a synthesis or torgb layer: ours -> (theirs, number of leading axes of size 1).
@@ -33,11 +35,11 @@ LAYER = {
 TORGB = {**{part: LAYER[part] for part in ('weight', 'affine.weight', 'affine.bias')}, 'bias': ('bias', 0)}
 
 
-def read(data: bytes, name: str) -> dict[str, Recipe]:
-    """key -> recipe of that network. Raises UserError if the file has another layout."""
-    held = torch_file.load(data, name)
+def read(held: Any, name: str) -> dict[str, Recipe]:
+    """key -> recipe of that network. held: of torch_file.load. Raises UserError for another layout."""
     if not isinstance(held, dict):
-        raise UserError(f'{name}: holds a {type(held).__name__}, not the state dicts of networks')
+        kind = 'single tensor' if isinstance(held, StoredTensor) else type(held).__name__
+        raise UserError(f'{name}: holds a {kind}, not the state dicts of networks')
     recipes = {}
     for key, theirs in STATE_KEYS.items():
         state = held.get(theirs)
@@ -46,8 +48,9 @@ def read(data: bytes, name: str) -> dict[str, Recipe]:
             recipes[key] = (_discriminator(f'{name}: {key}', tensors) if key == 'D' else
                             _generator(f'{name}: {key}', tensors, held.get('latent_avg')))
     if not recipes:
-        raise UserError(f'{name}: holds none of g_ema, g and d; only checkpoints in the layout of '
-                        'rosinality can be read from .pt files')
+        raise UserError(f'{name}: holds none of g_ema, g and d; files of torch.save can be read if they hold '
+                        'whole networks, a training state of train.py, or the layout of rosinality (tensors '
+                        'alone do not tell which network they belong to)')
     return recipes
 
 
@@ -76,6 +79,38 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> list[str]:
     with replace_file(path) as temporary:
         torch.save(held, temporary)
     return notes
+
+
+def program_note(contents: Mapping[str, Any]) -> str:
+    """For which arguments rosinality's program constructs the networks that write() wrote, or that it cannot."""
+    G, D = contents.get('G_ema') or contents.get('G'), contents.get('D')
+    size = G.img_resolution
+    widths = {level: getattr(G.synthesis, f'b{level}').conv1.weight.shape[0]
+              for level in G.synthesis.block_resolutions}
+    multiplier = next((m for m in THEIR_MULTIPLIERS if widths == _their_widths(size, m)), None)
+    if multiplier is None:
+        plain = ', '.join(f'{level}: {width}' for level, width in widths.items())
+        return ('The program of rosinality cannot construct this generator: its feature maps per resolution '
+                f'({plain}) follow from no channel_multiplier; others that read the layout may')
+    note = (f'The program of rosinality reads it with size={size}, style_dim={G.w_dim}, '
+            f'n_mlp={G.mapping.num_layers}, channel_multiplier={multiplier}')
+    if D is not None and next(_obstacles('', 'D', D), None) is None and {
+            level: _width_of(D, level) for level in widths} != widths:
+        note += '; d does not fit, as D has other feature maps than G'
+    if G.w_dim != THEIR_STYLE_DIM or G.mapping.num_layers != THEIR_N_MLP:
+        note += f' (its scripts fix style_dim={THEIR_STYLE_DIM} and n_mlp={THEIR_N_MLP}: change them there)'
+    return note
+
+
+def _their_widths(size: int, multiplier: int) -> dict[int, int]:
+    levels = [2 ** i for i in range(2, size.bit_length())]
+    return {level: 512 if level < 64 else 512 * 32 // level * multiplier for level in levels}
+
+
+def _width_of(D: torch.nn.Module, level: int) -> int:
+    """Feature maps at the entrance of a level."""
+    block = getattr(D, f'b{level}')
+    return (block.conv if level == 4 else block.conv0).weight.shape[0 if level == 4 else 1]
 
 
 def _tensors(name: str, state: dict) -> Tensors:
@@ -154,7 +189,8 @@ def _channel_arguments(channels: list[int]) -> dict[str, int]:
 
 def _sorted(theirs: Tensors, pattern: str) -> list[tuple[str, torch.Tensor]]:
     """The matching tensors, ordered by the first number in their names."""
-    found = [(key, tensor) for key, tensor in theirs.items() if re.fullmatch(pattern, key)]
+    found = [(key, tensor) for key, tensor in theirs.items()
+             if len(key) <= MAX_KEY and re.fullmatch(pattern, key)]
     return sorted(found, key=lambda item: int(re.search(r'\d+', item[0].partition('.')[2])[0]))
 
 
@@ -225,6 +261,9 @@ def _obstacles(name: str, key: str, net: torch.nn.Module) -> Iterator[str]:
     size = kwargs['img_resolution']
     if not isinstance(size, int) or not math.log2(size).is_integer() or kwargs['c_dim']:
         yield 'it is conditional, or its images are not square with a power-of-two side'
+        return
+    if size < THEIR_MIN_SIZE:
+        yield f'its images are smaller than {THEIR_MIN_SIZE}x{THEIR_MIN_SIZE}'
         return
     if kwargs['img_channels'] != 3:
         yield f'its images have {kwargs["img_channels"]} channels instead of 3'

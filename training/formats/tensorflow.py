@@ -12,12 +12,14 @@ import torch
 from dnnlib.util import UserError
 from torch_utils.pickles.arrays import StoredArray
 from torch_utils.pickles.describe import TensorFlowNetwork, plain
+from torch_utils.pickles.tensors import MAX_COPIES
 from training.formats.rebuild import NETWORKS, Recipe, check_sizes, class_of, construct, shown
 
 MIN_VERSION = 4  # 4: StyleGAN2, 5: StyleGAN2-ADA; those before are other architectures
 ORDER = ('G', 'D', 'G_ema')  # of the three networks in a file
 MAX_COMPONENTS = 100  # networks inside networks
 MAX_VARIABLES = 10_000  # a network has a few hundred
+MAX_NUMBERS_BYTES = 1 << 20  # of variables that are plain numbers
 
 # Arguments: theirs -> (where ours goes, default).
 Row = tuple[tuple[str, ...], Any]
@@ -92,8 +94,15 @@ class TensorFlowRecipe:
         check_sizes(self.name, kwargs)
         # Built on the meta device to list its tensors; allocates nothing.
         twin = construct(self.name, class_of(self.name, self.class_name), kwargs)
-        tensors = {name: self._tensor(name, like.ndim, variables) for name, like in twin.state_dict().items()
-                   if not name.endswith('resample_filter')}
+        wanted = {name: like for name, like in twin.state_dict().items()
+                  if not name.endswith('resample_filter')}
+        # Many variables can be one array: what the network takes is compared before it is allocated.
+        held = sum({v.ctypes.data: v.nbytes for v in variables.values() if isinstance(v, np.ndarray)}.values())
+        needed = sum(like.numel() * like.element_size() for like in wanted.values())
+        if needed > MAX_COPIES * held + MAX_NUMBERS_BYTES:
+            raise UserError(f'{self.name}: its arguments describe a network of {needed} bytes, of which the '
+                            f'file holds {held}; it is damaged or forged')
+        tensors = {name: self._tensor(name, like, variables) for name, like in wanted.items()}
         return Recipe(self.name, self.class_name, kwargs, tensors, has_filters=False).build(force_fp16)
 
     def _arguments(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -118,16 +127,18 @@ class TensorFlowRecipe:
             kwargs['architecture'] = 'orig'
         return kwargs
 
-    def _tensor(self, name: str, ndim: int, variables: dict[str, Any]) -> torch.Tensor:
-        """One of our tensors, converted from its variable."""
-        source, convert = _source_of(self.class_name, name, ndim)
+    def _tensor(self, name: str, like: torch.Tensor, variables: dict[str, Any]) -> torch.Tensor:
+        """One of our tensors, shaped `like` this one, converted from its variable."""
+        source, convert = _source_of(self.class_name, name, like.ndim)
         if source not in variables:
             raise UserError(f'{self.name}: there is no TensorFlow variable {shown(source)}, for {name}; the '
                             'network is of another architecture than its arguments say')
         try:
+            if np.size(variables[source]) != like.numel():
+                raise ValueError(f'{np.size(variables[source])} numbers instead of {like.numel()}')
             value = np.asarray(variables[source], dtype=np.float32)
             return torch.from_numpy(np.array(convert(value), dtype=np.float32, order='C'))
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise UserError(f'{self.name}: the TensorFlow variable {shown(source)} has the wrong shape for '
                             f'{name} ({shown(error)})') from error
 
@@ -187,7 +198,8 @@ def _variables(name: str, network: TensorFlowNetwork) -> dict[str, Any]:
 def _renamed(variables: dict[str, Any]) -> dict[str, Any]:
     """The variables, with FromRGB layers named by resolution instead of by level of detail (StyleGAN1)."""
     found = dict(variables)
-    resolutions = [int(key.split('x')[0]) for key in variables if re.fullmatch(r'\d+x\d+/Conv0/weight', key)]
+    resolutions = [int(key.split('x')[0]) for key in variables
+                   if re.fullmatch(r'\d{1,7}x\d+/Conv0/weight', key)]
     for key, value in variables.items():
         match = re.fullmatch(r'FromRGB_lod(\d{1,2})/(weight|bias)', key)
         if match and resolutions:

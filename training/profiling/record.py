@@ -21,13 +21,12 @@ from training.dataset import Dataset
 from training.iteration import PhaseClock, run_iteration
 from training.loss import StyleGAN2Loss
 from training.phases import lazy_adam
-from training.profiling import labels
+from training.profiling import MICRO, labels
 from training.profiling.trace import Naming, ProfiledKernel, Trace, naming_of
 from training.state import TrainingState, build_state
 from training.systems.micro import RESOLUTION, MicroGenerator
 from training.systems.table import SYSTEMS
 
-MICRO = 'micro'  # a preset of this tool only
 MICRO_BATCH = 16
 WARMUPS, TIMED_STEPS = 2, 3  # before the recorded step
 # A matrix product (0) and convolutions with these numbers of feature maps; the fastest gives the peak.

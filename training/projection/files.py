@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of projection: target images, initial ws, projected ws and noise."""
+import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,15 +11,19 @@ import torch
 from PIL import Image
 
 from dnnlib.util import UserError, replace_file
+from training.datasets.files import open_regular, read_regular
 from training.datasets.images import (
     CHANNEL_MODES,
     ImageError,
+    Reading,
     convert_mode,
+    count_frames,
     decode_image,
     from_pillow,
     is_image_name,
     to_pillow,
 )
+from training.datasets.ledger import START_BYTES, Ledger, account_names
 from training.sampling.sources import read_w
 
 
@@ -37,10 +43,27 @@ def find_targets(paths: Sequence[str]) -> list[Path]:
     return found
 
 
+def target_ledger(paths: Sequence[str]) -> Ledger:
+    """What of the folders and images of --target is not used: other files, further frames."""
+    ledger = Ledger()
+    for path in map(Path, paths):
+        others = [p for p in path.iterdir() if not is_image_name(p.name)] if path.is_dir() else []
+        ledger.join(account_names(sorted(p.name for p in others), functools.partial(_read_start, path)))
+    for target in find_targets(paths):
+        with contextlib.suppress(OSError, ImageError):  # reported when it is read
+            ledger.add_frames(target.name, count_frames(read_regular(target)), 'the first is projected')
+    return ledger
+
+
+def _read_start(folder: Path, name: str) -> bytes:
+    with open_regular(folder / name) as file:
+        return file.read(START_BYTES)
+
+
 def read_target(path: str | os.PathLike, channels: int, height: int, width: int) -> np.ndarray:
     """An image as uint8 [C, H, W] of the generator's shape. Raises UserError if it cannot be read."""
     try:
-        pixels = decode_image(Path(path).read_bytes())
+        pixels = decode_image(read_regular(path), Reading('auto'))
     except OSError as error:
         raise UserError(f'--target={path}: cannot be read ({error.strerror or error})') from error
     except ImageError as error:

@@ -105,7 +105,11 @@ def open_state(request: ResumeRequest, config: TrainConfig) -> tuple[TrainConfig
     read or the options do not fit it.
     """
     payload = read_state(request.state_path)
-    before = TrainConfig.from_options(payload['config'])
+    try:
+        before = TrainConfig.from_options(payload['config'])
+    except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f'{request.state_path}: the options in this training state cannot be read ({error}); '
+                        'use an earlier one') from error
     config = _adopt_split(config, before, request.given)
     if not request.allow_changes:
         check_changes(before, config)

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images from a generator, for generate.py, style_mixing.py, projector.py and other tools."""
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from dnnlib import image_io
-from dnnlib.util import UserError
+from dnnlib.cli_options import MAX_SHOWN, LabelOptions
+from dnnlib.util import UserError, file_sha256, open_url
 from torch_utils.misc import keep_freed_memory, pick_device
-from training.formats.load import check_truncation, load_network
+from training.formats.load import check_truncation, load_network, network_path
 from training.sampling.graphs import by_graphs
+
+Condition = int | tuple[float, ...] | None  # a class, a label vector, or none
+MAX_NAMES = 12  # of classes, in a message
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Sampler:
     """A generator, its device, and its noise mode: 'const', 'random' (drawn from each seed) or 'none'.
 
     psi: truncation of ws from seeds.  synthesis: called instead of G.synthesis, with the same results.
+    class_names: of the training data, () if unknown.  network_sha256: of the network file, None if unknown.
     """
 
     G: torch.nn.Module
@@ -27,21 +34,60 @@ class Sampler:
     noise_mode: str = 'const'
     psi: float = 1
     synthesis: Callable[..., torch.Tensor] | None = None
+    class_names: Sequence[str] = ()
+    network_sha256: str | None = None
 
-    def label(self, class_idx: int | None) -> torch.Tensor:
-        """One-hot [1, c_dim] of --class; warns if the network is unconditional.
+    def condition(self, options: LabelOptions) -> Condition:
+        """The class or label vector of --class or --label, None without; warns if the network has none.
 
-        Raises UserError if the class does not exist, or is missing for a conditional network.
+        Raises UserError if the network has no such class, or labels of another length.
         """
+        options.check()
         c_dim = self.G.c_dim
-        if c_dim == 0:
-            if class_idx is not None:
-                print(f'Warning: --class={class_idx} is ignored: the network has no classes', file=sys.stderr)
-            return self.labels([None])
-        if class_idx is None:
-            raise UserError(f'--class is required: the network is conditional, with classes 0 to {c_dim - 1}')
-        self.check_classes([class_idx], '--class')
-        return self.labels([class_idx])
+        given = {'--class': options.class_name, '--label': options.vector}
+        for name in [name for name, value in given.items() if value is not None and c_dim == 0]:
+            value = options.class_name or ','.join(map('{:g}'.format, options.vector or ()))
+            print(f'Warning: {name}={value} is ignored: the network has no classes', file=sys.stderr)
+        if c_dim == 0 or options == LabelOptions():
+            return None
+        if options.vector is not None and len(options.vector) != c_dim:
+            raise UserError(f'--label: {len(options.vector)} numbers, but the labels of this network have '
+                            f'{c_dim}')
+        return self.class_number(str(options.class_name)) if options.vector is None else options.vector
+
+    def class_number(self, text: str) -> int:
+        """The class that --class names by its number or, in either case of letters, by its name.
+
+        Raises UserError if the network has no such class.
+        """
+        if re.fullmatch(r'[+-]?[0-9]{1,9}', text):
+            self.check_classes([int(text)], '--class')
+            named = self.class_names.index(text) if text in self.class_names else int(text)
+            if named != int(text):
+                print(f'Note: --class={text} is a number here; the class of that name is --class={named}',
+                      file=sys.stderr)
+            return int(text)
+        for plain in (str, str.casefold):
+            found = [i for i, name in enumerate(self.class_names) if plain(name) == plain(text)]
+            if len(found) == 1:
+                return found[0]
+        names = [f'{name!r} ({i})' for i, name in enumerate(self.class_names[:MAX_NAMES])]
+        more = len(self.class_names) - len(names)
+        known = ', '.join(names + ([f'and {more} more'] if more > 0 else []))
+        reason = f'the classes are {known}' if known else 'the file holds no names of classes'
+        raise UserError(f'--class={text[:MAX_SHOWN]}: {reason}; give a name or a number from 0 to '
+                        f'{self.G.c_dim - 1}')
+
+    def class_text(self, condition: Condition) -> str:
+        """A class as text, '6' or '6 flower', or a label vector, '0.3,1'; '' for None."""
+        if condition is None or isinstance(condition, tuple):
+            return ','.join(map('{:g}'.format, condition or ()))
+        return f'{condition} {self.class_names[condition]}' if self.class_names else str(condition)
+
+    def info(self) -> dict[str, str]:
+        """What the PNG files of this sampler say about it."""
+        info = {'truncation_psi': f'{self.psi:g}', 'noise_mode': self.noise_mode}
+        return info if self.network_sha256 is None else {**info, 'network_sha256': self.network_sha256}
 
     def check_classes(self, classes: Sequence[int], option: str) -> None:
         """Raise UserError, naming the option, unless all are classes of the network."""
@@ -53,12 +99,14 @@ class Sampler:
             raise UserError(f'{option}: the network has no classes; drop the option')
         raise UserError(f'{option}={wrong[0]}: the classes of this network go from 0 to {c_dim - 1}')
 
-    def labels(self, classes: Sequence[int | None]) -> torch.Tensor:
-        """One-hot [N, c_dim]; zeros for None."""
-        labels = torch.zeros([len(classes), self.G.c_dim], device=self.device)
-        for row, index in enumerate(classes):
-            if index is not None:
-                labels[row, index] = 1
+    def labels(self, conditions: Sequence[Condition]) -> torch.Tensor:
+        """Labels [N, c_dim]: one-hot for classes, zeros for None."""
+        labels = torch.zeros([len(conditions), self.G.c_dim], device=self.device)
+        for row, condition in enumerate(conditions):
+            if isinstance(condition, tuple):
+                labels[row] = torch.tensor(condition)
+            elif condition is not None:
+                labels[row, condition] = 1
         return labels
 
     def latents(self, seeds: Sequence[int]) -> torch.Tensor:
@@ -66,10 +114,6 @@ class Sampler:
         # In double precision and one by one, as published, so that seeds give the same images.
         rows = [np.random.RandomState(seed).randn(1, self.G.z_dim) for seed in seeds]
         return torch.from_numpy(np.concatenate(rows)).to(self.device)
-
-    def styles(self, seeds: Sequence[int], label: torch.Tensor) -> torch.Tensor:
-        """Truncated ws [N, num_ws, w_dim] of seeds. label: [1, c_dim], or one per seed."""
-        return self.map(self.latents(seeds), label.expand(len(seeds), -1))
 
     def map(self, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """Truncated ws [N, num_ws, w_dim] of z [N, z_dim] and c [N, c_dim]."""
@@ -126,10 +170,29 @@ def open_sampler(
     """
     target = pick_device(device)
     keep_freed_memory(target)
-    G = load_network(network, trust_pickle=trust_pickle, only=['G_ema']).G_ema
+    found = load_network(network, trust_pickle=trust_pickle, only=['G_ema'])
+    G = found.G_ema
     if G is None:
         raise UserError(f'{network}: holds no G_ema; give a snapshot with an averaged generator')
     image_io.check_channels(G.img_channels)
     check_truncation(G, psi, '--trunc')
     G = G.to(target)
-    return Sampler(G, target, noise_mode, psi, by_graphs(G.synthesis, target, cuda_graphs))
+    return Sampler(G, target, noise_mode, psi, by_graphs(G.synthesis, target, cuda_graphs),
+                   class_names_of(found.get('training_set_kwargs'), G.c_dim), sha256_of(network))
+
+
+def class_names_of(training_set_kwargs: Any, c_dim: int) -> tuple[str, ...]:
+    """The names of the classes in a network file, () unless there is one for each."""
+    # The file is foreign: it may hold anything.
+    names = training_set_kwargs.get('class_names') if isinstance(training_set_kwargs, dict) else None
+    is_named = isinstance(names, list | tuple) and len(names) == c_dim and all(
+        isinstance(name, str) for name in names)
+    return tuple(names) if is_named else ()
+
+
+def sha256_of(network: str) -> str | None:
+    """SHA-256 of a network file or of a URL's cached copy; None if it cannot be had."""
+    try:
+        return file_sha256(str(open_url(network_path(network), return_filename=True)))
+    except OSError:
+        return None

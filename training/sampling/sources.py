@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of ws for images: seeds or projections; and sweeps, which vary one property of a source."""
 import dataclasses
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,24 +9,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dnnlib.cli_options import LabelOptions
 from dnnlib.util import UserError
 from training.sampling.interpolation import interpolate
-from training.sampling.sampler import Sampler
+from training.sampling.sampler import Condition, Sampler
 
 # What NumPy may raise for other files; only part of it is documented.
 NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, zipfile.BadZipFile)
+
+CLASS_STREAM = 1  # of the random classes of seeds, apart from their latents
 
 
 @dataclass(frozen=True)
 class SeedSource:
     """Images of seeds. Seed s has class classes[s % len(classes)], independent of the other seeds.
 
+    classes: () for a random class of the network, which depends on the seed alone.
     shift: [num_ws, w_dim] or a number, added to all ws.
     """
 
     sampler: Sampler
     seeds: Sequence[int]
-    classes: Sequence[int | None] = (None,)
+    classes: Sequence[Condition] = (None,)
     shift: torch.Tensor | float = 0
 
     def __len__(self) -> int:
@@ -35,9 +40,21 @@ class SeedSource:
         """The file name of an image, without suffix."""
         return f'seed{self.seeds[index]:04d}'
 
-    def class_of(self, index: int) -> int | None:
-        """The class of an image."""
-        return self.classes[self.seeds[index] % len(self.classes)]
+    def class_of(self, index: int) -> Condition:
+        """The class or label vector of an image."""
+        seed = self.seeds[index]
+        if not self.classes:
+            return int(np.random.default_rng([seed, CLASS_STREAM]).integers(self.sampler.G.c_dim))
+        return self.classes[seed % len(self.classes)]
+
+    def caption(self, index: int) -> str:
+        """The caption of an image: seed and class."""
+        return f'{self.seeds[index]} {self.sampler.class_text(self.class_of(index))}'.strip()
+
+    def info(self, index: int) -> dict[str, str]:
+        """The texts of an image's PNG file."""
+        label = self.sampler.class_text(self.class_of(index))
+        return {'seed': str(self.seeds[index]), **({'class': label} if label else {}), **self.sampler.info()}
 
     def noise_seed(self, index: int) -> int:
         """The seed of --noise-mode=random."""
@@ -61,6 +78,7 @@ class SeedSource:
 class ProjectedSource:
     """Images of ws [n, num_ws, w_dim], to which shift is added."""
 
+    sampler: Sampler
     w: torch.Tensor
     shift: torch.Tensor | float = 0
 
@@ -71,9 +89,17 @@ class ProjectedSource:
         """The file name of an image, without suffix."""
         return f'proj{index:02d}'
 
-    def class_of(self, index: int) -> int | None:
+    def class_of(self, index: int) -> Condition:
         """None: the class is part of the projected w."""
         return None
+
+    def caption(self, index: int) -> str:
+        """The caption of an image: its name."""
+        return self.name(index)
+
+    def info(self, index: int) -> dict[str, str]:
+        """The texts of an image's PNG file; ws of files are not truncated."""
+        return {'projected_w': str(index), **self.sampler.info(), 'truncation_psi': '1'}
 
     def noise_seed(self, index: int) -> int:
         """The seed of --noise-mode=random."""
@@ -85,6 +111,16 @@ class ProjectedSource:
 
 
 SampleSource = SeedSource | ProjectedSource
+
+
+def classes_of(sampler: Sampler, options: LabelOptions) -> Sequence[Condition]:
+    """The `classes` of a SeedSource for --class and --label; says so if they are random."""
+    condition = sampler.condition(options)
+    if condition is not None or sampler.G.c_dim == 0:
+        return (condition,)
+    print(f'Note: each seed gets a random class of {sampler.G.c_dim}, always the same one; choose with '
+          '--class or --label', file=sys.stderr)
+    return ()
 
 
 def _shifted(ws: torch.Tensor, shift: torch.Tensor | float) -> torch.Tensor:
@@ -113,6 +149,11 @@ class Sweep:
     def columns(self, count: int) -> np.ndarray:
         """Positions [count] from the first key to the last."""
         return np.linspace(0, len(self.keys) - 1, count)
+
+    def info(self, index: int, position: float) -> dict[str, str]:
+        """The texts of the PNG file of an image at a position: of its source, and what is swept."""
+        keyword = {'trunc': 'truncation_psi'}.get(self.name, self.name)
+        return {**self.keys[0].info(index), keyword: self.label(position).removeprefix(self.name)}
 
     def label(self, position: float) -> str:
         """The name of a position in file names: 'trunc+0.50', 'class3', 'class0to3-0.25'."""

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from dnnlib.cli_options import VideoOptions
-from dnnlib.progress import progress
+from dnnlib.progress import progress, write
 from dnnlib.util import UserError
-from dnnlib.video import open_video
+from dnnlib.video import write_video
 from training.sampling.interpolation import interpolate, positions
 from training.sampling.sampler import Sampler
 from training.sampling.sources import SampleSource, SeedSource, Sweep
@@ -106,17 +106,16 @@ def compose(images: Mapping[Cell, np.ndarray], size: tuple[int, int], scale: int
     return frame.repeat(scale, axis=0).repeat(scale, axis=1) if scale > 1 else frame
 
 
-def write_frames(path: Path, frames: Iterator[np.ndarray], count: int, video: VideoOptions) -> None:
-    """Write `count` frames uint8 [H, W, C] to the video of --video, with a progress bar."""
-    first = next(frames)
-    height, width, _ = first.shape
-    with (open_video(path, width, height, video.fps, video.background) as writer,
-          progress(total=count, desc='Video', unit='frame') as bar):
-        frame: np.ndarray | None = first
-        while frame is not None:
-            writer.append(frame)
-            bar.update(1)
-            frame = next(frames, None)
+def write_frames(
+    path: Path, frames: Callable[[], Iterator[np.ndarray]], count: int, video: VideoOptions,
+) -> None:
+    """Write `count` frames uint8 [H, W, C] to the video of --video, with a progress bar, and say where.
+
+    frames(): an iterator over all frames, called again if the encoder fails.
+    """
+    with progress(total=count, desc='Video', unit='frame') as bar:
+        written = write_video(path, frames, video.fps, video.background, bar)
+    write(f'Wrote {count} frames to {written}')
 
 
 def write_walk(
@@ -125,6 +124,9 @@ def write_walk(
     """Write a video of a walk, its cells in a table of `columns` columns."""
     places = [(index % columns, index // columns) for index in range(len(walk.noise_seeds))]
     steps, size = walk.positions(video), (columns, -(-len(places) // columns))
-    images = sampler.tables(((walk.at(step), walk.noise_seeds) for step in steps), batch)
-    frames = (compose(dict(zip(places, cells, strict=True)), size, video.video_scale) for cells in images)
+
+    def frames() -> Iterator[np.ndarray]:
+        for cells in sampler.tables(((walk.at(step), walk.noise_seeds) for step in steps), batch):
+            yield compose(dict(zip(places, cells, strict=True)), size, video.video_scale)
+
     write_frames(path, frames, len(steps), video)

@@ -11,7 +11,9 @@ import torch
 from dnnlib.resolution import Size, height_width
 from dnnlib.util import UserError, replace_file
 from torch_utils import distributed, misc
+from training.config import TrainConfig
 from training.formats.load import NETWORKS, load_network
+from training.systems.table import SYSTEMS
 from training.transfer.rules import Pair, fit_tensor
 
 ACTIONS = KEPT, RESIZED, FRESH, NOT_USED = 'kept', 'resized', 'fresh', 'not used'
@@ -57,6 +59,22 @@ def transfer(
             with replace_file(Path(run_dir, 'transfer.txt')) as temporary:
                 temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     return records
+
+
+def check_source(path_or_url: str, config: TrainConfig, label_dim: int, channels: int) -> None:
+    """Raise the UserError with which transfer() would end a run of this configuration.
+
+    label_dim, channels: of the dataset.
+    """
+    source = load_network(path_or_url, only=NETWORKS)
+    with torch.device('meta'):
+        G, D = SYSTEMS[config.system].networks(config, label_dim, channels)
+    into = {'G': G, 'D': D, 'G_ema': G}
+    for key, target in into.items():
+        found = _source_of(source, key)
+        if found is not None and {*found.state_dict()} & {*target.state_dict()}:
+            return
+    raise UserError(f'--resume={path_or_url}: {_misfit(source, into)}')
 
 
 def _misfit(source: Mapping[str, torch.nn.Module | None], into: Mapping[str, torch.nn.Module]) -> str:

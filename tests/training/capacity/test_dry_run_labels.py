@@ -6,11 +6,12 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
+from metrics_stand_in import write_detectors
 from small_networks import last_snapshot
 
 from legacy import load_network
 from training import training_loop
-from training.capacity.dry_run import describe_labels, ignored_labels_notice, label_kind
+from training.capacity.dry_run import describe_labels, ignored_labels_notice, label_kind, notes
 from training.config import DatasetInfo, resolve
 from training.dataset import ImageFolderDataset
 from training.report import sheet
@@ -97,3 +98,22 @@ def test_labels_that_are_not_used_get_a_frame(tmp_path):
     lines = ignored_labels_notice(dataset).splitlines()
     assert len({len(line) for line in lines}) == 1 and set(lines[0]) == {'*'}
     assert '--cond=1' in '\n'.join(lines) and 'Labels: 3 classes' in '\n'.join(lines)
+
+
+@pytest.mark.parametrize('preset, words', [
+    ('dcgan', 'choose another --cfg than dcgan'), ('demo', 'add --cond=1')])
+def test_nothing_is_advised_that_the_preset_refuses(tmp_path, preset, words):
+    dataset = ImageFolderDataset(write(tmp_path, KINDS['class numbers']), use_labels=True)
+    notice = ' '.join(line.strip('* ') for line in ignored_labels_notice(dataset, preset).splitlines())
+    assert words in notice
+
+
+def test_missing_feature_networks_are_one_note_and_found_ones_none(tmp_path, monkeypatch):
+    monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
+    flags = {'outdir': 'o', 'data': 'x.zip', 'cfg': 'demo', 'device': 'cpu',
+             'metrics': 'fid50k_full,pr50k3_full,swd'}
+    config = resolve(flags, DatasetInfo('x.zip', 10, 16, 16))
+    (note,) = notes(config)
+    assert note.startswith('fid50k_full, pr50k3_full: inception-2015-12-05.pt and vgg16.pt not found')
+    assert notes(dataclasses.replace(config, detector_dir=write_detectors(tmp_path / 'detectors'))) == []
+    assert notes(dataclasses.replace(config, metrics=('swd',))) == []

@@ -176,7 +176,8 @@ def test_a_flag_sets_its_field(flag, value, path, expected):
 
 
 def test_every_flag_that_shapes_the_training_is_tested_above():
-    shaping = {option.key for option in cfg.OPTIONS} - {'outdir', 'data', 'desc', 'p', 'allow_changes'}
+    shaping = {option.key for option in cfg.OPTIONS} - {
+        'outdir', 'data', 'strict', 'desc', 'p', 'allow_changes'}
     assert {flag for flag, *_ in EFFECTS} == shaping
 
 

@@ -9,6 +9,7 @@ from small_networks import small_generator
 from metrics.metric_utils import MetricOptions, generated_block
 from training.sampling.graphs import GraphedNetwork, by_graphs
 from training.sampling.sampler import Sampler
+from training.sampling.sources import SeedSource
 
 CPU = torch.device('cpu')
 
@@ -106,7 +107,7 @@ def test_gradients_go_past_graphs(gpu):
 def test_a_sampler_makes_the_same_images_by_graphs(noise_mode):
     G = small_generator()
     plain = Sampler(G, CPU, noise_mode)
-    ws = plain.styles(range(4), plain.label(None))
+    ws = SeedSource(plain, range(4)).ws(range(4))
     expected = np.concatenate([plain.images(ws[i:i + 1], [i]) for i in range(4)])
     # The sampler seeds all devices; the stand-in has to be told.
     with Device() as gpu:
