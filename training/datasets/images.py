@@ -336,7 +336,8 @@ def measure(data: bytes, reading: Reading = DEFAULT) -> Extent | None:
             if not is_deep(image):
                 return None
             frames = range(_count_frames(image) if reading.all_frames else 1)
-        return Extent.union(extent for frame in frames if (extent := _measure_frame(source, frame)) is not None)
+        extents = [_measure_frame(source, frame) for frame in frames]
+        return Extent.union(extent for extent in extents if extent is not None)
     except DECODE_ERRORS as error:
         raise _translated(error) from error
 

@@ -39,7 +39,8 @@ def write_progress_page(run_dir: str | os.PathLike) -> Path:
     path = Path(run_dir, PAGE_NAME)
     text = progress_page(run_dir)
     with replace_file(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        # The path of a dataset may hold bytes of no encoding.
+        temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
     return path
 
 

@@ -71,7 +71,7 @@ def test_all_bits_of_a_color_tiff_are_read(tmp_path):
 
 
 def test_one_range_serves_all_images(tmp_path, capsys):
-    files = {'a.png': encode(Image.fromarray(RAMP)), 'b.png': encode(Image.fromarray((RAMP * 16).astype(np.uint16)))}
+    files = {f'{i}.png': encode(Image.fromarray((RAMP * i).astype(np.uint16))) for i in (1, 16)}
     output, pixels = converted(tmp_path, capsys, files)
     assert '2 images have more than 8 bits' in output and [p.max() for p in pixels] == [15, 252]
 
@@ -134,4 +134,5 @@ def test_a_transparent_color_of_16_bits_is_compared_exactly(color_type):
     near[0, 0] = key + 1  # the same upper byte
     pixels = decode_image(png16(near, color_type, chunk(b'tRNS', key.astype('>u2').tobytes())))
     np.testing.assert_array_equal(pixels[:, :, -1] == 0, (near == key).all(axis=2))
-    assert pixels.shape[2] == (2 if color_type == 0 else 4) and pixels[3, 4, -1] == 0 and pixels[0, 0, -1] == 255
+    assert pixels.shape[2] == (2 if color_type == 0 else 4)
+    assert pixels[3, 4, -1] == 0 and pixels[0, 0, -1] == 255

@@ -56,8 +56,10 @@ def test_names_that_differ_in_form_match(tmp_path, capsys, names, rows):
 def test_names_in_a_code_page_match(tmp_path, codec):
     name = {'cp932': '\u732b', 'gbk': '\u4e2d\u6587', 'utf-8': '\u732b\u00e9', 'euc_kr': '\uace0\uc591',
             'cp1252': 'caf\u00e9'}[codec] + '.png'
-    path = write_zip(tmp_path / 'x.zip', {'X' * len(name.encode(codec)): PNG[0], 'dataset.json': {'labels': [[name, 3]]}})
-    data = Path(path).read_bytes().replace(b'X' * len(name.encode(codec)), name.encode(codec))
+    raw = name.encode(codec)
+    files = {'X' * len(raw): PNG[0], 'dataset.json': {'labels': [[name, 3]]}}
+    path = write_zip(tmp_path / 'x.zip', files)
+    data = Path(path).read_bytes().replace(b'X' * len(raw), raw)
     Path(path).write_bytes(data)
     dataset = ImageFolderDataset(path, use_labels=True)
     assert dataset.get_details(0).raw_label == 3
@@ -116,7 +118,8 @@ def test_other_spellings_of_the_table_are_used(tmp_path, table):
 
 def test_several_tables_are_refused(tmp_path, capsys):
     table = {'labels': [['a.png', 0]]}
-    source = write_folder(tmp_path / 's', {'x/a.png': PNG[0], 'x/dataset.json': table, 'y/dataset.json': table})
+    files = {'x/a.png': PNG[0], 'x/dataset.json': table, 'y/dataset.json': table}
+    source = write_folder(tmp_path / 's', files)
     status, output = run_tool(capsys, source, tmp_path / 'out')
     assert status == 2 and '2 label tables, x/dataset.json, y/dataset.json' in output
 
@@ -125,7 +128,7 @@ def test_two_labels_for_one_file_are_an_error(tmp_path, capsys):
     source = folder(tmp_path, [['p0.png', 0], ['./p0.png', 1], ['p1.png', 0], ['p2.png', 0]])
     status, output = run_tool(capsys, source, tmp_path / 'out')
     assert status == 2 and 'two labels for p0.png, 0 and 1' in output
-    with pytest.raises(UserError, match='line 2: two labels for a.png'):
+    with pytest.raises(UserError, match='line 2: two labels for a'):
         labels_from_csv(b'a.png,0\na.png,1\n', 'x')
 
 
@@ -138,7 +141,8 @@ def test_csv_of_any_separator_and_encoding_is_read(data):
 
 
 def test_decimal_commas_stand_beside_other_separators():
-    assert labels_from_csv(b'a.png;0,5;1\nb.png;2,25;3\n', 'x').table == {'a.png': [0.5, 1], 'b.png': [2.25, 3]}
+    table = labels_from_csv(b'a.png;0,5;1\nb.png;2,25;3\n', 'x').table
+    assert table == {'a.png': [0.5, 1], 'b.png': [2.25, 3]}
 
 
 @pytest.mark.parametrize('data', [
@@ -151,7 +155,7 @@ def test_words_in_a_csv_are_class_names(data):
 @pytest.mark.parametrize('data', [b'a.png,1\nb.png,cat\n', b'a.png,cat\nb.png,1\n', b'a.png,x,y\nb.png,x,z\n',
                                   b'a.png,caf\xe9\n', b'a.png,' + b'9' * 400 + b'\n'])
 def test_other_tables_are_refused(data):
-    with pytest.raises(UserError, match='^--labels'):
+    with pytest.raises(UserError, match=r'^--labels'):
         labels_from_csv(data, '--labels=x.csv')
 
 
@@ -211,13 +215,15 @@ def test_numbered_folders_are_their_number():
 
 
 def test_backslashes_in_a_zip_are_folders(tmp_path, capsys):
-    files = {'cat/a.png': PNG[0], 'dog/b.png': PNG[1], 'dataset.json': {'labels': [['cat/a.png', 0], ['dog/b.png', 1]]}}
+    table = {'labels': [['cat/c.png', 0], ['dog/d.png', 1]]}
+    files = {'cat/a.png': PNG[0], 'dog/b.png': PNG[1], 'dataset.json': table}
     path = Path(write_zip(tmp_path / 'x.zip', files))
-    path.write_bytes(path.read_bytes().replace(b'cat/a.png', b'cat\\a.png').replace(b'dog/b.png', b'dog\\b.png')
-                     .replace(b'[["cat\\a', b'[["cat/a').replace(b'["dog\\b', b'["dog/b'))
+    data = path.read_bytes()
+    for slash, backslash in ((b'cat/a.png', b'cat\\c.png'), (b'dog/b.png', b'dog\\d.png')):
+        data = data.replace(slash, backslash)
+    path.write_bytes(data)
     with zipfile.ZipFile(path) as archive:
-        assert 'cat\\a.png' in archive.namelist()
-    # The replaced text is stored uncompressed, and its checksum still fits.
+        assert 'cat\\c.png' in archive.namelist()
     dataset = ImageFolderDataset(str(path), use_labels=True)
     assert [int(dataset.get_details(i).raw_label) for i in range(2)] == [0, 1]
     np.testing.assert_array_equal(dataset[1][0], make_image(1).transpose(2, 0, 1))

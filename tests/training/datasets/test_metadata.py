@@ -12,7 +12,14 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from training.dataset import ImageFolderDataset
 from training.datasets import images
-from training.datasets.images import Reading, count_frames, decode_image, iterate_frames, read_header, read_image
+from training.datasets.images import (
+    Reading,
+    count_frames,
+    decode_image,
+    iterate_frames,
+    read_header,
+    read_image,
+)
 
 RGB = Image.fromarray(make_image(0, 8, 8))
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
@@ -86,7 +93,8 @@ def test_a_profile_that_cannot_be_used_is_said(tmp_path, capsys):
     source = write_folder(tmp_path / 's', {'a.png': encode(RGB, icc_profile=b'rubbish' * 30)})
     status, output = run_tool(capsys, source, tmp_path / 'o')
     assert status == 0 and 'Not used: 1 color profiles (first: a.png)' in output
-    np.testing.assert_array_equal(ImageFolderDataset(str(tmp_path / 'o'))[0][0], make_image().transpose(2, 0, 1))
+    pixels = ImageFolderDataset(str(tmp_path / 'o'))[0][0]
+    np.testing.assert_array_equal(pixels, make_image().transpose(2, 0, 1))
 
 
 def test_large_texts_and_profiles_are_no_obstacle():
@@ -119,7 +127,8 @@ def test_frames_that_are_not_used_are_said(tmp_path, capsys):
     assert status == 0 and 'Not used: 8 further frames of 2 animations or stacks' in output
     assert '--frames=all' in output and len(ImageFolderDataset(str(tmp_path / 'first.zip'))) == 3
     status, output = run_tool(capsys, source, tmp_path / 'all.zip', '--frames=all')
-    assert status == 0 and 'Not used' not in output and len(ImageFolderDataset(str(tmp_path / 'all.zip'))) == 11
+    assert status == 0 and 'Not used' not in output
+    assert len(ImageFolderDataset(str(tmp_path / 'all.zip'))) == 11
 
 
 def test_a_stack_of_12_bits_has_one_range(tmp_path, capsys):
