@@ -30,7 +30,7 @@ from dnnlib.util import UserError
 from scripts import hostile_files
 from torch_utils import persistence
 from training import networks
-from training.formats import rosinality, safetensors_file
+from training.formats import rebuild, rosinality, safetensors_file
 
 MAX_SECONDS = 10.0  # for one file; a good one takes milliseconds
 MAX_GROWTH_BYTES = 1 << 30  # of the process, over all files
@@ -193,7 +193,9 @@ def attack(files: Sequence[bytes], count: int, seed: int) -> Report:
 
 def _try_all(hostile: Iterable[bytes], count: int, good: Sequence[bytes]) -> Report:
     """Open all hostile files, after the good ones.  count: of the hostile files."""
-    # What is imported on first use is imported now, before it counts: the codecs of text in pickles and zips.
+    # What is imported on first use is imported now, before it counts: our classes, codecs of pickle and zip.
+    for name in rebuild.CLASSES:
+        rebuild.class_of('', name)
     for name in ('raw_unicode_escape', 'unicode_escape', 'latin1', 'ascii', 'cp437'):
         codecs.lookup(name)
     for data in good:

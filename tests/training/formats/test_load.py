@@ -105,7 +105,8 @@ def test_a_training_state_is_a_network_file(state_file):
 @pytest.mark.parametrize('change', [
     lambda p: p['run'].pop('G'), lambda p: p['run'].update(D={}), lambda p: p.update(run=3),
     lambda p: p['config'].pop('G_kwargs'), lambda p: p.update(config=[1]),
-    lambda p: p['run'].update(G_ema={'a': 1}), lambda p: p['config'].update(G_kwargs=7), lambda p: p['run']['G'].popitem(),
+    lambda p: p['run'].update(G_ema={'a': 1}), lambda p: p['config'].update(G_kwargs=7),
+    lambda p: p['run']['G'].popitem(),
     lambda p: p['config']['training_set_kwargs'].update(resolution='x')])
 def test_a_whole_training_state_without_some_parts_is_refused_in_one_line(change, state_file, tmp_path):
     payload = copy.deepcopy(state_file[2])
