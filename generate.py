@@ -99,7 +99,7 @@ def steering_options(command: Callable[..., None]) -> Callable[..., None]:
                'by --find-directions.'),
         sweeps('--strength', type=ValueRange(), help='Distance in standard deviations; a range is a sweep.  '
                '[default: 1; -3:3 for the sheet of --find-directions]'),
-        sweeps('--layers', type=NumberList(), help='ws that the direction moves, or is found for.  '
+        sweeps('--layers', type=NumberList(), help='Indices of the ws to move, or to find directions for.  '
                '[default: those of the file; all]'),
         sweeps('--columns', type=click.IntRange(2, 1000), default=7, show_default=True, metavar='N',
                help='Images per row of a sweep.'),

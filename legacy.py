@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert network files of any kind into the others, and inspect them, without running code in them."""
+"""Convert, inspect and publish network files of any kind, without running code in them."""
 import click
 
 from dnnlib.cli import run_command
@@ -14,8 +14,9 @@ from training.formats.load import (
     network_path,
     read_file,
 )
+from training.run.publish import CARD_FILE, push_to_hub
 
-__all__ = ['KEYS', 'NETWORKS', 'load_network', 'load_network_pkl', 'main']
+__all__ = ['KEYS', 'NETWORKS', 'load_network', 'load_network_pkl', 'main', 'push_to_hub']
 
 
 class _OldStyleGroup(click.Group):
@@ -34,17 +35,19 @@ Examples:
   python legacy.py --source=network-snapshot-000500.pkl --dest=net.safetensors
   python legacy.py --source=net.safetensors --dest=net.onnx --trunc=0.7
   python legacy.py inspect unknown.pkl
+  python legacy.py push --source=network-snapshot-000500.pkl --dest=hf://user/repo --license=cc-by-4.0
 '''
 
 
 @click.group(cls=_OldStyleGroup, epilog=EXAMPLES)
 def legacy_tool() -> None:
-    """Convert and inspect network files of any kind; nothing in them is executed."""
+    """Convert, inspect and publish network files of any kind; nothing in them is executed."""
 
 
 @legacy_tool.command('convert')
 @click.option('--source', required=True, metavar='FILE|URL',
-              help='Input: a network file of any kind (docs/formats.md), or a run directory.')
+              help='Input: a network file of any kind (docs/formats.md), or a run directory; path, URL or '
+                   'hf://user/repo.')
 @click.option('--dest', required=True, metavar='FILE',
               help='Output; the suffix selects the format: '
                    f'{", ".join(convert.WRITERS)} (.pt: rosinality checkpoint, .pt2: torch.export).')
@@ -66,6 +69,28 @@ def convert_command(
     click.echo(f'Writing {dest} ...')
     notes = convert.write(dest, found, convert.Choices(trunc, noise_mode, export_network))
     click.echo('\n'.join([*notes, 'Done.']))
+
+
+@legacy_tool.command('push')
+@click.option('--source', required=True, metavar='FILE|URL|FOLDER',
+              help='Network file; or a folder that this command wrote, to upload as it is.')
+@click.option('--dest', required=True, metavar='hf://USER/REPO|FOLDER',
+              help='Repository on the Hugging Face Hub, or a new folder to write everything to.')
+@click.option('--license', metavar='ID',
+              help='Licence of the network: an identifier of the Hub, such as cc-by-4.0.  [default: none]')
+@click.option('--private', is_flag=True, help='Make a new repository private.')
+def push_command(source: str, dest: str, license: str | None, private: bool) -> None:
+    """Publish a network on the Hugging Face Hub: .safetensors, config.json, and a model card of its run.
+
+    Needs `pip install huggingface_hub`, and a token from `hf auth login` or in HF_TOKEN.
+    """
+    click.echo(f'Preparing {source} ...')
+    where = push_to_hub(source, dest, license=license, private=private)
+    if where == dest:
+        click.echo(f'Written to {dest}. Edit {CARD_FILE}, then: legacy.py push --source={dest} '
+                   '--dest=hf://USER/REPO')
+    else:
+        click.echo(f'Uploaded to {where}')
 
 
 @legacy_tool.command('inspect')

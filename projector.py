@@ -79,7 +79,7 @@ class TargetReport:
 
 @click.command(epilog=EXAMPLES)
 @click.option('--network', required=True, metavar='FILE|URL',
-              help='Network file, of which G_ema is used: .pkl, .safetensors or .pt.')
+              help='Network file whose G_ema to use: .pkl, .safetensors or .pt; path, URL or hf://user/repo.')
 @click.option('--target', 'targets', required=True, multiple=True, metavar='FILE|DIR',
               help='Target image, or a folder of images. May be repeated.')
 @click.option('--outdir', required=True, metavar='DIR', help='Output folder.')

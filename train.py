@@ -219,7 +219,7 @@ command = TrainCommand(
     params=[*map(click_option, cfg.OPTIONS),
             click.Option(
                 ['-n', '--dry-run'], is_flag=True,
-                help='Check options and data, print the configuration and its needs, then exit.')])
+                help='Check options and data, print configuration, memory and time estimates, then exit.')])
 
 
 def main(args: list[str] | None = None) -> None:

@@ -117,7 +117,7 @@ def generator_options(command: Callable[..., None]) -> Callable[..., None]:
     network, images = functools.partial(option, 'Network and output'), functools.partial(option, 'Images')
     options = [
         network('--network', required=True, metavar='FILE|URL',
-                help='Network file whose G_ema to use: .pkl, .safetensors or .pt.'),
+                help='Network file whose G_ema to use: .pkl, .safetensors or .pt; path, URL or hf://user/repo.'),
         network('--outdir', required=True, metavar='DIR', help='Output directory.'),
         images('--trunc', type=float, default=1, show_default=True, metavar='PSI',
                  help='Truncation psi: less diversity and more typical images below 1.'),

@@ -59,7 +59,7 @@ class Progress:
             self._print_line()
 
     def set_postfix_str(self, text: str) -> None:
-        """Show `text` behind the numbers from now on."""
+        """Show `text` after the numbers from now on."""
         self._postfix = text
         if self._bar is not None:
             # The next update draws it.
@@ -111,7 +111,7 @@ def progress(
     show: False to count silently, as all ranks but one do. In a terminal this is a bar with an ETA; elsewhere
     a line every LINE_INTERVAL_SEC and one at the end.
     """
-    # Generators and the like have no length and get no ETA.
+    # Iterables without a length, such as generators, get no ETA.
     if total is None and hasattr(iterable, '__len__'):
         total = len(iterable)
     return Progress(iterable, total, desc, unit, initial, show)

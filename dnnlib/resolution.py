@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes that images may have: how height and width become a start size and a number of doublings."""
-from collections.abc import Sequence
+"""Valid image sizes: decomposition of height and width into a start size and a number of doublings.
 
-Size = int | Sequence[int]  # a side of a square, or (height, width)
+Snapshots carry this text (see torch_utils.bundle).
+"""
+from __future__ import annotations
+
+from typing import Sequence, Union
+
+Size = Union[int, Sequence[int]]  # a side of a square, or (height, width)
 MIN_START, MAX_START = 3, 16  # sides of the learned constant input
 
 
@@ -41,7 +46,7 @@ def untrainable_reason(height: int, width: int) -> str | None:
 
 def nearest_resolution(height: int, width: int) -> tuple[int, int]:
     """(height, width) closest to these that split_resolution() accepts; square for squares."""
-    # A few thousand sizes: quick enough for an error message, and plain.
+    # Searches a few thousand sizes, which is fast enough for an error message.
     starts = range(MIN_START, MAX_START + 1)
     sizes = [(a << n, b << n) for n in range(1, 12) for a in starts for b in starts
              if height != width or a == b]

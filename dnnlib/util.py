@@ -22,7 +22,7 @@ _cache = {'dir': None}  # set by set_cache_dir
 
 
 class UserError(ValueError):
-    """Something the user can mend: one line that names the option or file, the rule and the remedy."""
+    """An error that the user can fix: one line that names the option or file, the rule and the remedy."""
 
 
 class EasyDict(dict):
@@ -39,7 +39,6 @@ class EasyDict(dict):
         self._require(key)
         self.pop(key)
 
-    # One text for all ways to ask for what is not there.
     def _require(self, key: str) -> None:
         if key not in self:
             raise AttributeError(f'no item {key!r} among {list(self)}')
@@ -60,14 +59,14 @@ def format_time(seconds: float) -> str:
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to, which takes its place if the block succeeds.
+    """Yield a temporary path next to `path`, which replaces `path` if the block succeeds.
 
-    A reader never sees a partial file; on failure `path` stays as it was and the temporary file is removed.
+    Readers never see a partial file; on failure `path` is unchanged and the temporary file is removed.
     durable: flush file and folder to disk, so that the file survives a power cut. Raises UserError naming
     `path` if the file cannot be written.
     """
     path = Path(path)
-    # The suffix stays last: writers choose the format by it.
+    # Keeps the suffix, by which writers choose the format.
     temporary = path.with_name(f'.{uuid.uuid4().hex}.tmp{path.suffix}')
     try:
         yield temporary
@@ -77,7 +76,7 @@ def replace_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        # An error about some other file, read inside the block, is not ours to explain.
+        # Errors about other files, read inside the block, are not handled here.
         if error.filename is not None and str(error.filename) != str(temporary):
             raise
         raise UserError(f'{path}: cannot be written ({error.strerror or error}); check the folder, its '
@@ -90,7 +89,7 @@ def replace_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder to disk, where the system supports it: a renaming can be lost, too."""
+    """Flush the entries of a folder to disk, if the system supports it: renames can be lost, too."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -105,7 +104,7 @@ def make_folder(path: str | os.PathLike) -> Path:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise UserError(f'--outdir={path}: cannot be created ({error.strerror}); choose another') from error
-    # Better now than after the first image was generated.
+    # Checked here, not only after the first image has been generated.
     if not os.access(path, os.W_OK):
         raise UserError(f'--outdir={path}: cannot be written to; choose another or change its permissions')
     return Path(path)
@@ -235,7 +234,7 @@ def make_cache_dir_path(*parts: str) -> str:
     The folder is the one set by set_cache_dir, else $DNNLIB_CACHE_DIR, else .cache/dnnlib inside $HOME,
     %USERPROFILE% or the temporary folder.
     """
-    # The program's own choice goes before the environment's.
+    # set_cache_dir takes precedence over the environment.
     root = _cache['dir'] or os.environ.get('DNNLIB_CACHE_DIR')
     if not root:
         home = os.environ.get('HOME') or os.environ.get('USERPROFILE') or tempfile.gettempdir()
@@ -253,7 +252,7 @@ def is_url(obj: Any, allow_file_urls: bool = False) -> bool:
         parts = urllib.parse.urlsplit(obj)
     except ValueError:  # such as an unfinished IPv6 address
         return False
-    # Without a dot it is a machine of the local network or a slip of the pen.
+    # A host without a dot is local or a typing error.
     return bool(parts.scheme) and '.' in parts.netloc
 
 
@@ -281,7 +280,7 @@ def open_url(
     http(s): fetched at most `num_attempts` times, checked against the size that the server announced, and
     kept in `cache_dir` (default: 'downloads' in the cache folder), where later calls find it. A URL that ends
     in #sha256=<digits> is checked against them each time. Without `cache` nothing is written. Raises
-    UserError if the file cannot be had.
+    UserError if the file is unavailable.
     """
     if num_attempts < 1 or (return_filename and not cache):
         raise ValueError(f'{num_attempts=} must be at least 1, and a file name needs cache=True')
@@ -319,7 +318,7 @@ def _local_path(url: str) -> str | None:
 
 
 def _cached_path(url: str, folder: Path, num_attempts: int, verbose: bool) -> Path:
-    # Several matches tell nothing about which one is whole: fetch again. So does one that was changed.
+    # Several matches are ambiguous, and a changed one is invalid: fetch again.
     found = list(folder.glob(f'{url_digest(url)}_*'))
     if len(found) == 1 and download.is_intact(found[0], url):
         return found[0]

@@ -29,7 +29,7 @@ class DetectorMissingError(UserError):
 
 @dataclass(frozen=True)
 class Detector:
-    """A feature network on a device.  sha256: of its file, recorded so that comparable results are known."""
+    """A feature network on a device.  sha256: of its file, recorded with each result."""
 
     name: str
     sha256: str
@@ -57,9 +57,9 @@ def to_rgb(images: torch.Tensor) -> torch.Tensor:
 
 
 def detector_path(name: str, folder: str | None = None) -> Path:
-    """The checked file of a feature network; downloaded if neither `folder` nor the cache has it.
+    """Path of a feature network, verified; downloaded if neither `folder` nor the cache has it.
 
-    A file <name>.sha256 beside it, as bundles and the cache have, must agree with its content. Raises
+    If a file <name>.sha256 exists beside it, as in bundles and the cache, the checksum must match. Raises
     DetectorMissingError in one line that says how to provide the file.
     """
     cached = Path(util.make_cache_dir_path('detectors'), name)
@@ -86,7 +86,7 @@ def detector_path(name: str, folder: str | None = None) -> Path:
 
 
 def _keep(source: Path, target: Path) -> Path:
-    """Copy a file with its checksum beside it; the checksum first, so that no file is without."""
+    """Copy a file and its checksum; the checksum first, so that no file lacks one."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(target.with_name(target.name + CHECKSUM_SUFFIX)) as temporary:
@@ -112,7 +112,7 @@ def write_bundle(folder: str | os.PathLike, detector_dir: str | None = None) -> 
 
 
 def load_detector(name: str, device: torch.device, folder: str | None = None) -> Detector:
-    """A feature network by file name on a device; each file is read once a process and device."""
+    """A feature network by file name on a device; each file is read once per process and device."""
     path = detector_path(name, folder)
     checksum = file_sha256(path)
     return Detector(name, checksum, _load(str(path), checksum, str(device)))
@@ -120,7 +120,7 @@ def load_detector(name: str, device: torch.device, folder: str | None = None) ->
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, checksum: str, device: str) -> torch.jit.ScriptModule:
-    # The checksum is there to tell apart what one path holds at different times.
+    # The checksum is part of the cache key: the file at a path may change.
     try:
         return torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, OSError, ValueError) as error:

@@ -25,7 +25,7 @@ CACHE_FORMAT = 1
 
 @dataclass(frozen=True)
 class Features:
-    """Which features of how many images.
+    """What to compute from the features of a set of images.
 
     detector: file name.  options: of the call.  keep: the features themselves [N, F] as `dtype`, otherwise
     only mean and covariance, in memory that does not grow with N.
@@ -88,7 +88,7 @@ class FeatureStats:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f'{path.parent}: cannot be made ({error.strerror}); '
+            raise UserError(f'{path.parent}: cannot be created ({error.strerror}); '
                             'set DNNLIB_CACHE_DIR') from error
         with replace_file(path) as temporary:
             np.savez(temporary, num_items=self.num_items, **{k: v.numpy() for k, v in self._arrays.items()})
@@ -109,20 +109,20 @@ class FeatureStats:
 def real_statistics(
     options: MetricOptions, dataset: Dataset, kind: Features, max_items: int | None = None,
 ) -> FeatureStats | None:
-    """Of the images of `dataset`, or of max_items drawn from them at random; None but in the first process.
+    """Statistics of `dataset`, or of max_items random images of it; None except on rank 0.
 
-    Read from the cache folder if it holds those of the same images, feature network and options.
+    Read from the cache folder if it has those of the same images, feature network and options.
     """
     detector = open_detector(options, kind)
     rows = np.arange(len(dataset))
     if max_items is not None and max_items < len(rows):
-        # Not the first ones, as published: archives are often sorted by class.
+        # Published: the first ones; but archives are often sorted by class.
         rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:max_items])
     stats = FeatureStats(len(rows), keep=kind.keep, dtype=kind.dtype)
     key = options.share.from_first(data_key(dataset) if options.share.rank == 0 else None)
     options.provenance['data_key'] = key
     path = _cache_path(dataset, key, detector, kind, len(rows))
-    # The first process decides for all: others may be on machines with another disk.
+    # Rank 0 decides for all: other nodes may have another disk.
     if options.share.from_first(options.share.rank == 0 and stats.load(path)):
         return stats if options.share.rank == 0 else None
 
@@ -138,7 +138,7 @@ def real_statistics(
 
 
 def generated_statistics(options: MetricOptions, kind: Features, num_items: int) -> FeatureStats | None:
-    """Of generated images; None but in the first process."""
+    """Statistics of generated images; None except on rank 0."""
     stats = FeatureStats(num_items, keep=kind.keep, dtype=kind.dtype)
     return _collect(options, open_detector(options, kind), kind, stats,
                     lambda block: generated_block(options, block), 'Generated images')
@@ -155,9 +155,9 @@ def _collect(
             features = _features(options, detector, kind, read(block).to(device))
             num_features = features.shape[1]
             stats.add(block, features)
-            # Others are about as far.
+            # The other ranks are about as far.
             bar.update(min(len(block) * share.num_processes, stats.num_items - bar.n))
-    # The first process always has a block, so that it knows.
+    # Rank 0 always has a block, so it knows the number of features.
     stats.prepare(share.from_first(num_features), device)
     stats.combine(options)
     return stats if share.rank == 0 else None
@@ -171,8 +171,8 @@ def _features(
 
 
 def open_detector(options: MetricOptions, kind: Features) -> Detector:
-    """The feature network, noted in the provenance. Raises DetectorMissingError."""
-    # One process after the other would download the same file.
+    """The feature network, recorded in the provenance. Raises DetectorMissingError."""
+    # Rank 0 first, so that the others find its download.
     if options.share.rank == 0:
         load_detector(kind.detector, options.device, options.detector_dir)
     options.share.from_first(None)

@@ -13,11 +13,12 @@ BLOCK_ROWS, BLOCK_COLUMNS = 2048, 8192  # bound the memory of a block of pairwis
 def frechet_distance(
     mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray,
 ) -> float:
-    """Squared Frechet distance of two Gaussians (Heusel et al. 2017): 0 if equal, never below.
+    """Squared Frechet distance of two Gaussians (Heusel et al. 2017, Eq. 6), never negative:
+    |mean1 - mean2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)).
 
-    mean: [F], cov: [F, F], float64. With cov1 = A A^T the trace of the square root of cov1 cov2 is the sum of
-    the roots of the eigenvalues of the symmetric A^T cov2 A; the published system takes a matrix square root,
-    which takes tens of times as long, and fails or becomes complex where a covariance is singular.
+    mean: [F], cov: [F, F], float64. With cov1 = A A^T the trace of the square root is the sum of the square
+    roots of the eigenvalues of the symmetric A^T cov2 A. The published matrix square root takes tens of times
+    as long, and fails or becomes complex for singular covariances.
     """
     factor = torch.from_numpy(_factor(np.asarray(cov1, dtype=np.float64)))
     second = torch.from_numpy(np.asarray(cov2, dtype=np.float64))
@@ -29,8 +30,8 @@ def frechet_distance(
 
 
 def _factor(cov: np.ndarray) -> np.ndarray:
-    """A of cov = A A^T, [F, rank]: a Cholesky factorisation that takes the largest variances first, and so
-    ends where a singular covariance has no more.
+    """A of cov = A A^T, [F, rank]: a pivoted Cholesky factorisation, largest variances first, which stops at
+    the rank of a singular covariance.
     """
     tolerance = RANK_TOLERANCE * cov.diagonal().max()
     packed, order, rank, _ = scipy.linalg.lapack.dpstrf(cov, lower=1, tol=tolerance)
@@ -43,10 +44,11 @@ def kernel_distance(
     real: np.ndarray, fake: np.ndarray, num_subsets: int, max_subset_size: int,
     rng: np.random.RandomState,
 ) -> float:
-    """Kernel distance (KID; Binkowski et al. 2018): unbiased, so around 0, also below, for equal sources.
+    """Kernel inception distance (Binkowski et al. 2018, Sec. 4): the unbiased estimate of the squared MMD
+    with kernel (x . y / F + 1)^3; can be negative for equal distributions.
 
-    real, fake: [N, F].  Mean over random subsets of min(N, N', max_subset_size) rows of each; kernel
-    (x . y / F + 1)^3. Draws from `rng` as the published system does: fake first.
+    real, fake: [N, F].  Mean over random subsets of min(N, N', max_subset_size) rows of each. Draws from
+    `rng` in the published order: fake first.
     """
     size = min(len(real), len(fake), max_subset_size)
     if size < 2:
@@ -65,21 +67,21 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def precision_recall(real: torch.Tensor, fake: torch.Tensor, num_neighbours: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019) of features [N, F]: each the share of one set
-    inside the manifold of the other, 1 for equal sets.
+    """Improved precision and recall (Kynkaanniemi et al. 2019, Eq. 1-2) of features [N, F]: each the share of
+    one set inside the manifold of the other, 1 for equal sets.
     """
     return (_coverage_by(real, _radii(real, num_neighbours), fake)[0],
             _coverage_by(fake, _radii(fake, num_neighbours), real)[0])
 
 
 def density_coverage(real: torch.Tensor, fake: torch.Tensor, num_neighbours: int = 3) -> tuple[float, float]:
-    """Density and coverage (Naeem et al. 2020) of features [N, F]: 1 for equal sets.
+    """Density and coverage (Naeem et al. 2020, Sec. 3) of features [N, F]: 1 for equal sets.
 
-    Density: how many real neighbourhoods hold a generated sample, relative to num_neighbours; may exceed 1.
-    Coverage: the share of real neighbourhoods that hold any.
+    Density: mean number of real neighbourhoods that contain a generated sample, divided by num_neighbours;
+    may exceed 1.  Coverage: share of real neighbourhoods that contain a generated sample.
     """
     radii = _radii(real, num_neighbours)
-    # Their authors' neighbourhoods are without their edge, unlike those of precision and recall.
+    # In the authors' code neighbourhoods are open balls; those of precision and recall are closed.
     radii = radii.nextafter(torch.zeros_like(radii))
     _, counts, covered = _coverage_by(real, radii, fake)
     return counts / (num_neighbours * len(fake)), covered / len(real)
@@ -103,10 +105,10 @@ def _radii(features: torch.Tensor, num_neighbours: int) -> torch.Tensor:
 
 
 def _coverage_by(manifold: torch.Tensor, radii: torch.Tensor, probes: torch.Tensor) -> tuple[float, int, int]:
-    """(share of probes within a radius, pairs within, members of the manifold with a probe within)."""
+    """(share of probes in a neighbourhood, (neighbourhood, probe) pairs, neighbourhoods with a probe)."""
     is_inside = torch.zeros(len(probes), dtype=torch.bool, device=probes.device)
     num_pairs = num_reached = 0
-    # In the order and the blocks of _radii(), so that between equal sets equal pairs are equally far apart.
+    # In the order and blocks of _radii(), so that equal pairs get bitwise equal distances.
     for members, reach in zip(manifold.split(BLOCK_ROWS), radii.split(BLOCK_ROWS), strict=True):
         has_probe = torch.zeros(len(members), dtype=torch.bool, device=members.device)
         for start in range(0, len(probes), BLOCK_COLUMNS):
@@ -120,16 +122,16 @@ def _coverage_by(manifold: torch.Tensor, radii: torch.Tensor, probes: torch.Tens
 
 
 def _distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    # Through a matrix product, many times faster; of centred values, which keeps the digits that matter.
+    # By a matrix product, which is many times faster; centring avoids cancellation.
     x, y = x.float(), y.float()
     center = y[:1]
     return torch.cdist(x - center, y - center, compute_mode='use_mm_for_euclid_dist')
 
 
 def inception_score(probs: np.ndarray, num_splits: int = 10) -> tuple[float, float]:
-    """(mean, deviation over splits) of the Inception score (Salimans et al. 2016). probs: [N, classes].
+    """Inception score (Salimans et al. 2016, Sec. 4): (mean, deviation) over splits. probs: [N, classes].
 
-    A class of probability 0 adds nothing (published: the score becomes NaN).
+    A class of probability 0 contributes nothing (published: the score becomes NaN).
     """
     probs, scores = np.asarray(probs, dtype=np.float64), []
     if len(probs) < num_splits:
@@ -146,20 +148,20 @@ def _safe_log(x: np.ndarray) -> np.ndarray:
 
 
 def path_length_limits(distances: np.ndarray) -> tuple[float, float]:
-    """1st and 99th percentile: values that are themselves in the data, so that both sides keep theirs."""
+    """1st and 99th percentile, rounded outwards to values that occur in the data."""
     low = np.percentile(distances, 1, method='lower')
     return float(low), float(np.percentile(distances, 99, method='higher'))
 
 
 def path_length(distances: np.ndarray) -> float:
-    """Mean of the distances [N] without the extremes (StyleGAN, Sec. 4.1)."""
+    """Mean of the distances [N] between the 1st and 99th percentile (StyleGAN, Sec. 4.1)."""
     low, high = path_length_limits(distances)
     kept = distances[(distances >= low) & (distances <= high)]
     return float(kept.astype(np.float64).mean())
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Spherical interpolation between the directions of a and b [..., D], of unit length. t: [..., 1]."""
+    """Spherical interpolation of a and b [..., D], normalised (StyleGAN, Sec. 4.1). t: [..., 1]."""
     a, b = _unit(a), _unit(b)
     cosine = (a * b).sum(dim=-1, keepdim=True).clamp(-1, 1)
     across = _unit(b - cosine * a)
@@ -175,8 +177,7 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 def perceptual_image(img: torch.Tensor, *, crop: bool) -> torch.Tensor:
     """Input of the perceptual network for img [N, C, H, W] in [-1, 1]: float32 [N, C, h, w] in [0, 255].
 
-    crop: the middle of the image, where faces are. Then box downsampling by the whole part of (shorter side
-    before the crop) / 256.
+    crop: to the centre, where faces are. Then box downsampling by shorter side (before the crop) // 256.
     """
     height, width = img.shape[2:]
     if crop:

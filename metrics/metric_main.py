@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of metrics, and how a result is computed and reported.
+"""The registry of metrics; computing and reporting of results.
 
-A metric is a function of MetricOptions that returns {result name: value}, registered under its name. Where
-several processes share the work, all call it, and what the first one returns counts.
+A metric is a function of MetricOptions that returns {result name: value}, registered under its name. If
+several processes share the work, all call it, and the result of rank 0 counts.
 """
 import json
 import os
@@ -43,30 +43,30 @@ _METRICS: dict[str, Metric] = {}
 
 
 def register_metric(function: Metric, name: str | None = None) -> Metric:
-    """Make a function known as the metric of a name, by default its own. A decorator."""
+    """Decorator: register a function as a metric, by default under its own name."""
     _METRICS[name or function.__name__] = function
     return function
 
 
 def is_valid_metric(metric: str) -> bool:
-    """Whether calc_metric knows it."""
+    """Whether the metric is registered."""
     return metric in _METRICS
 
 
 def list_valid_metrics() -> list[str]:
-    """Names that calc_metric knows."""
+    """Names of all metrics."""
     return list(_METRICS)
 
 
 def calc_metric(metric: str, **options: Any) -> EasyDict:
     """Compute one metric: results, metric, total_time (s), total_time_str, num_gpus; then seed, device,
-    versions, and where they matter data_key and detector_sha256: only equal ones make numbers comparable.
+    versions, and where used data_key and detector_sha256. Results are comparable if these are equal.
 
-    options: see MetricOptions. Raises UserError for a name that is unknown, DetectorMissingError for a
-    feature network that cannot be had.
+    options: see MetricOptions. Raises UserError for an unknown name, DetectorMissingError for an unavailable
+    feature network.
     """
     if metric not in _METRICS:
-        raise UserError(f'unknown metric {metric!r}; known are {", ".join(_METRICS)}')
+        raise UserError(f'unknown metric {metric!r}; use one or more of {", ".join(_METRICS)}')
     start = time.monotonic()
     metric_options = MetricOptions(**options)
     share = metric_options.share
@@ -101,7 +101,7 @@ def report_metric(
 def _real_and_generated(
     options: MetricOptions, features: Features, num_generated: int, max_real: int | None, *, keep_xflip: bool,
 ) -> tuple[FeatureStats | None, FeatureStats | None]:
-    """Statistics of both sides of a distance; None in all processes but the first."""
+    """Statistics of real and generated images; None except on rank 0."""
     dataset = whole_dataset(options.dataset, keep_xflip=keep_xflip)
     real = real_statistics(options, dataset, features, max_real)
     return real, generated_statistics(options, features, num_generated)
@@ -122,7 +122,7 @@ def kid(
     options: MetricOptions, name: str, num_generated: int, max_real: int = MAX_REAL_KID, *,
     keep_xflip: bool = False,
 ) -> dict[str, float]:
-    """Kernel distance of Inception features. Not multiplied by 1000."""
+    """Kernel distance of Inception features, not multiplied by 1000."""
     real, fake = _real_and_generated(options, POOLED, num_generated, max_real, keep_xflip=keep_xflip)
     if real is None or fake is None:
         return {}
@@ -144,7 +144,7 @@ def manifold(
 
 
 def inception(options: MetricOptions, name: str, num_generated: int) -> dict[str, float]:
-    """Inception score: <name>_mean, <name>_std. Looks at generated images only."""
+    """Inception score: <name>_mean, <name>_std. Uses generated images only."""
     fake = generated_statistics(options, PROBABILITIES, num_generated)
     if fake is None:
         return {}

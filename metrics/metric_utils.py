@@ -40,12 +40,12 @@ class Share:
         return tensor
 
     def from_first(self, value: Any) -> Any:
-        """The plain value of the first process."""
+        """The plain value of rank 0."""
         return distributed.broadcast_value(value) if self.num_processes > 1 else value
 
 
 def all_processes() -> Share:
-    """The share of this process where all of the run compute the metric together."""
+    """The share of this process if all processes of the run compute the metric together."""
     return Share(distributed.rank(), distributed.world_size())
 
 
@@ -78,13 +78,13 @@ class FittingBatch:
 
 @dataclass
 class MetricOptions:
-    """What a metric works on.
+    """Inputs of a metric.
 
     G: a generator in eval mode on `device`.  dataset: the training images.  seed: of latents, labels and
-    choices. cache: kept by the caller between calls with the same dataset; metrics put there what they know
-    of it.  detector_dir: where feature networks are looked for first.  share: of this process; all of them
-    call.  provenance: filled by metrics with what their numbers depend on.  cuda_graphs: 'auto' or 'off'.
-    generate: calls G, on a GPU perhaps faster than G itself, with the same results.
+    choices. cache: kept by the caller between calls with the same dataset, for intermediate results of
+    metrics.  detector_dir: searched first for feature networks.  share: of this process; all processes must
+    call.  provenance: filled by metrics with what their results depend on.  cuda_graphs: 'auto' or 'off'.
+    generate: calls G, possibly by CUDA graphs, with the same results.
     """
 
     G: torch.nn.Module
@@ -111,8 +111,8 @@ def block_seed(seed: int, start: int) -> int:
 def latents_and_labels(
     z_dim: int, block: range, dataset: Dataset, seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
-    """z [n, z_dim], c [n, c_dim] of random items, and the generator for more; they depend on the first index
-    of the block and the seed alone.
+    """z [n, z_dim], c [n, c_dim] of random items, and the random generator for more; they depend only on the
+    first index of the block and the seed.
     """
     generator = torch.Generator().manual_seed(block_seed(seed, block.start))
     labels = draw_labels(dataset, len(block), np.random.default_rng([seed, block.start]))
@@ -121,9 +121,10 @@ def latents_and_labels(
 
 @torch.inference_mode()
 def generated_block(options: MetricOptions, block: range) -> torch.Tensor:
-    """uint8 [len(block), C, H, W] on the device: no truncation, random noise. Changes no global generator.
+    """uint8 [len(block), C, H, W] on the device: no truncation, random noise. Leaves global random states
+    unchanged.
 
-    On a CPU in float32: half precision takes many times as long there. If a block is split for lack of
+    float32 on a CPU, where half precision takes many times as long. If a block is split for lack of
     memory, its images get different noise.
     """
     device = options.device
@@ -142,7 +143,7 @@ def generate_images(
     """uint8 [num_images, C, H, W] on the CPU: random latents, labels of random items of the dataset, no
     truncation.
 
-    Depends on seed only, not on the state of any generator, and leaves none changed.
+    Depends only on the seed, and leaves global random states unchanged.
     """
     options = MetricOptions(G, dataset, device, seed)
     return torch.cat([generated_block(options, block).cpu() for block in Share().blocks(num_images)])

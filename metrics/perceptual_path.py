@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perceptual path lengths: how much images change along short steps between random latents."""
+"""Perceptual path length (StyleGAN, Sec. 4.1): change of images over short steps between random latents."""
 import copy
 
 import numpy as np
@@ -19,10 +19,10 @@ LPIPS = Features(VGG16, {'resize_images': False, 'return_lpips': True})
 def path_distances(
     options: MetricOptions, num_samples: int, *, space: str, full: bool, crop: bool,
 ) -> np.ndarray | None:
-    """Perceptual distances [num_samples] over steps of EPSILON, squared and divided by EPSILON^2; None but in
-    the first process.
+    """Squared perceptual distances [num_samples] over steps of EPSILON, divided by EPSILON^2; None except on
+    rank 0.
 
-    space: 'z' or 'w'.  full: at random places of each path, otherwise at its beginning.
+    space: 'z' or 'w'.  full: at random positions of each path, otherwise at its beginning.
     """
     detector = open_detector(options, LPIPS)
     path = _Path(options, detector, space, full, crop)
@@ -36,7 +36,7 @@ def path_distances(
 
 
 class _Path:
-    """Steps along the paths of one generator, a copy, since its noise is replaced."""
+    """Steps along paths of a copy of the generator, since its noise is replaced."""
 
     def __init__(self, options: MetricOptions, detector: Detector, space: str, full: bool, crop: bool):
         self.options, self.detector, self.space = options, detector, space
@@ -46,7 +46,7 @@ class _Path:
 
     @torch.inference_mode()
     def distances(self, block: range) -> torch.Tensor:
-        """[len(block)], depending on the first index of the block and the seed alone."""
+        """[len(block)], depending only on the first index of the block and the seed."""
         options, device = self.options, self.options.device
         z0, c, generator = latents_and_labels(self.G.z_dim, block, options.dataset, options.seed)
         z1 = torch.randn(z0.shape, generator=generator)

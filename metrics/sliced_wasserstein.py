@@ -33,7 +33,7 @@ class SlicedWasserstein:
         real = torch.as_tensor(real)
         if min(real.shape[2:]) < PATCH_SIDE:
             raise UserError(f'--metrics=swd: images must be at least {PATCH_SIDE} pixels on a side, not '
-                            f'{real.shape[3]}x{real.shape[2]}; leave it out')
+                            f'{real.shape[3]}x{real.shape[2]}; omit it')
         self.seed, self.num_images = seed, min(num_images, len(real))
         self.shape = real.shape[1:]
         chosen = torch.randperm(len(real), generator=self._generator(0))[:self.num_images]
@@ -67,7 +67,7 @@ class SlicedWasserstein:
         """Sorted values along each direction, [NUM_DIRECTIONS, N * PATCHES_PER_IMAGE]."""
         directions = torch.randn([NUM_DIRECTIONS, patches.shape[1]], generator=self._generator(100 + level))
         values = F.normalize(directions) @ patches.t()
-        return np.sort(values.numpy(), axis=1)  # of plain numbers, several times faster than torch's
+        return np.sort(values.numpy(), axis=1)  # NumPy sorts several times faster than torch
 
 
 def laplacian_pyramid(x: torch.Tensor) -> list[torch.Tensor]:

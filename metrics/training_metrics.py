@@ -9,11 +9,11 @@ from metrics import metric_main
 from metrics.metric_utils import FittingBatch, Share
 from training.dataset import Dataset
 
-EARLY_METRICS = ('swd',)  # cheap enough to be computed even of an untrained network
+EARLY_METRICS = ('swd',)  # cheap enough for an untrained network
 
 
 class TrainingMetrics:
-    """Computes the metrics of a run and appends them to metric-*.jsonl in its folder.
+    """Computes the metrics of a run and appends them to metric-*.jsonl in the run directory.
 
     names: as on the command line. What a metric computes of the training images is kept from one call to
     the next, as is the batch size that fits.  share: of this process; by default the one that calls works

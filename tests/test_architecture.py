@@ -32,15 +32,12 @@ LATE_IMPORTS = {
     'train': {'torch', 'torch_utils', 'training'},
     'torch_utils.distributed': {'torch.distributed'},
     'training.datasets.sources': {'lmdb'},
+    'training.formats.hub': {'huggingface_hub'},
     'training.formats.load': {'torch_utils.pickles', 'training.formats'},
     'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
     'training.report.curves': {'matplotlib'},
     'dnnlib.download': {'requests'}, 'dnnlib.video': {'imageio_ffmpeg'},
 }
-# Networks are pickled with their source, which must run with torch_utils and dnnlib alone.
-PICKLED = {'training.networks', 'training.systems.stylegan1', 'training.systems.dcgan', 'training.augment',
-           'training.augmentation', 'training.augmentation.numbers', 'training.augmentation.resample',
-           'training.augmentation.matrices'}
 
 
 def group(module):
@@ -146,13 +143,6 @@ def test_configuration_needs_only_the_standard_library():
     wrong = [
         f'{s.at(node)}: imports {name}' for s in product_files() if s.module.startswith('training.config')
              for node, name in imports(s, top_level=True) if name.split('.')[0] not in allowed]
-    assert not wrong, '\n'.join(wrong)
-
-
-def test_networks_need_only_what_a_pickle_reader_has():
-    wrong = [f'{s.at(node)}: imports {name}' for s in product_files() if s.module in PICKLED
-             for node, name in imports(s, top_level=True)
-             if name.split('.')[0] in ('metrics', 'training') and name not in {*PICKLED, 'training'}]
     assert not wrong, '\n'.join(wrong)
 
 

@@ -170,7 +170,7 @@ def test_the_first_process_killed_beside_a_second_start_is_started_again_and_the
     before = (run.run_dir() / OPTIONS_FILE).read_bytes()
     status, said = start_again(run, capsys)
     assert status == 2 and said.startswith('Error: ') and said.count('\n') == 1
-    assert f'{run.run_dir()}: process {first} on ' in said and 'trains in this folder' in said
+    assert f'{run.run_dir()}: process {first} on ' in said and 'is training in this directory' in said
     assert (run.run_dir() / OPTIONS_FILE).read_bytes() == before
     os.kill(first, signal.SIGKILL)  # it has the lock
     os.kill(second, signal.SIGCONT)
@@ -203,5 +203,5 @@ def test_what_is_wrong_is_said_once_and_nothing_is_created(images, tmp_path):
         capture_output=True, text=True, check=False)
     assert done.returncode == 1
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith('Error')]
-    assert lines == ['Error: --gpus=3, but the launcher started 2 processes; leave --gpus out']
+    assert lines == ['Error: --gpus=3, but the launcher started 2 processes; omit --gpus']
     assert not (tmp_path / 'runs').exists()

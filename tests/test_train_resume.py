@@ -86,7 +86,7 @@ def test_options_that_may_not_change_are_refused_before_anything_is_written(fold
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     status, _, stderr = run('--resume={out}/' + folder.name, '--gamma=5', '--kimg=99')
     assert status == 2
-    assert stderr.startswith('Error: --resume: this would be a different training because of --gamma (')
+    assert stderr.startswith('Error: --resume: training would change because of --gamma (')
     assert stderr.count('\n') == 1 and not started
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert run('--resume={out}/' + folder.name, '--gamma=5', '--allow-changes=1')[0] == 0

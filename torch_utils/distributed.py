@@ -181,7 +181,7 @@ def join(device_type: str, timeout_sec: float = TIMEOUT_SEC) -> torch.device:
     if device_type == 'cuda':
         available = torch.cuda.device_count()
         if local_rank >= available:
-            raise UserError(f'process {meet().rank} is number {local_rank + 1} on its machine, which has '
+            raise UserError(f'process {meet().rank} is number {local_rank + 1} on its node, which has '
                             f'{available} GPUs; start one process per GPU')
         device = torch.device('cuda', local_rank)
         torch.cuda.set_device(device)

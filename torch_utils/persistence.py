@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classes whose instances are pickled together with the source code of their module.
 
-Such a pickle opens wherever `torch_utils` and `dnnlib` can be imported, even after the class has changed.
+Such a pickle opens wherever `torch_utils` and `dnnlib` can be imported, ours or copies of the published ones,
+even after the class has changed; torch_utils.bundle makes the text.
 Opening it with `pickle.load` executes that source; `torch_utils.pickles.describe` reads it without executing.
 """
 import contextlib
@@ -17,12 +18,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from dnnlib.util import EasyDict, UserError
+from torch_utils.bundle import bundle
 
 VERSION = 6  # of the dictionary that represents an object in a pickle
 
 _sources: dict[str, str] = {}  # module name -> source code
 _modules: dict[str, types.ModuleType] = {}  # source code -> module created from it
-_companions: dict[str, dict[str, str]] = {}  # module name -> {module name: source code}, in order of import
+# Of files of version 0.1: module name -> {module name: source code}, in order of import.
+_companions: dict[str, dict[str, str]] = {}
 _import_lock = threading.RLock()
 
 T = TypeVar('T', bound=type)
@@ -99,9 +102,8 @@ class _PersistentMixin:
         cls = type(self)
         meta = {'type': 'class', 'version': VERSION, 'module_src': cls._orig_module_src,
                 'class_name': cls._orig_class_name, 'state': plain[2] or {}}
-        companions = _companion_sources(cls.__module__)
-        if companions:
-            meta['companions'] = companions
+        if _companions.get(cls.__module__):
+            meta['companions'] = _companions[cls.__module__]
         return _reconstruct_persistent_obj, (meta,), None
 
     def __deepcopy__(self, memo: dict) -> Any:
@@ -145,7 +147,7 @@ def _checked_copy(class_name: str, args: tuple, kwargs: dict) -> tuple[tuple, di
     try:
         pickle.dump((args, kwargs), _Discard())
     except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise TypeError(f'{class_name}: could not be saved: its arguments do not pickle: {error}') from error
+        raise TypeError(f'{class_name}: cannot be saved: its arguments cannot be pickled: {error}') from error
     return copy.deepcopy(args), copy.deepcopy(kwargs)
 
 
@@ -157,17 +159,23 @@ class _Discard:
 
 
 def _module_source(name: str) -> str:
-    """Source code of an imported module, cached at the first call."""
+    """Source code of an imported module with all that it needs, cached at the first call."""
     if name not in _sources:
-        module = sys.modules[name]
-        try:
-            source = inspect.getsource(module)
-        except (OSError, TypeError) as error:
-            raise ValueError(f'persistent_class: the source code of module {name} cannot be read; '
-                             'move the class to a file') from error
-        _sources[name] = source
-        _modules.setdefault(source, module)
+        _sources[name] = bundle(name, _file_source)
+        _modules.setdefault(_sources[name], sys.modules[name])
     return _sources[name]
+
+
+def _file_source(name: str) -> str | None:
+    """The text of the file of an imported module; None if there is no such module."""
+    module = sys.modules.get(name)
+    if module is None:
+        return None
+    try:
+        return inspect.getsource(module)
+    except (OSError, TypeError) as error:
+        raise ValueError(f'persistent_class: the source code of module {name} cannot be read; '
+                         'move the class to a file') from error
 
 
 def _module_of(source: str, companions: dict[str, str]) -> types.ModuleType:
@@ -190,32 +198,6 @@ def _module_of(source: str, companions: dict[str, str]) -> types.ModuleType:
 def _forget(name: str, source: str) -> None:
     for table, key in ((_sources, name), (_companions, name), (_modules, source), (sys.modules, name)):
         table.pop(key, None)
-
-
-def _companion_sources(module_name: str) -> dict[str, str]:
-    """Source code of the modules that a module imports from its own package, such as `training`.
-
-    They are stored in the pickle: a reader with only torch_utils and dnnlib could not import them. Each comes
-    after its own dependencies.
-    """
-    if module_name not in _companions:
-        found: dict[str, str] = {}
-        _collect_companions(module_name, found)
-        found.pop(module_name, None)
-        _companions[module_name] = found
-    return _companions[module_name]
-
-
-def _collect_companions(module_name: str, found: dict[str, str]) -> None:
-    package = module_name.partition('.')[0]
-    if package in ('torch_utils', 'dnnlib'):
-        return
-    values = list(sys.modules[module_name].__dict__.values())
-    used = [v.__name__ if isinstance(v, types.ModuleType) else getattr(v, '__module__', None) for v in values]
-    for name in dict.fromkeys(used):
-        if isinstance(name, str) and name.startswith(package + '.') and name not in (module_name, *found):
-            _collect_companions(name, found)
-            found[name] = _module_source(name)
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ class Store:
         return {'names': self.names, 'rows': rows}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on as the store that gave state_dict().  device: in place of the one that is not the CPU."""
+        """Restore what state_dict() returned.  device: replaces the one that is not the CPU."""
         for name in state['names']:
             self._names[name] = None
         for name, on_cpu, *moments in state['rows']:
@@ -107,11 +107,11 @@ class Store:
             row.copy_(torch.tensor(moments, dtype=row.dtype))
 
     def tensors(self) -> list[torch.Tensor]:
-        """What reports change, itself."""
+        """The accumulated moments, not copies."""
         return [table.moments for tables in self._tables.values() for table in tables]
 
     def _hand_out(self) -> None:
-        """Move what has gathered on the devices to every collector that is interested in it."""
+        """Move the accumulated moments from the devices to all matching collectors."""
         # Each collector keeps its own sums, so a NaN affects only the update that saw it.
         for table in (table for tables in self._tables.values() for table in tables):
             for name, moments in table.take().items():

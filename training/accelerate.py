@@ -25,9 +25,9 @@ def use_graphs(
     state: TrainingState, phases: Sequence[Phase], config: TrainConfig, device: torch.device,
     announce: Callable[[str], object],
 ) -> Captures | None:
-    """Let the phases run as graphs, if config.cuda_graphs and the device say so; None if not.
+    """Run the phases as graphs, if config.cuda_graphs and the device allow it; None if not.
 
-    Call it after the phases have been rehearsed: --cuda-graphs=auto looks at the memory that they took.
+    Call it after the rehearsal: --cuda-graphs=auto depends on the memory that the phases need.
     announce(line): called if auto decides against it on a GPU, or when a capture fails.  state: what phases
     change in it is restored after a graph has been tried.
     """
@@ -56,7 +56,7 @@ def capture_rounds(
 
 
 def changed_by_rounds(state: TrainingState) -> list[torch.Tensor]:
-    """Running means, statistics, and D's signs since p moved last."""
+    """Running means, statistics, and D's signs since the last update of p."""
     pending = [] if state.ada is None else [state.ada.pending]
     return [*state.G.buffers(), *state.D.buffers(), state.loss.pl_mean, *pending, *state.statistics.tensors()]
 
@@ -76,7 +76,7 @@ class _Rounds:
 
 
 def _have_room(device: torch.device) -> bool:
-    """Whether what the phases needed beyond the networks fits twice."""
+    """Whether the memory that the phases need besides the networks fits twice."""
     lasting = torch.cuda.memory_allocated(device)
     passing = torch.cuda.max_memory_allocated(device) - lasting
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - lasting
@@ -93,7 +93,7 @@ OPTIONS = {'fallback_random': True}
 
 
 class CompiledNetwork:
-    """Calls a network in its compiled form, made at the first call for each shape of images.
+    """Calls a network in compiled form; compiles it at the first call for each image shape.
 
     options: further settings of torch.compile.
     """
@@ -114,11 +114,11 @@ class CompiledNetwork:
             if isinstance(cause, torch.OutOfMemoryError):
                 raise cause from error
             raise UserError(f'--compile=1: torch.compile fails here ({first_line(cause)}); it needs a C++ '
-                            'compiler, and Triton for a GPU. --compile=0 does without') from error
+                            'compiler, and Triton for a GPU. Or use --compile=0') from error
 
 
 def compile_networks(loss: Any, **options: Any) -> None:
-    """Let the losses that are differentiated once call compiled networks.
+    """Compile the networks for losses that are differentiated only once.
 
     loss: StyleGAN2Loss or DCGANLoss.  options: as CompiledNetwork.
     """

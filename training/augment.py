@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation of all that D sees: random changes of position, colour, frequency, noise, holes (ADA, App. B).
+"""Augmentation of all images that D sees: geometry, colour, frequency, noise, cutout (ADA, App. B).
 
-TRANSFORMS below is the pipeline: one row a transform. The parameters of all images are drawn and combined
-on the host, in NumPy: faster than many tiny kernels, no wait for a GPU, the same draws on every device.
+TRANSFORMS below is the pipeline, one row per transform. The parameters of all images are drawn and combined
+on the host, in NumPy: faster than many tiny kernels, no synchronization, and the same draws on every device.
 """
+from __future__ import annotations
+
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable, List, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from dnnlib.util import UserError
-from torch_utils import host_draws, persistence
+from torch_utils import persistence
 from torch_utils.ops import upfirdn2d
 from training.augmentation import matrices
 from training.augmentation.matrices import LUMA_AXIS
@@ -25,8 +26,15 @@ from training.augmentation.numbers import (
     Numbers,
     QuantileNumbers,
     RandomNumbers,
+    UserError,
 )
+from training.augmentation.plain import PlainDraws
 from training.augmentation.resample import Margins, filter_each, plan_warp, warp
+
+try:
+    from torch_utils import host_draws
+except ImportError:  # a copy of the published torch_utils
+    host_draws = PlainDraws
 
 BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural images in the four bands of imgfilter (ADA, App. B)
 
@@ -34,12 +42,13 @@ BAND_POWER = np.array([10, 1, 1, 1]) / 13  # of natural images in the four bands
 class Transform:
     """One row of the pipeline.
 
-    name: the attribute with its multiplier; 0 turns the row off, else an image gets it with probability
-    chance(multiplier * p).  source: kind of the `count` random numbers r [count, N] that it takes.
-    value(pipe, r): its parameter t.  neutral: t of an image that does not get it; this changes no bit.
-    matrix: t [count, N] -> [N, d + 1, d + 1]; that of positions takes width and height, too, and maps output
-    to input.  parts(pipe): factors of the multiplier for parts that come independently of each other.
-    rgb_only: skipped for grey images.  has_quantile: whether debug_percentile applies it.
+    name: the attribute with its multiplier; 0 disables the row, else it is applied to an image with
+    probability chance(multiplier * p).  source: distribution of its `count` random numbers r [count, N].
+    value(pipe, r): its parameter t.  neutral: t of images to which it is not applied, which stay bitwise
+    equal.
+    matrix: t [count, N] -> [N, d + 1, d + 1]; geometric ones also take width and height, and map output to
+    input.  parts(pipe): factors of the multiplier for parts that are applied independently.
+    rgb_only: skipped for gray images.  has_quantile: whether debug_percentile applies it.
     """
 
     name: str
@@ -55,7 +64,7 @@ class Transform:
 
 
 def _one_of_two_rotations(chance: np.ndarray) -> np.ndarray:
-    """Chance of each of two independent rotations, so that at least one happens with the given chance."""
+    """Probability of each of two independent rotations such that at least one happens with this chance."""
     return 1 - np.sqrt(np.clip(1 - chance, 0, 1))
 
 
@@ -63,7 +72,7 @@ _rotation = functools.partial(
     Transform, 'rotate', UNIFORM, lambda pipe, u: (2 * u - 1) * math.pi * pipe.rotate_max, 0,
     lambda t, w, h: matrices.rotate2d(t[0]), chance=_one_of_two_rotations)
 
-# The first transform of an image comes first; each row here undoes it, output position -> input position.
+# In the order in which they are applied; the matrices are the inverse, output position -> input position.
 GEOMETRY = (
     Transform('xflip', UNIFORM, lambda pipe, u: np.floor(2 * u), 0,
               lambda i, w, h: matrices.scale(1 - 2 * i[0], 1.0)),
@@ -95,21 +104,21 @@ COLOR = (
 IMGFILTER = Transform('imgfilter', NORMAL, lambda pipe, n: np.exp2(n * pipe.imgfilter_std), 1, count=4,
                       parts=lambda pipe: pipe.imgfilter_bands)  # t: gain of each band
 NOISE = Transform('noise', HALF_NORMAL, lambda pipe, n: n * pipe.noise_std, 0)  # t: standard deviation
-CUTOUT = Transform('cutout', UNIFORM, lambda pipe, u: u, math.inf, count=2)  # t: centre; if infinite, no hole
+CUTOUT = Transform('cutout', UNIFORM, lambda pipe, u: u, math.inf, count=2)  # t: centre; inf: no cutout
 
 TRANSFORMS = (*GEOMETRY, *COLOR, IMGFILTER, NOISE, CUTOUT)
-Parameters = list[tuple[Transform, np.ndarray]]  # rows in use and their t [count, N]
+Parameters = List[Tuple[Transform, np.ndarray]]  # rows in use and their t [count, N]
 
 
 @persistence.persistent_class
 class AugmentPipe(torch.nn.Module):
-    """The pipeline as a module: pipe(images) changes each image independently; gradients of any order.
+    """The pipeline as a module: pipe(images) augments each image independently; gradients of any order.
 
-    Multipliers (xflip, rotate90, ... cutout): a transform happens with probability multiplier * p.
-    xint_max, xfrac_std: share of the side.  scale_std, aniso_std, contrast_std, saturation_std and
-    imgfilter_std: octaves.  rotate_max, hue_max: share of a half turn.  brightness_std, noise_std: of the
-    scale where images are in [-1, 1].
-    imgfilter_bands: extra multipliers of four bands, lowest first.  cutout_size: of the sides.
+    Multipliers (xflip, rotate90, ... cutout): a transform is applied with probability multiplier * p.
+    xint_max, xfrac_std: fraction of the side.  scale_std, aniso_std, contrast_std, saturation_std and
+    imgfilter_std: octaves.  rotate_max, hue_max: fraction of 180 degrees.  brightness_std, noise_std: for
+    images in [-1, 1].
+    imgfilter_bands: extra multipliers of the four bands, lowest first.  cutout_size: fraction of the sides.
     Buffers: p (float32 scalar, initially 1), Hz_geom [12], Hz_fbank [4, 43].
     Raises UserError if a setting is not a finite number, or a multiplier negative.
     """
@@ -137,9 +146,9 @@ class AugmentPipe(torch.nn.Module):
     def forward(self, images: torch.Tensor, debug_percentile: float | None = None) -> torch.Tensor:
         """Augmented `images` [N, C, H, W], any floating dtype; computed in at least float32.
 
-        Images that draw nothing are returned to the bit. debug_percentile in [0, 1): apply every transform
-        with a multiplier, whatever p, with this quantile as its parameter (noise pixels stay random).
-        Raises UserError if colours are to be changed in images that are not grey, RGB or RGBA.
+        Images without any transform are returned bitwise equal. debug_percentile in [0, 1): apply every
+        transform with a nonzero multiplier, regardless of p, with this quantile as its parameter (noise
+        pixels stay random). Raises UserError for colour transforms of images that are not gray, RGB or RGBA.
         """
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
@@ -149,7 +158,7 @@ class AugmentPipe(torch.nn.Module):
             self._draw, tuple(x.shape), x.dtype, host_draws.is_static(x.device), debug_percentile)
         steps, values = host_draws.take(draw, x.device)
         values = iter(values)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device):
             for step in steps:
                 x = step.run(self, x, [next(values) for _ in range(step.num_values)])
         return x.to(images.dtype)
@@ -157,13 +166,13 @@ class AugmentPipe(torch.nn.Module):
     def _draw(
         self, shape: tuple[int, ...], dtype: torch.dtype, is_static: bool, debug_percentile: float | None,
     ) -> host_draws.Draw:
-        """Draw the parameters of a batch. The form: the steps to take."""
+        """Draw the parameters of a batch. The form is the list of steps."""
         rows = [row for row in TRANSFORMS
                 if getattr(self, row.name) > 0 and not (row.rgb_only and shape[1] == 1)]
         numbers = self._numbers(rows, shape[0], debug_percentile)
         if is_static and numbers.changes_nothing:
             return host_draws.Draw()
-        parameters = list(zip(rows, numbers.parameters(self, rows), strict=True))
+        parameters = list(zip(rows, numbers.parameters(self, rows)))
         steps, values = [], []
         for number, stage in enumerate(STAGES):
             used = [(row, t) for row, t in parameters if row in stage.rows]
@@ -176,14 +185,14 @@ class AugmentPipe(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != '_p_read'}
 
-    def _numbers(self, rows: Sequence[Transform], num: int, debug_percentile: float | None) -> 'Numbers':
+    def _numbers(self, rows: Sequence[Transform], num: int, debug_percentile: float | None) -> Numbers:
         if debug_percentile is None:
             return RandomNumbers(rows, num, self._p_on_host())
         return QuantileNumbers(float(debug_percentile), num)
 
     def _p_on_host(self) -> float:
-        """The value of p. A GPU is waited for only if p was written to since the last call."""
-        if self.p.device.type == 'cpu' or self.p.is_inference():  # the latter have no version
+        """The value of p. Synchronizes with a GPU only if p has been modified since the last call."""
+        if self.p.device.type == 'cpu' or _is_inference(self.p):  # the latter have no version
             return float(self.p)
         tensor, version, value = self.__dict__.get('_p_read', (None, 0, 0.0))
         if tensor is not self.p or version != self.p._version:
@@ -192,20 +201,30 @@ class AugmentPipe(torch.nn.Module):
         return value
 
 
+def _without_autocast(device: torch.device) -> Any:
+    # PyTorch before 1.10 has no autocast for CPUs.
+    has_autocast = hasattr(torch, 'autocast')
+    return torch.autocast(device.type, enabled=False) if has_autocast else contextlib.nullcontext()
+
+
+def _is_inference(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, 'is_inference') and tensor.is_inference()
+
+
 def _checked_setting(name: str, value: Any, is_multiplier: bool) -> Any:
     values = np.atleast_1d(np.asarray(value, dtype=np.float64))
     wanted = 4 if name == 'imgfilter_bands' else 1
     if values.shape != (wanted,) or not np.isfinite(values).all() or (is_multiplier and (values < 0).any()):
         kind = 'number' if wanted == 1 else 'list of four numbers'
         rule = f'a finite {kind}{" of at least 0" if is_multiplier else ""}'
-        raise UserError(f'augmentation setting {name}={value!r} must be {rule}; correct it or leave it out')
+        raise UserError(f'augmentation setting {name}={value!r} must be {rule}; correct or omit it')
     return value if wanted == 1 else list(value)
 
 
-# Stages. A decision: pipe, shape of x, parameters -> changed (bool [N]), arrays with a row for each image.
-# What is done by it: pipe, x [N, C, H, W], margins, arrays as tensors -> x.
+# Stages. decide: pipe, shape of x, parameters -> changed (bool [N]), arrays with one row per image.
+# apply: pipe, x [N, C, H, W], margins, arrays as tensors -> x.
 
-Decision = tuple[np.ndarray, list[np.ndarray]]
+Decision = Tuple[np.ndarray, List[np.ndarray]]
 
 
 def _decide_geometry(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
@@ -229,7 +248,7 @@ def _decide_color(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Paramet
     matrix = matrices.identity(num, 3)
     for row, t in _without_neutral(parameters):
         matrix = row.matrix(t) @ matrix
-    if channels == 1:  # what becomes of equal r, g and b, on average
+    if channels == 1:  # the mean of the transformed r, g, b, for equal r, g, b
         linear = matrix[:, :3, :3].sum(axis=(1, 2), keepdims=True) / 3
         offset = matrix[:, :3, 3:].mean(axis=1, keepdims=True)
     else:
@@ -238,7 +257,7 @@ def _decide_color(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Paramet
 
 
 def _is_other(matrices: np.ndarray, neutral: np.ndarray | float) -> np.ndarray:
-    """Which of the matrices [N, d, e] are not the neutral one: bool [N]."""
+    """Which of the matrices [N, d, e] differ from the neutral one: bool [N]."""
     return (matrices != neutral).reshape(len(matrices), -1).any(axis=1)
 
 
@@ -255,7 +274,7 @@ def _recolor(
 
 def _decide_imgfilter(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
     ((_, t),) = parameters  # [4, N]
-    # Each band in turn: amplify it by t, then bring the expected power of the whole image back to 1.
+    # For each band: amplify it by t, then normalise the expected power of the image (ADA, App. B).
     power = 1 + BAND_POWER[:, None] * (np.square(t) - 1)
     return (t != 1).any(axis=0), [(t / np.sqrt(power.prod(axis=0))).T]  # gains [N, 4]
 
@@ -277,7 +296,7 @@ def _add_noise(pipe: AugmentPipe, x: torch.Tensor, margins: None, sigma: torch.T
 def _decide_cutout(pipe: AugmentPipe, shape: tuple[int, ...], parameters: Parameters) -> Decision:
     ((_, centre),) = parameters  # [x or y, N]
     in_column, in_row = (np.abs((np.arange(size) + 0.5) / size - c[:, None]) < pipe.cutout_size / 2
-                         for size, c in zip((shape[3], shape[2]), centre, strict=True))
+                         for size, c in zip((shape[3], shape[2]), centre))
     changed = in_column.any(axis=1) & in_row.any(axis=1)
     return changed, [in_row[:, None, :, None], in_column[:, None, None, :]]
 
@@ -290,7 +309,7 @@ def _cut(
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """Rows that are applied together, and how."""
+    """Rows that are applied together."""
 
     rows: tuple[Transform, ...]
     decide: Callable[[AugmentPipe, tuple[int, ...], Parameters], Decision]
@@ -308,8 +327,8 @@ ALL, PART, SELECTED = 'all', 'part', 'selected'
 class _Step:
     """One stage on one batch.
 
-    number: of the stage.  extent: ALL images; PART of them, the indices of which are the first value; or
-    all are computed and a mask, the first value, says whose result is SELECTED.
+    number: of the stage.  extent: ALL images; PART of them, whose indices are the first value; or SELECTED:
+    compute all, and use the results selected by a mask, the first value.
     """
 
     number: int
@@ -330,7 +349,7 @@ class _Step:
 def _arranged(
     number: int, stage: _Stage, pipe: AugmentPipe, shape: tuple[int, ...], used: Parameters, is_static: bool,
 ) -> tuple[_Step | None, list[np.ndarray]]:
-    """The step of a stage, None if it changes nothing, and the arrays that it takes."""
+    """The step of a stage, None if it changes nothing, and its arrays."""
     changed, arrays = stage.decide(pipe, shape, used)
     first, extent = [], ALL
     if is_static:
@@ -353,5 +372,5 @@ def _as_tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _without_neutral(parameters: Parameters) -> Parameters:
-    """The rows that at least one image got; while p is small, most are missing."""
+    """The rows that are applied to at least one image; few while p is small."""
     return [(row, t) for row, t in parameters if (t != row.neutral).any()]

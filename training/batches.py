@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endless batches of training images from any position of the stream, out of memory or through workers."""
+"""Endless batches of training images from any position of the stream, from memory or by workers."""
 import itertools
 import os
 import signal
@@ -23,13 +23,13 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def fits_on_gpu(num_bytes: int, free: int, total: int) -> bool:
-    """Whether a decoded dataset is small beside the memory of a GPU, all in bytes."""
+    """Whether a decoded dataset is small compared to the memory of a GPU, all in bytes."""
     return num_bytes <= min(GPU_SHARE * total, FREE_SHARE * free)
 
 
 class Upload:
-    """Moves batches to the device. To a GPU it does so on a stream of its own, from page-locked memory, while
-    the GPU still works on what came before; nobody waits but the work that needs the batch.
+    """Copies batches to the device. On a GPU, copies run on a separate stream, from pinned memory, and
+    overlap earlier work; only kernels that need the batch wait for it.
     """
 
     def __init__(self, device: torch.device):
@@ -66,7 +66,7 @@ class ResidentImages:
                 bar.update(len(part))
 
     def batches(self, order: Iterator[int], size: int) -> Iterator[Pair]:
-        """(pixels uint8 [size, C, H, W], labels [size, c_dim]) of the items in that order, on the device."""
+        """(pixels uint8 [size, C, H, W], labels [size, c_dim]) of the items in this order, on the device."""
         while True:
             items = np.fromiter(itertools.islice(order, size), dtype=np.int64, count=size)
             rows, is_mirrored = (to_device(torch.from_numpy(array), self.device)
@@ -79,12 +79,12 @@ class ResidentImages:
 
 RAM_SHARE = 0.25  # of the machine's memory that cache='auto' may take
 FULL_SHARE = 0.9  # of what is free on a GPU that cache='gpu' may take
-MAX_RESTARTS = 3  # of the workers within RESTART_BATCHES: what keeps killing them will not go away
+MAX_RESTARTS = 3  # of the workers within RESTART_BATCHES: beyond, the cause is permanent
 RESTART_BATCHES = 1000
 
 
 def fits_in_ram(num_bytes: int) -> bool:
-    """Whether a decoded dataset of this size is small beside the memory of the machine."""
+    """Whether a decoded dataset of this size is small compared to the memory of the machine."""
     try:
         total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     except (AttributeError, ValueError, OSError):  # not a POSIX system: only what is small anywhere
@@ -93,7 +93,7 @@ def fits_in_ram(num_bytes: int) -> bool:
 
 
 def _decided(cache: str, num_bytes: int, device: torch.device) -> str:
-    """'off', 'ram' or 'gpu'. Raises UserError if that is out of the question."""
+    """'off', 'ram' or 'gpu'. Raises UserError if --cache=gpu is impossible."""
     if cache == 'gpu' and device.type != 'cuda':
         raise UserError(f'--cache=gpu: the device is {device.type}; use --cache=ram')
     if device.type == 'cuda' and cache in ('auto', 'gpu'):
@@ -110,7 +110,7 @@ def _decided(cache: str, num_bytes: int, device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of an image or batch that cannot be had, on its way from a worker: why, in one line."""
+    """Replaces an image or batch that a worker could not read.  reason: one line."""
 
     reason: str
 
@@ -118,8 +118,8 @@ class Unreadable:
 class Batches:
     """Real images and labels for one process, as float32 in [-1, 1] on `device`.
 
-    Iterating yields (img [batch, C, H, W], c [batch, c_dim]); what comes at which position of the stream
-    depends on (seed, position) only.  batch: images of this process in each step.  cache: where decoded
+    Iterating yields (img [batch, C, H, W], c [batch, c_dim]); the item at a position of the stream
+    depends only on (seed, position).  batch: images of this process in each step.  cache: where decoded
     images stay: 'ram', 'gpu' (in the memory of `device`), 'off' or 'auto'.
     """
 
@@ -155,7 +155,7 @@ class Batches:
             yield torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels))
 
     def _from_files(self) -> Iterator[Pair]:
-        """Batches from this process or its workers, which are replaced if one dies: order has no memory."""
+        """Batches from this process or its workers, which are restarted if one dies."""
         position, restarts = self.start, []
         while True:
             try:
@@ -168,14 +168,14 @@ class Batches:
                 restarts.append(position)
 
     def _explain_restart(self, error: Exception, num_restarts: int) -> None:
-        """Say that workers died. Raises the error if it is another one, UserError if it happens too often."""
+        """Report that workers died. Raises other errors again, and UserError if workers die too often."""
         cause = _death_of_worker(error) if self.num_workers else None
         if cause is None:
             raise error
         if num_restarts >= MAX_RESTARTS:
-            raise UserError(f'--workers={self.num_workers}: they die again and again ({cause}); short memory '
-                            'is the usual cause: use --workers=0 or --cache=off') from error
-        write(f'A process that loads images died ({cause}); it is replaced.')
+            raise UserError(f'--workers={self.num_workers}: workers die repeatedly ({cause}), usually for '
+                            'lack of memory; use --workers=0 or --cache=off') from error
+        write(f'A data loader process died ({cause}) and is being restarted.')
 
     def _load(self, position: int) -> Iterator[Pair | Unreadable]:
         workers = {'num_workers': self.num_workers, 'prefetch_factor': 2} if self.num_workers else {}
@@ -187,7 +187,7 @@ class Batches:
 
 
 class _Reading(torch.utils.data.Dataset):
-    """A dataset whose errors are values, since what a worker raises arrives as a traceback of many lines."""
+    """A dataset that returns errors as values, since exceptions of workers arrive with long tracebacks."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -210,17 +210,16 @@ def _collate(items: list) -> Pair | Unreadable:
 
 
 def _readable(item: Pair | Unreadable) -> Pair:
-    """The batch, or UserError with the reason why there is none."""
+    """The batch. Raises UserError with the reason if it is unreadable."""
     if isinstance(item, Unreadable):
         raise UserError(f'--data: {item.reason}')
     return item
 
 
 def _ignore_deaths_meanwhile() -> None:
-    """Let a dead worker be noticed when the next batch is taken.
+    """Make dead workers raise only when the next batch is taken.
 
-    PyTorch's handler of the signal would raise its error wherever the program happens to be, such as half
-    through an optimizer's step.
+    PyTorch's signal handler would raise anywhere, for example in the middle of an optimizer step.
     """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, 'SIGCHLD'):
         handler = signal.getsignal(signal.SIGCHLD)
@@ -229,10 +228,10 @@ def _ignore_deaths_meanwhile() -> None:
 
 
 def _death_of_worker(error: Exception) -> str | None:
-    """What PyTorch says of a worker that is gone, None if the error is another one."""
+    """PyTorch's message about a dead worker; None for other errors."""
     text = ' '.join(str(error).split()).rstrip('.')
     if not isinstance(error, RuntimeError):
-        # It died while it handed a batch over; errors of files do not arrive as exceptions.
+        # It died while sending a batch; file errors arrive as values.
         return text or type(error).__name__
     return text if text.startswith('DataLoader worker (pid') else None
 

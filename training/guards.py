@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guards: at the end of each tick, what looks wrong with a run, and what usually helps.
+"""Guards: at the end of each tick, warn about common failures of a run, with the usual remedies.
 
-They watch for non-finite values, fake images that hardly differ from each other (mode collapse), and a
-discriminator that is always right. Only tick() and a running AnomalyDetector synchronise with the device.
+They detect non-finite values, mode collapse (fake images hardly differ) and a discriminator that is always
+right. Only tick() and an active AnomalyDetector synchronize with the device.
 """
 import contextlib
 import functools
@@ -49,7 +49,7 @@ class AnomalyDetector:
     """Context manager for Phase.detector: watches up to `max_runs` runs, then removes itself.
 
     modules: name -> network; all their submodules are watched.  buffers: name -> tensor, further possible
-    causes.  found: called once, with the Finding, or None if all runs were finite. Synchronises with the
+    causes.  found: called once, with the Finding, or None if all runs were finite. Synchronizes with the
     device after each watched run.
     """
 
@@ -90,7 +90,7 @@ class AnomalyDetector:
         return record
 
     def _diagnose(self, calls: Sequence[_Call]) -> Finding | None:
-        """What came first: an activation, a tensor of self.buffers, or else the gradient of a parameter."""
+        """The first non-finite value: an activation, a tensor of self.buffers, or a gradient."""
         # A submodule finishes before the module that contains it, so the first is also the innermost.
         first = _first([call.is_finite for call in calls])
         if first is not None:
@@ -108,7 +108,7 @@ class AnomalyDetector:
         rows = []
         for parameter, view in zip(self.phase.gradients.parameters, self.phase.gradients.views, strict=True):
             name = names[parameter]
-            # What was not called has no gradient.
+            # Modules that were not called have no gradient.
             rows.append((calls_by_name.get(name.rpartition('.')[0], -1), name, view))
         rows.sort(key=lambda row: row[0], reverse=True)
         first = _first([_all_finite([view]) for _, _, view in rows])
@@ -142,7 +142,7 @@ def _first(are_finite: Sequence[torch.Tensor]) -> int | None:
 
 
 def _explain(call: _Call) -> Finding:
-    """Whether the layer's own weights are to blame."""
+    """The non-finite weight or buffer of the layer, else its activation."""
     own = [*call.module.named_parameters(recurse=False), *call.module.named_buffers(recurse=False)]
     broken = _first([_all_finite([tensor]) for _, tensor in own])
     if broken is not None:
@@ -154,16 +154,16 @@ PATIENCE_TICKS = 4  # what lasts shorter happens in healthy runs, too
 REPEAT_TICKS = 10  # between reports of one phase
 
 MIN_DIVERSITY = 0.1  # of the training images'; runs of the demo had 0.4 to 1 from 4 kimg on, 2 at the start
-DIVERSITY_SIDE = 16  # pixels; finer detail, such as noise, says nothing about the choice of images
+DIVERSITY_SIDE = 16  # pixels; finer detail such as noise is irrelevant for diversity
 DIVERSITY_IMAGES = 32
 
 WON_SIGN = 0.95  # mean sign of D's logits: right for 97.5 % of the images
-WON_LOSS = 0.1  # of D; a coin would have 1.39
-HIGHEST_P = 0.99  # of augmentation; ADA has nothing left to add
+WON_LOSS = 0.1  # of D; chance level is 1.39
+HIGHEST_P = 0.99  # of augmentation; ADA cannot raise it further
 
 
 class DiversityProbe:
-    """How much fake images from fixed latents differ, relative to training images.
+    """Diversity of fake images from fixed latents, relative to training images.
 
     reals: uint8 [n, C, H, W].  z, c: latents [n, z_dim] and labels [n, c_dim], on the device of the
     generator. Of the n at most DIVERSITY_IMAGES are used, spread evenly.  batch: images at a time.
@@ -189,8 +189,8 @@ class DiversityProbe:
 def nearest_distance(img: torch.Tensor) -> float:
     """Mean distance of each image [n, C, H, W] in [-1, 1] from the one most similar to it; 0 if n < 2.
 
-    Unlike the mean over all pairs it also falls when a generator makes only a few images. Root mean square
-    over the pixels of small versions.
+    Unlike the mean over all pairs, it also falls when a generator makes only a few different images. Root
+    mean square over the pixels of downsampled versions.
     """
     if len(img) < 2:
         return 0.0
@@ -229,10 +229,10 @@ class Guards:
         self._lines: list[str] = []
 
     def tick(self, mean: Callable[[str], float], augment_p: float) -> list[str]:
-        """Lines to print, mostly none. Waits for the device.
+        """Lines to print, usually none. Waits for the device.
 
-        What an AnomalyDetector finds is reported by the next tick; the rest at once.
-        mean(name): mean of a statistic over the tick, nan if there is none.  augment_p: current probability.
+        Findings of an AnomalyDetector are reported at the next tick, all others immediately.
+        mean(name): mean of a statistic over the tick, NaN if there is none.  augment_p: current probability.
         """
         self.state.guards.num_ticks += 1
         self._watch_broken_phases()
@@ -264,23 +264,23 @@ class Guards:
         counts.collapsed = ticks_in_a_row(counts.collapsed, ratio < MIN_DIVERSITY)
         if counts.collapsed != PATIENCE_TICKS:
             return []
-        return ['The generator seems to have collapsed: its images have differed from each other by less '
-                f'than {MIN_DIVERSITY:.0%} of what training images do for {PATIENCE_TICKS} ticks (now '
-                f'{ratio:.1%}). Remedies: ' + self._remedies(
-                    '--resume from a snapshot of before', 'a higher --gamma', 'a lower --glr or --dlr')]
+        return [f'The generator seems to have collapsed: for {PATIENCE_TICKS} ticks its images have had less '
+                f'than {MIN_DIVERSITY:.0%} of the diversity of training images (now {ratio:.1%}). '
+                'Remedies: ' + self._remedies(
+                    '--resume from an earlier snapshot', 'a higher --gamma', 'a lower --glr or --dlr')]
 
     def _victory(self, mean: Callable[[str], float], augment_p: float) -> list[str]:
         has_won = (mean('Loss/signs/real') > WON_SIGN and mean('Loss/signs/fake') < -WON_SIGN
                    and mean('Loss/D/loss') < WON_LOSS)
-        # Below its limit ADA is about to make the task harder by itself.
+        # Below its limit, ADA will raise p by itself.
         is_alone = self.state.ada is None or augment_p >= HIGHEST_P
         counts = self.state.guards
         counts.won = ticks_in_a_row(counts.won, has_won and is_alone)
         if counts.won != PATIENCE_TICKS:
             return []
         help_first = '--aug=ada' if self.state.ada is None else '--resume from a trained network'
-        return ['The discriminator has won: it has told nearly all training images from generated ones for '
-                f'{PATIENCE_TICKS} ticks, so that the generator hardly learns any more. Remedies: '
+        return [f'The discriminator has won: for {PATIENCE_TICKS} ticks it has distinguished nearly all '
+                'training images from generated ones, so the generator hardly learns anymore. Remedies: '
                 + self._remedies(help_first, 'more training images', '--mirror=1', 'a higher --gamma',
                                  'a lower --dlr')]
 
@@ -304,15 +304,15 @@ def usable(remedies: Iterable[str], unused: Sequence[str]) -> list[str]:
 def broken_line(
     phase: str, finding: Finding | None, kimg: float, count: int, unused: Sequence[str] = (),
 ) -> str:
-    """One line on non-finite values: where, when, how often, and what helps.
+    """One line about non-finite values: place, time, count and remedies.
 
-    phase: its name, the first letter of which is that of its network.  finding: None if later runs were fine.
+    phase: its name, which begins with the letter of its network.  finding: None if later runs were finite.
     unused: as in Guards.
     """
     network = finding.where[0] if finding is not None and finding.where[:2] in ('G.', 'D.') else phase[0]
     times = f'{count} step{"s" if count != 1 else ""} so far'
     if finding is None:
-        where = f'a loss or gradient was not finite, but not in the runs examined up to {kimg:.1f} kimg'
+        where = f'a loss or gradient was not finite, but all were in the runs watched up to {kimg:.1f} kimg'
     else:
         where = f'{_place(finding)} is not finite at {kimg:.1f} kimg'
     remedies = itertools.chain(
@@ -332,7 +332,7 @@ def _place(finding: Finding) -> str:
 
 
 def _causes_in_state(finding: Finding | None) -> list[str]:
-    # What is stored stays broken, however small the steps.
+    # Stored non-finite values never recover.
     if finding is not None and (finding.kind == 'weight' or (finding.kind == 'loss' and finding.where)):
         return ['start again from an earlier snapshot with --resume']
     return []

@@ -18,7 +18,7 @@ from training.loss import MicroBatch
 from training.phases import Phase
 from training.state import TrainingState, ema_beta, seed_iteration, update_ema
 
-RUNNING_MEANS = ('w_avg', 'running_mean', 'running_var')  # suffixes of buffers that follow the batches
+RUNNING_MEANS = ('w_avg', 'running_mean', 'running_var')  # suffixes of buffers that are running means
 
 
 class PhaseClock:
@@ -62,8 +62,8 @@ def run_iteration(
     """
     rng = seed_iteration(config.random_seed, distributed.rank(), state.cur_nimg)
     real_img, real_c = real
-    # Gmain, Greg every 4th iteration, Dmain, Dreg every 16th: each computes its losses on latents and labels
-    # of its own, in rounds of batch_gpu images, then all-reduces the gradient and takes an optimizer step.
+    # Gmain, Greg every 4th iteration, Dmain, Dreg every 16th: each draws its own latents and labels, computes
+    # its losses in rounds of batch_gpu images, then all-reduces the gradient and takes an optimizer step.
     for phase in phases:
         if not phase.is_due(state.batch_idx):
             continue
@@ -72,7 +72,7 @@ def run_iteration(
         parts = [t.split(config.batch_gpu) for t in (real_img, real_c, gen_z, gen_c)]
         with clock.measure(phase.name):
             phase.run([MicroBatch(*rows) for rows in zip(*parts, strict=True)])
-    # Running means of what each process saw are linear in it, so averaging them over processes is exact.
+    # Running means are linear in the batches, so averaging them over processes is exact.
     if distributed.world_size() > 1:
         buffers = [*state.G.named_buffers(), *state.D.named_buffers()]
         means = [b for name, b in buffers if name.endswith(RUNNING_MEANS)]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss terms of StyleGAN2-ADA: non-saturating logistic loss, path length regularisation, R1.
 
-Every method named after a phase takes a MicroBatch and yields per-sample losses [n], to be averaged, scaled
-and differentiated one after the other before the next is asked for: each yield frees the graph of the one
-before.
+Every method named after a phase takes a MicroBatch and yields per-sample losses [n]. The caller averages,
+scales and differentiates each before it requests the next, so that only one graph is alive.
 """
 import functools
 import math
@@ -20,7 +19,7 @@ from training.augmentation.ada import AdaController
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one phase sees in one round of gradient accumulation.
+    """Input of a phase in one round of gradient accumulation.
 
     real_img [n, C, H, W] in [-1, 1], real_c [n, c_dim]; gen_z [n, z_dim], gen_c [n, c_dim]: latents and
     labels.
@@ -34,14 +33,14 @@ class MicroBatch:
 
 @dataclass
 class StyleGAN2Loss:
-    """Losses of G and D, and the only state among them: pl_mean, the running mean of path lengths.
+    """Losses of G and D. Their only state is pl_mean, the running mean of path lengths.
 
     augment_pipe: applied to every image that D sees, real and generated; None for none.
-    style_mixing_prob: chance that a batch mixes the styles of two latents.  r1_gamma: weight of R1.
+    style_mixing_prob: probability that a batch mixes the styles of two latents.  r1_gamma: weight of R1.
     pl_weight, pl_decay, pl_batch_shrink: weight, averaging speed and batch divisor of path length
     regularisation.
-    report(name, values): where statistics go.  ada: is given D's signs on real images; None unless p is
-    adaptive.  compiled: faster forms of differentiated_once(), by name.
+    report(name, values): receives statistics.  ada: receives D's signs on real images; None unless p is
+    adaptive.  compiled: compiled forms of differentiated_once(), by name.
     """
 
     G: torch.nn.Module
@@ -60,11 +59,11 @@ class StyleGAN2Loss:
         self.pl_mean = torch.zeros([], device=next(self.G.parameters()).device)
 
     def differentiated_once(self) -> dict[str, torch.nn.Module]:
-        """What runs in losses of which only the gradient is taken."""
+        """Modules in losses that are differentiated only once (no gradient of a gradient)."""
         return {'synthesis': self.G.synthesis, 'D': self.D}
 
     def generator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Make D take fakes for real: softplus(-D(G(z))) (Goodfellow et al. 2014, non-saturating)."""
+        """softplus(-D(G(z))): the non-saturating logistic loss (Goodfellow et al. 2014, Sec. 3)."""
         img, _ = self._generate(batch.gen_z, batch.gen_c, once=True)
         logits = self._discriminate(img, batch.gen_c, once=True)
         self._report_logits('fake', logits)
@@ -73,7 +72,7 @@ class StyleGAN2Loss:
         yield loss
 
     def path_length(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Penalise path lengths far from their running mean (StyleGAN2, Sec. 3.2 and App. B)."""
+        """(|J_w^T y| - a)^2 with y ~ N(0, I), a: running mean (StyleGAN2, Sec. 3.2, Eq. 4; App. B)."""
         if self.pl_weight == 0:
             return
         n = max(len(batch.gen_z) // self.pl_batch_shrink, 1)
@@ -82,7 +81,7 @@ class StyleGAN2Loss:
         with no_weight_gradients():
             (grad,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [n, num_ws, w_dim]
         lengths = grad.square().sum(dim=2).mean(dim=1).sqrt()
-        # The mean keeps its gradient inside the penalty; only the stored copy is cut off.
+        # Inside the penalty the mean is differentiated; only the stored copy is detached.
         pl_mean = self.pl_mean.lerp(lengths.mean(), self.pl_decay)
         self.pl_mean.copy_(pl_mean.detach())
         penalty = (lengths - pl_mean).square()
@@ -91,7 +90,7 @@ class StyleGAN2Loss:
         yield penalty * self.pl_weight
 
     def discriminator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Tell generated from real: softplus(D(G(z))) + softplus(-D(x)), both in one pass through D."""
+        """softplus(D(G(z))) + softplus(-D(x)), both in one pass through D (Goodfellow et al. 2014, Eq. 1)."""
         fake_img, real_img = self._fakes(batch), self._augmented(batch.real_img)
         fake_logits, real_logits = pass_together(
             self._network('D', once=True), (fake_img, batch.gen_c), (real_img, batch.real_c),
@@ -100,19 +99,19 @@ class StyleGAN2Loss:
         yield fake + self._discriminator_real(real_logits, fake.detach())
 
     def r1(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Penalise D's gradient at real images (Mescheder et al. 2018, R1), taken before augmentation."""
+        """r1_gamma / 2 * |grad_x D(x)|^2 (R1; Mescheder et al. 2018, Eq. 9); x: before augmentation."""
         if self.r1_gamma != 0:
             logits, penalty = self._gradient_penalty(batch)
             self._report_logits('real', logits)
             yield penalty
 
     def generator_both(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """generator_main and path_length: a generator without lazy regularisation."""
+        """generator_main and path_length, without lazy regularisation."""
         yield from self.generator_main(batch)
         yield from self.path_length(batch)
 
     def discriminator_both(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """discriminator_main and r1 with one pass over the real images: no lazy regularisation."""
+        """discriminator_main and r1 with one pass over the real images, without lazy regularisation."""
         if self.r1_gamma == 0:
             yield from self.discriminator_main(batch)
             return
@@ -124,9 +123,9 @@ class StyleGAN2Loss:
     def _generate(
         self, z: torch.Tensor, c: torch.Tensor, *, once: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(img, ws) with style mixing: one decision and one cut for the whole batch (StyleGAN, Sec. 3.1).
+        """(img, ws) with style mixing, one crossover for the whole batch (StyleGAN, Sec. 3.1).
 
-        once: nobody differentiates a gradient.
+        once: the loss is differentiated only once.
         """
         ws = self.G.mapping(z, c)
         if self.style_mixing_prob > 0:
@@ -134,7 +133,7 @@ class StyleGAN2Loss:
         return self._network('synthesis', once)(ws), ws
 
     def _mixed(self, ws: torch.Tensor, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        """ws with those of other latents from a drawn cut on."""
+        """ws with those of other latents from a random crossover layer on."""
         is_static = host_draws.is_static(ws.device)
         draw = functools.partial(draw_cut, self.style_mixing_prob, ws.shape[1], is_static)
         cut, keep = host_draws.take(draw, ws.device)
@@ -156,7 +155,7 @@ class StyleGAN2Loss:
         return self.compiled.get(name, network) if once else network
 
     def _fakes(self, batch: MicroBatch) -> torch.Tensor:
-        """Generated images as D sees them, of which G learns nothing."""
+        """Augmented generated images without gradients of G."""
         with torch.no_grad():
             img, _ = self._generate(batch.gen_z, batch.gen_c, once=True)
         return self._augmented(img)
@@ -190,11 +189,11 @@ class StyleGAN2Loss:
 
 
 def draw_cut(chance: float, num_ws: int, is_static: bool) -> host_draws.Draw:
-    """Draw from where on the styles are those of other latents: num_ws (not at all), or with the given chance
-    1 ... num_ws - 1.
+    """Draw the crossover layer of style mixing: 1 ... num_ws - 1 with probability `chance`, else num_ws (no
+    mixing).
 
-    Drawn on the host whatever the device, so that a GPU need not be waited for. The form is the cut; if
-    is_static, it is (), and the value a mask [1, num_ws, 1] of the styles to keep.
+    Always drawn on the host, so that no GPU has to be waited for. The form is the cut; if is_static, it is
+    (), and the value a mask [1, num_ws, 1] of the styles to keep.
     """
     cut = int(torch.randint(1, num_ws, [])) if float(torch.rand([])) < chance else num_ws
     if not is_static:
@@ -206,11 +205,11 @@ def pass_together(
     D: Callable[..., torch.Tensor], fake: tuple[torch.Tensor, torch.Tensor],
     real: tuple[torch.Tensor, torch.Tensor], group: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """D's logits of two batches of the same size, each a pair of images and labels, in one pass: half the
-    calls, each with twice the work, and the same numbers.
+    """D's logits of two batches of equal size, each (images, labels), in one pass: half the calls, and the
+    same numbers.
 
-    group: samples_seen_together of D. The rows alternate such that no group has samples of both batches; if
-    there is no such order, D sees one batch after the other.
+    group: samples_seen_together of D. Rows are ordered such that no group of the minibatch standard deviation
+    mixes both batches; if there is no such order, D runs once per batch.
     """
     if group is None or len(fake[0]) % group != 0:
         return D(*fake), D(*real)

@@ -6,7 +6,12 @@ ws [N, num_ws, w_dim]  img [N, img_channels, H, W], nominally in [-1, 1].  All p
 float32.
 An image is (a * 2^n) x (b * 2^n). Blocks are named by level: b4, b8, ...; level r has a*r/4 x b*r/4 pixels,
 so for square powers of two (a = b = 4) a level is its resolution.
+
+Snapshots carry this text (see torch_utils.bundle), so it runs on Python 3.7 and PyTorch 1.7, with other
+programs' copies of the published torch_utils.
 """
+from __future__ import annotations
+
 import math
 from typing import Any
 
@@ -14,10 +19,14 @@ import torch
 
 from dnnlib.resolution import Size, height_width, levels_of, size_at
 from torch_utils import persistence
-from torch_utils.ops import conv2d_resample, modulated_conv2d, upfirdn2d
+from torch_utils.ops import upfirdn2d
 from torch_utils.ops.bias_act import activation_funcs, bias_act
-from torch_utils.ops.pixel_product import image_layer, is_image_layer
-from torch_utils.ops.scaled_cast import scaled_cast
+from torch_utils.ops.plain_layers import PlainLayers
+
+try:
+    from torch_utils.ops import layers
+except ImportError:  # a copy of the published torch_utils
+    layers = PlainLayers  # type: ignore[assignment]
 
 NORM_EPS = 1e-8  # inside the square root
 
@@ -83,27 +92,9 @@ class Conv2dLayer(torch.nn.Module):
 
         small: what fork_down() made of x, if the caller has it; only for kernel_size=1.
         """
-        weight_gain = self.weight_gain
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        if self.activation == 'linear' and self.bias is None:
-            # What scales the result may as well scale the weight: a pass over the image less.
-            weight_gain, gain = weight_gain * gain, 1
-        weight = scaled_cast(self.weight, weight_gain, x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self._is_image_layer(x):
-            return image_layer(x, weight, bias, self.activation, self.act_gain * gain, clamp)
-        if small is None:
-            x = conv2d_resample.conv2d_resample(
-                x, weight, self.resample_filter, up=self.up, down=self.down, padding=self.padding,
-                flip_weight=self.up == 1)
-        else:
-            x = conv2d_resample.conv2d_resample(small, weight)
-        return bias_act(x, bias, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
-
-    def _is_image_layer(self, x: torch.Tensor) -> bool:
-        is_piecewise = activation_funcs[self.activation].slope is None
-        has_rest = self.up == self.down == 1 and self.bias is not None and is_piecewise
-        return has_rest and is_image_layer(x, self.weight)
+        return layers.convolution(
+            x, self.weight, self.bias, self.resample_filter, self.weight_gain, self.activation,
+            self.act_gain * gain, _scaled(self.conv_clamp, gain), self.up, self.down, self.padding, small)
 
 
 @persistence.persistent_class
@@ -167,7 +158,7 @@ class MappingNetwork(torch.nn.Module):
 
     def _truncate(self, w: torch.Tensor, psi: float, cutoff: int | None) -> torch.Tensor:
         if not self._has_average():
-            raise ValueError('this mapping network keeps no average w, so truncation_psi must be 1')
+            raise ValueError('this mapping network has no w_avg, so truncation_psi must be 1')
         if cutoff is None:
             return self.w_avg.lerp(w, psi)
         return torch.cat([self.w_avg.lerp(w[:, :cutoff], psi), w[:, cutoff:]], dim=1)
@@ -198,26 +189,17 @@ class SynthesisLayer(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = 'random', fused_modconv: bool = True,
         gain: float = 1, next_scale: torch.Tensor | None = None,
-        modulation: modulated_conv2d.Modulation | None = None,
+        modulation: Any = None,
     ) -> torch.Tensor:
         """x [N, I, H, W], w [N, w_dim] -> [N, O, H * up, W * up].  noise_mode: random, const or none.
 
         Without fused_modconv: next_scale [N, O] multiplies the result; modulation is what w makes of weight.
         """
-        noise = self._noise(x, noise_mode)
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        how = {'up': self.up, 'padding': self.padding, 'flip_weight': self.up == 1}
-        if fused_modconv:
-            x = modulated_conv2d.modulated_conv2d(
-                x, self.weight, self.affine(w), noise, resample_filter=self.resample_filter, **how)
-            return bias_act(
-                x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp)
-        alpha = activation_funcs[self.activation].def_alpha
-        epilogue = modulated_conv2d.Epilogue(self.activation, alpha, self.act_gain * gain, clamp)
-        if modulation is None:
-            modulation = modulated_conv2d.modulate(self.weight, self.affine(w), x.dtype)
-        return modulated_conv2d.finished_convolution(
-            x, modulation, noise, self.bias, epilogue, next_scale, f=self.resample_filter, **how)
+        styles = self.affine(w) if modulation is None else None
+        return layers.synthesis(
+            x, self.weight, styles, self._noise(x, noise_mode), self.bias, self.resample_filter,
+            self.activation, self.act_gain * gain, _scaled(self.conv_clamp, gain), self.up, self.padding,
+            fused_modconv, modulation, next_scale)
 
     def _noise(self, x: torch.Tensor, noise_mode: str) -> torch.Tensor | None:
         if noise_mode not in ('random', 'const', 'none'):
@@ -248,8 +230,7 @@ class ToRGBLayer(torch.nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor, fused_modconv: bool = True) -> torch.Tensor:
         """x [N, I, H, W], w [N, w_dim] -> [N, O, H, W] in the dtype of x."""
         styles = self.affine(w) * self.weight_gain
-        return modulated_conv2d.modulated_product(
-            x, self.weight, styles, self.bias, self.conv_clamp, fused_modconv)
+        return layers.to_image(x, self.weight, styles, self.bias, self.conv_clamp, fused_modconv)
 
 
 @persistence.persistent_class
@@ -322,8 +303,9 @@ class SynthesisBlock(torch.nn.Module):
         if not layer_kwargs['fused_modconv'] and (self.training or not self._is_watched()):
             # Nobody else reads what conv0 makes, so it multiplies by conv1's styles before it writes.
             # Not conv1.affine(w1): hooks would see it outside of its layer.
-            modulation = modulated_conv2d.modulate(self.conv1.weight, self.conv1.affine.forward(w1), dtype)
-            before, after = {'next_scale': modulation.styles}, {'modulation': modulation.applied()}
+            modulation = layers.modulate(self.conv1.weight, self.conv1.affine.forward(w1), dtype)
+            if modulation is not None:
+                before, after = {'next_scale': modulation.styles}, {'modulation': modulation.applied()}
         if self.architecture != 'resnet':
             return self.conv1(self.conv0(x, w0, **before, **layer_kwargs), w1, **after, **layer_kwargs)
         y = self.skip(x, gain=math.sqrt(0.5))
@@ -461,7 +443,7 @@ class DiscriminatorBlock(torch.nn.Module):
             img = upfirdn2d.downsample2d(img, self.resample_filter) if self.architecture == 'skip' else None
         if self.architecture != 'resnet':
             return self.conv1(self.conv0(x)), img
-        x, small = conv2d_resample.fork_down(x, self.skip.resample_filter, self.skip.down)
+        x, small = layers.fork_down(x, self.skip.resample_filter, self.skip.down)
         y = self.skip(x, gain=math.sqrt(0.5), small=small)
         return y + self.conv1(self.conv0(x), gain=math.sqrt(0.5)), img
 
@@ -513,8 +495,8 @@ class DiscriminatorEpilogue(torch.nn.Module):
         self.conv = Conv2dLayer(
             in_channels + mbstd_num_channels, in_channels, kernel_size=3, activation=activation,
             conv_clamp=conv_clamp)
-        self.fc = FullyConnectedLayer(
-            in_channels * math.prod(height_width(resolution)), in_channels, activation=activation)
+        height, width = height_width(resolution)
+        self.fc = FullyConnectedLayer(in_channels * height * width, in_channels, activation=activation)
         self.out = FullyConnectedLayer(in_channels, 1 if cmap_dim == 0 else cmap_dim)
 
     def forward(
@@ -593,6 +575,10 @@ def _normal(shape: list[int], deviation: float = 1.0) -> torch.nn.Parameter:
 
 def _constant(shape: list[int], value: float) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.full(shape, float(value)))
+
+
+def _scaled(clamp: float | None, gain: float) -> float | None:
+    return None if clamp is None else clamp * gain
 
 
 def _conv_weight(in_channels: int, out_channels: int, kernel_size: int, channels_last: bool) -> torch.Tensor:

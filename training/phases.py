@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The phases of an iteration: which losses, whose parameters, how often."""
+"""The phases of an iteration: losses, trained parameters, interval."""
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ import torch
 from torch_utils import distributed
 from training.loss import MicroBatch, StyleGAN2Loss
 
-GRADIENT_LIMIT = 1e5  # what an infinite gradient becomes
+GRADIENT_LIMIT = 1e5  # replaces infinite gradients
 
 
 class FlatGradients:
-    """A network's gradients in one buffer: zeroed, reduced over processes, sanitised in one operation each.
+    """A network's gradients in one buffer: zeroed, all-reduced and sanitised in one operation each.
 
-    Every parameter's .grad is a view of it, so a parameter that a phase does not touch has the gradient zero.
-    is_local: skip the all-reduce, as for a trial on this process alone.
+    Every parameter's .grad is a view of it, so parameters that a phase does not use have zero gradients.
+    is_local: skip the all-reduce, for trials on this process only.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]):
@@ -29,26 +29,26 @@ class FlatGradients:
             for part, p in zip(self.buffer.split(sizes), self.parameters, strict=True)]
 
     def attach(self) -> None:
-        """Zero the buffer and make it the place where backward passes accumulate."""
+        """Zero the buffer and make it the .grad of all parameters."""
         self.buffer.zero_()
         for p, view in zip(self.parameters, self.views, strict=True):
             p.grad = view
 
     def require(self, *, wanted: bool) -> None:
-        """Have gradients of the parameters computed from here on, or no longer."""
+        """Set requires_grad of all parameters."""
         for p in self.parameters:
             p.requires_grad_(wanted)
 
     def reduce(self) -> torch.Tensor:
-        """Average over processes; nan becomes 0, infinities the limit. Finite values stay as they are.
+        """Average over processes; replace NaN by 0 and infinities by the limit. Finite values are unchanged.
 
-        Returns the sum before that, a scalar, which is finite if and only if all values were (or it exceeds
-        float32).
+        Returns the sum before the replacement, a scalar: finite if and only if all values were (unless it
+        exceeds float32).
         """
         if distributed.world_size() > 1 and not self.is_local:
             distributed.all_reduce_sum(self.buffer)
             self.buffer.div_(distributed.world_size())
-        total = self.buffer.sum()  # by far the cheapest look at all values
+        total = self.buffer.sum()  # by far the cheapest check of all values
         torch.nan_to_num(self.buffer, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=self.buffer)
         return total
 
@@ -58,13 +58,12 @@ class Phase:
     """One row of the table of phases.
 
     losses: yields per-sample losses of a MicroBatch.  interval: the phase runs in every interval-th
-    iteration, with its gradient scaled by the interval to make up for the others (lazy regularisation,
-    StyleGAN2, App. B).
-    total_loss: scalar on the device, what the last run differentiated.  num_broken: int64 scalar there, the
-    steps so far with a non-finite loss or gradient.
-    detector: context of the losses and backward passes of each run, see training.guards; by default empty.
-    graphs: runs rounds in place of run_round, with the same results, unless a detector watches; None: run
-    eagerly.
+    iteration, with its gradient scaled by the interval to compensate (lazy regularisation, StyleGAN2,
+    App. B).
+    total_loss: scalar on the device, the total loss of the last run.  num_broken: int64 scalar on the device,
+    the number of steps so far with a non-finite loss or gradient.
+    detector: context manager around the losses and backward passes of each run, see training.guards.
+    graphs: replaces run_round, with the same results, unless a detector is active; None: run eagerly.
     """
 
     name: str

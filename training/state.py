@@ -71,15 +71,15 @@ class TrainingState:
     elapsed_sec: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as plain values and tensors, which are the state's own, in the parts of a training state:
-        'run' (networks, optimizers, augmentation), 'loop' (ticks and snapshots) and 'extra' (what was
-        reported and counted). All processes must call.
+        """Everything as plain values and tensors (not copies), in the sections of a training state: 'run'
+        (networks, optimizers, augmentation), 'loop' (ticks and snapshots) and 'extra' (statistics and guard
+        counts). All processes must call.
         """
         networks = {
             name: dict(misc.named_params_and_buffers(module)) for name, module in self._networks().items()}
         controller = None if self.ada is None else self.ada.state_dict()
         if controller is not None:
-            # Each process has its own sums since p last changed; a sum of signs is exact.
+            # Each process has its own sums since the last update of p; sums of signs are exact.
             distributed.all_reduce_sum(controller['pending'])
         run = {
             **networks, 'G_opt': self.G_opt.state_dict(), 'D_opt': self.D_opt.state_dict(),
@@ -142,7 +142,7 @@ def seed_iteration(seed: int, rank: int, cur_nimg: int) -> np.random.Generator:
     """
     sequence = np.random.SeedSequence([seed, rank, cur_nimg])
     number = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-    # torch.manual_seed also turns to every device that this machine lacks, a hundred microseconds in all.
+    # torch.manual_seed also tries devices that this machine lacks, which takes a hundred microseconds.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(number)
@@ -199,7 +199,7 @@ def _lay_out_like_parameters(opt: torch.optim.Optimizer) -> None:
 
 
 def _weight_format(config: TrainConfig, device: torch.device) -> torch.memory_format:
-    """That of the activations, so that no convolution has to rearrange its weight."""
+    """That of the activations, so that convolutions need not convert their weight."""
     is_nhwc = (device.type == 'cuda' and config.system == 'stylegan2' and config.allow_tf32 is not False
                and config.G.channels_last is not False)
     return torch.channels_last if is_nhwc else torch.preserve_format
@@ -208,7 +208,7 @@ def _weight_format(config: TrainConfig, device: torch.device) -> torch.memory_fo
 def _at_rest(
     module: torch.nn.Module, device: torch.device, layout: torch.memory_format = torch.preserve_format,
 ) -> torch.nn.Module:
-    """In training mode, gradients off until a phase turns them on."""
+    """In training mode, with gradients disabled until a phase enables them."""
     return module.train().requires_grad_(requires_grad=False).to(device=device, memory_format=layout)
 
 
@@ -228,7 +228,7 @@ def _build_augmentation(
 
 
 def ema_beta(cur_nimg: int, batch_size: int, ema_kimg: float, ema_rampup: float | None) -> float:
-    """Share of the old average that one iteration keeps: 0.5 ^ (batch_size / half-life).
+    """Decay of the EMA of G per iteration: 0.5 ^ (batch_size / half-life) (Karras et al. 2018, App. A.1).
 
     cur_nimg: images shown before this iteration.  ema_kimg: half-life in thousand images.
     ema_rampup: limits the half-life to this share of cur_nimg, None for no limit; the first beta is then 0.
@@ -241,7 +241,7 @@ def ema_beta(cur_nimg: int, batch_size: int, ema_kimg: float, ema_rampup: float 
 
 @torch.no_grad()
 def update_ema(G_ema: torch.nn.Module, G: torch.nn.Module, beta: float) -> None:
-    """Move the parameters of G_ema towards those of G by 1 - beta; copy the buffers (w_avg, noise maps)."""
+    """G_ema = beta * G_ema + (1 - beta) * G for parameters; copy the buffers (w_avg, noise maps)."""
     averages, currents = list(G_ema.parameters()), list(G.parameters())
     assert len(averages) == len(currents), f'G_ema has {len(averages)} parameters, G {len(currents)}'
     if averages:

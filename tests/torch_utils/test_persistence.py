@@ -100,7 +100,7 @@ def test_the_outermost_of_two_decorated_classes_has_the_last_word(make_module):
 
 def test_an_argument_that_does_not_pickle_is_an_error_at_once(make_module):
     cls = make_module('shapes', SHAPE).Shape
-    with pytest.raises(TypeError, match=r'Shape: could not be saved'):
+    with pytest.raises(TypeError, match=r'Shape: cannot be saved'):
         cls(3, options=lambda: None)
 
 
@@ -188,8 +188,7 @@ def test_modules_of_the_same_package_travel_with_an_object(make_module, tmp_path
     thing = pickle.loads(data)
     assert thing.use() == 42
     assert not any(name.startswith('parts') for name in sys.modules)
-    again = pickle.loads(pickle.dumps(thing))
-    assert again.use() == 42 and list(thing.__reduce_ex__(4)[1][0]['companions']) == list(PARTS)[:2]
+    assert pickle.loads(pickle.dumps(thing)).use() == 42
 
 
 def test_a_plain_subclass_pickles_like_any_class(make_module):

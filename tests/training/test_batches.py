@@ -94,7 +94,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(folder, capsys):
         os.kill(worker.pid, signal.SIGKILL)
     assert same(expected, found + take(stream, 10))
     output = capsys.readouterr().out
-    assert output.count('A process that loads images died') == 1 and '\n' not in output.strip()
+    assert output.count('A data loader process died') == 1 and '\n' not in output.strip()
 
 
 def test_a_death_is_noticed_at_the_next_batch_and_not_in_between(folder):
@@ -109,7 +109,7 @@ def test_workers_that_keep_dying_end_the_run_in_one_line(folder, monkeypatch):
         raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed. ')
         yield
     monkeypatch.setattr(batches.Batches, '_load', die)
-    with pytest.raises(UserError, match=r'--workers=2: they die again and again \(.* Killed\)'):
+    with pytest.raises(UserError, match=r'--workers=2: workers die repeatedly \(.* Killed\)'):
         next(iter(read(folder, num_workers=2)))
 
 

@@ -117,7 +117,7 @@ def test_a_killed_data_worker_is_replaced(images, tmp_path, whole):
     for worker in workers_of(pid):
         os.kill(worker, signal.SIGKILL)
     assert finish(pid) == 0, output(config)
-    assert len(lines_with(config, 'A process that loads images died')) == 1
+    assert len(lines_with(config, 'A data loader process died')) == 1
     assert_ends_like(whole, config)
 
 

@@ -135,7 +135,7 @@ def test_a_detector_that_finds_nothing_ends_and_says_so():
     assert found == [None]
     run.step()
     assert len(found) == 1 and not any(m._forward_hooks for m in run.state.G.modules())
-    assert 'not in the runs examined' in broken_line('Gmain', None, 1.0, 3)
+    assert 'all were in the runs watched' in broken_line('Gmain', None, 1.0, 3)
 
 
 def test_an_error_in_an_examined_phase_passes_and_leaves_no_hooks():

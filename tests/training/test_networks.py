@@ -308,7 +308,7 @@ def test_synthesis_compiles_in_one_graph_and_exports():
 def test_mapping_without_broadcast_keeps_no_average_and_trains():
     mapping = networks.MappingNetwork(z_dim=4, c_dim=0, w_dim=4, num_ws=None, num_layers=1).train()
     assert mapping(torch.randn(2, 4), None).shape == (2, 4) and not list(mapping.buffers())
-    with pytest.raises(ValueError, match='keeps no average'):
+    with pytest.raises(ValueError, match='has no w_avg'):
         mapping(torch.randn(2, 4), None, truncation_psi=0.5)
 
 

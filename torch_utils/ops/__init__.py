@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators that PyTorch does not have, or not with gradients of every order."""
+"""Operators that PyTorch lacks, or has without gradients of arbitrary order."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""define_op(): the one way an operator comes into being, and the only code that touches torch.library.
+"""define_op(): defines every operator; the only code that uses torch.library.
 
-An operator is four plain functions: reference (the mathematics in torch code), fake (shape and strides of the
-result), setup_context and backward (which call operators again, so that every order of gradient works), and
-where there is one a fifth, cuda, which launches a kernel.
+An operator is four plain functions: reference (plain PyTorch), fake (shape and strides of the result),
+setup_context and backward (which calls operators again, so that gradients of any order work), and optionally
+a fifth, cuda, which launches a kernel.
 """
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +22,8 @@ OPS: dict[str, 'Op'] = {}  # every operator by its name
 class Op:
     """A callable operator; `overload` is its torch.library form, seen by compile, export and opcheck.
 
-    Eager calls on plain tensors skip the dispatcher: a Python kernel behind it costs about 45 us a call,
-    which for the small layers of a network on a CPU is longer than the arithmetic.
+    Eager calls on plain tensors skip the dispatcher: a Python kernel behind it costs about 45 us per
+    call, which exceeds the arithmetic of small layers on a CPU.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Op:
         return self.kernels.get(args[0].device.type, self.reference)(*args)
 
     def run_native(self, *args: Any) -> Result:
-        """By the kernel where it can be had and knows the case, else by the reference."""
+        """By the kernel if it is available and supports the arguments, else by the reference."""
         try:
             result = self.native(*args) if custom_ops.is_available(args[0].device) else None
-        except custom_ops.CompileError:  # has been warned of
+        except custom_ops.CompileError:  # already reported by a warning
             result = None
         return self.reference(*args) if result is None else result
 
@@ -66,7 +66,7 @@ def _requires_grad(arg: Any) -> bool:
 
 
 class _EagerOp(torch.autograd.Function):
-    """Autograd of any Op. The op comes last, so that needs_input_grad has the op's own numbering."""
+    """Autograd of any Op. The op comes last, so that needs_input_grad matches the op's arguments."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Result:
@@ -107,11 +107,11 @@ def define_op(
 
 
 def memory_format_of(*tensors: torch.Tensor) -> torch.memory_format:
-    """Of the first tensor that has one: channels_last if it [N, C, H, W] is laid out so and not in the
-    ordinary way, else contiguous. Contiguous if none is laid out in either way.
+    """Memory format of the first tensor that is contiguous or channels_last; contiguous if it is both, or if
+    no tensor is either.
 
-    Every result of an operator has the format of some of its arguments by this rule, and not whatever strides
-    the arithmetic happens to give: a compiler relies on what the fake kernel says.
+    Results of operators get their format by this rule rather than from the strides that the arithmetic
+    produces, since compilers rely on the strides of the fake kernel.
     """
     for x in tensors:
         if x.is_contiguous():
@@ -129,5 +129,5 @@ def empty_as(*tensors: torch.Tensor) -> torch.Tensor:
 
 
 def laid_out_as(result: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-    """result in memory_format_of(tensors), copied only if it must be."""
+    """result in memory_format_of(tensors), copied only if necessary."""
     return result.contiguous(memory_format=memory_format_of(*tensors))

@@ -17,7 +17,7 @@ class Activation:
     """One row of `activation_funcs`; func(x, alpha) is the activation without its gain.
 
     slope, curvature and jerk are the first three derivatives of the smooth activations as differentiable
-    torch code; the piecewise linear ones have none, since a sign is all that their derivative needs.
+    torch code; the piecewise linear ones have none, since their derivative depends on a sign only.
     """
 
     func: Callable[[torch.Tensor, float], torch.Tensor]
@@ -98,5 +98,5 @@ activation_funcs: dict[str, Activation] = {
 
 
 def saves_output(act: str, alpha: float, gain: float) -> bool:
-    """Whether the slope can be told from the sign of the output, so that the input need not be kept."""
+    """Whether the sign of the output determines the slope, so that the input need not be saved."""
     return activation_funcs[act].slope is None and alpha >= 0 and gain > 0

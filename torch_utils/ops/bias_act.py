@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""y = clamp(act(x + b) * gain): bias, activation, gain, clamp in one, with gradients of any order."""
+"""y = clamp(act(x + b) * gain): fused bias, activation, gain and clamp, with gradients of any order."""
 import functools
 from typing import Any
 
@@ -33,7 +33,7 @@ def bias_act(
     spec = activation_funcs[act]
     alpha = float(spec.def_alpha if alpha is None else alpha)
     gain = float(spec.def_gain if gain is None else gain)
-    # What torch does natively in one pass needs no operator of ours; the smooth ones take their bias so, too.
+    # Where torch needs one pass, no custom op is used; smooth activations add their bias this way, too.
     if b is not None and (spec.slope is not None or (act == 'linear' and gain == 1)):
         x, b = x + bias_shaped(b, x.ndim, dim), None
     if act == 'linear' and clamp is None and b is None:
@@ -47,7 +47,7 @@ def bias_shaped(b: torch.Tensor, ndim: int, dim: int) -> torch.Tensor:
 
 
 def finish_(y: torch.Tensor, act: str, alpha: float, gain: float, clamp: float) -> torch.Tensor:
-    """Piecewise linear activation, gain and clamp of a tensor of our own, in place."""
+    """Piecewise linear activation, gain and clamp, in place."""
     if act != 'linear':
         F.leaky_relu_(y, alpha if act == 'lrelu' else 0.0)
     if gain != 1:
@@ -106,13 +106,13 @@ def _grad_reference(
         y = saved if from_output else activation_funcs[act].func(saved, alpha) * gain
         limit = _rounded(clamp, y.dtype)
         dx = torch.ops.aten.hardtanh_backward(dx, y, -limit, limit)
-    # As the activation was laid out: what is sent back may be a number spread over an image.
+    # In the layout of the activation: dy may be an expanded scalar.
     return laid_out_as(dx, saved, dy)
 
 
 @functools.cache
 def _rounded(clamp: float, dtype: torch.dtype) -> float:
-    """What clamping to a number gives in a dtype."""
+    """The clamp rounded to a dtype."""
     return float(torch.tensor(clamp, dtype=dtype, device='cpu'))
 
 
@@ -135,8 +135,8 @@ def _grad_backward(ctx: Any, ddx: torch.Tensor) -> tuple:
     return act_grad(ddx, saved, *ctx.spec), curvature, None, None, None, None
 
 
-# The same for a bias a channel, together with the bias's own gradient: (dx, db) in one pass over an image.
-# `y` is the output of an activation of which saves_output() holds, so that nothing is curved.
+# The same for a bias per channel, with the gradient of the bias: (dx, db) in one pass over an image.
+# `y`: output of an activation for which saves_output() holds, so the second derivative is zero.
 
 def _both_reference(
     dy: torch.Tensor, y: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
@@ -167,7 +167,7 @@ def _both_backward(ctx: Any, ddx: torch.Tensor | None, ddb: torch.Tensor | None)
     return to_dy, None, None, None, None, None
 
 
-# dy * ddx * gain * act''(u) of a smooth activation, zero where the clamp is at work.
+# dy * ddx * gain * act''(u) of a smooth activation, zero where the clamp is active.
 
 def _curvature_reference(
     dy: torch.Tensor, ddx: torch.Tensor, u: torch.Tensor, act: str, gain: float, clamp: float,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch geometry of csrc/bias_act.cu. Each function computes its operator, or returns None for a case
-that is left to the reference.
+"""Launch geometry of csrc/bias_act.cu. Each function computes its operator, or returns None to leave a case
+to the reference.
 """
 import torch
 

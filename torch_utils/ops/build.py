@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile all kernels ahead of time into the cache that launches read: `python -m torch_utils.ops.build`.
 
-With nvcc under ninja where they are there and of the CUDA release that launches use, else with NVRTC.
+Uses nvcc and ninja if installed and of the CUDA release that launches use, else NVRTC.
 """
 import functools
 import os
@@ -35,7 +35,7 @@ rule cubin
   description = $out
 '''
 Job = tuple[Kernel, str]  # what to compile, and for which architecture
-Failure = tuple[Job, str]  # and the compiler's complaint
+Failure = tuple[Job, str]  # and the compiler's message
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be built, from which sources and into which cache."""
+    """What to build, from which sources and into which cache."""
 
     jobs: tuple[Job, ...]
     cache: CubinCache
@@ -69,7 +69,7 @@ def parse_archs(text: str) -> list[str]:
     archs = list(dict.fromkeys(part.strip() for part in text.split(',') if part.strip()))
     wrong = [arch for arch in archs if not re.fullmatch(r'sm_\d{2,3}[af]?', arch)]
     if wrong or not archs:
-        raise UserError(f'--arch={text}: {wrong[0] if wrong else "nothing"} is no architecture; '
+        raise UserError(f'--arch={text}: {wrong[0] if wrong else "nothing"} is not an architecture; '
                         f'give names such as sm_80,sm_90')
     return archs
 
@@ -102,7 +102,8 @@ def find_toolkit() -> Toolkit | str:
 def choose(compiler: str) -> tuple[Toolkit | None, str]:
     """(nvcc's toolkit, or None for NVRTC; one line about the choice). Raises UserError if there is neither.
 
-    Launches look for what their own NVRTC's release has built: auto takes nvcc only where it is the same.
+    Launches search the cache for the release of their own NVRTC, so auto uses nvcc only if its release is the
+    same.
     """
     toolkit, problem = find_toolkit(), nvrtc.problem()
     if compiler == 'nvcc' and isinstance(toolkit, str):
@@ -111,7 +112,7 @@ def choose(compiler: str) -> tuple[Toolkit | None, str]:
         raise UserError(f'--compiler=nvrtc: {problem}')
     if isinstance(toolkit, str):
         if problem:
-            raise UserError(f'There is no compiler: {toolkit}; {problem}')
+            raise UserError(f'no compiler: {toolkit}; {problem}')
         return None, f'NVRTC of CUDA {nvrtc.release()}' + (f' ({toolkit})' if compiler == 'auto' else '')
     differs = not problem and nvrtc.release() != toolkit.release
     note = f'launches here look for what CUDA {nvrtc.release()} compiled' if differs else ''
@@ -122,7 +123,7 @@ def choose(compiler: str) -> tuple[Toolkit | None, str]:
 
 
 def build(plan: Plan, toolkit: Toolkit | None, jobs: int) -> tuple[int, list[Failure]]:
-    """Compile what the cache lacks with `jobs` processes; returns (how many were built, what failed)."""
+    """Compile missing kernels with `jobs` processes; returns (number of kernels built, failures)."""
     release = nvrtc.release() if toolkit is None else toolkit.release
     missing = plan.missing(release)
     if not missing:
@@ -153,7 +154,7 @@ def write_ninja_file(folder: Path, plan: Plan, jobs: Sequence[Job], toolkit: Too
 @click.option('--compiler', type=click.Choice(COMPILERS), default='auto', show_default=True,
               help='auto: nvcc under ninja if its release is that of NVRTC, else NVRTC')
 def command(arch: str | None, cache: str | None, jobs: int, compiler: str) -> None:
-    """Compile all kernels ahead of time, so that no training run has to."""
+    """Compile all kernels ahead of time, so that runs do not have to."""
     archs = archs_here() if arch is None else parse_archs(arch)
     target = CubinCache(cache) if cache else custom_ops.default_cache()
     plan = Plan(tuple((kernel, name) for name in archs for kernel in all_variants()), target)
@@ -162,12 +163,12 @@ def command(arch: str | None, cache: str | None, jobs: int, compiler: str) -> No
     try:
         built, failures = build(plan, toolkit, jobs)
     except OSError as error:
-        raise UserError(f'{target.folder}: {error.strerror}; give a --cache that can be written') from error
-    click.echo(f'{built} built, {len(plan.jobs) - built - len(failures)} were there already.')
+        raise UserError(f'{target.folder}: {error.strerror}; set --cache to a writable folder') from error
+    click.echo(f'{built} kernels built, {len(plan.jobs) - built - len(failures)} already existed.')
     for (kernel, name), why in failures[:MAX_FAILURES_SHOWN]:
         click.echo(f'{kernel} for {name}: {why}', err=True)
     if failures:
-        raise UserError(f'{len(failures)} of {len(plan.jobs)} kernels were not compiled, see above')
+        raise UserError(f'{len(failures)} of {len(plan.jobs)} kernels failed to compile, see above')
 
 
 def main() -> None:
@@ -206,8 +207,8 @@ def _with_nvcc(plan: Plan, jobs: Sequence[Job], toolkit: Toolkit, processes: int
 
 
 def _run_ninja(toolkit: Toolkit, folder: Path, processes: int, total: int) -> str:
-    """Run every job, the others too after one has failed; returns all output."""
-    # -k 0 continues after failures; a status line starts with a mark that no compiler prints.
+    """Run every job, also after a failure; returns all output."""
+    # -k 0 continues after failures; status lines start with a marker that no compiler prints.
     command_line = [toolkit.ninja, '-C', str(folder), '-j', str(processes), '-k', '0']
     environment = {**os.environ, 'NINJA_STATUS': '@done ', 'TERM': 'dumb'}
     lines = []

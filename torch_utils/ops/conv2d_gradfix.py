@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions whose gradients of every order are convolutions that a GPU is fast at.
+"""Convolutions with gradients of any order that are ordinary convolutions, which are fast on a GPU.
 
-The gradient of a convolution's gradient is where torch's own are slow there: what belongs to the weight is
-computed as a convolution of the transposed input with a kernel as large as the image, which on an H200 took
-a fifth of a training iteration. But y = x * w is bilinear: with respect to x the gradient is the transposed
-convolution of dy with w, with respect to w the same product of dy and x that the first backward pass needs,
-and so on. On a CPU torch's own are faster, and compilers know them.
+torch's second derivatives are slow there: it differentiates the weight gradient by a convolution of the
+transposed input with a kernel as large as the image, which took a fifth of a training iteration on an H200.
+But y = x * w is bilinear: the gradient with respect to x is the transposed convolution of dy with w, the
+gradient with respect to w is the weight gradient of the first backward pass, and so on for higher orders. On
+a CPU and in compiled code torch's own convolutions are used.
 
-`enabled` is kept for code embedded in official pickles. Weight gradients that nobody asks for are not
-computed; where autograd cannot know that, no_weight_gradients() tells.
+`enabled` is kept for code embedded in official pickles. Unneeded weight gradients are not computed;
+no_weight_gradients() marks those that autograd cannot recognise as unneeded.
 """
 import contextlib
 import types
@@ -28,8 +28,8 @@ _SWITCH = types.SimpleNamespace(is_on=True)
 
 @contextlib.contextmanager
 def no_weight_gradients() -> Iterator[None]:
-    """Within it, differentiation sends nothing back to the weights: for gradients of other things, which may
-    be differentiated again. Counts for all threads, since autograd has its own.
+    """Within this context weights get no gradients: for gradients with respect to other tensors, which may be
+    differentiated again. Applies to all threads, since autograd uses its own.
     """
     before = _SWITCH.is_on
     _SWITCH.is_on = False
@@ -40,7 +40,7 @@ def no_weight_gradients() -> Iterator[None]:
 
 
 def wants_weight_gradients() -> bool:
-    """Whether gradients go back to weights: everywhere but within no_weight_gradients()."""
+    """Whether weights get gradients: everywhere except within no_weight_gradients()."""
     return _SWITCH.is_on
 
 
@@ -69,7 +69,7 @@ def conv_transpose2d(
 
 @dataclass(frozen=True)
 class _Form:
-    """What distinguishes one convolution from another; pairs are (rows, columns)."""
+    """Settings of a convolution; pairs are (rows, columns)."""
 
     stride: Pair
     padding: Pair
@@ -79,20 +79,20 @@ class _Form:
     transposed: bool
 
     def run(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """The convolution, without gradients."""
+        """The convolution. Not differentiable."""
         return torch.ops.aten.convolution(
             x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
             self.groups)
 
     def weight_gradient(self, dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """The gradient of the weight, of which only shape and strides matter, without gradients."""
+        """Gradient with respect to w, of which only shape and strides are used. Not differentiable."""
         wanted = [False, True, False]
         return torch.ops.aten.convolution_backward(
             dy, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
             self.groups, wanted)[1]
 
     def adjoint(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> '_Form':
-        """Of the convolution that takes y's gradient to x's, where this one takes x to y."""
+        """Settings of the adjoint convolution, from the gradient of y to that of x."""
         rest = (0, 0)
         if not self.transposed:
             # Several sizes of x give the same size of y.
@@ -117,10 +117,11 @@ def _plus_bias(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
 
 
 def _convolve(x: torch.Tensor, w: torch.Tensor, form: _Form) -> torch.Tensor:
-    """The convolution as two nodes, of which autograd runs only those that lead to what is asked for.
+    """The convolution as two autograd nodes, of which a backward pass runs only those it needs.
 
-    A Python function is told what required gradients in the forward pass, not what is asked for now. So the
-    gradient of the weight is a node of its own, connected by a tensor that has the shape of y and no content.
+    needs_input_grad tells which inputs required gradients in the forward pass, not what the current backward
+    pass needs. So the weight gradient is a separate node, connected by a token: a tensor with the shape of y
+    and no content.
     """
     if not torch.is_grad_enabled() or not (x.requires_grad or w.requires_grad):
         return form.run(x, w)
@@ -131,7 +132,7 @@ def _convolve(x: torch.Tensor, w: torch.Tensor, form: _Form) -> torch.Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """x * w, which is y, with the gradient of x; the token's is that of y. What is in a tuple has no edge."""
+    """x * w with the gradient of x. The gradient of the token is dy. Tensors in a tuple get no edge."""
 
     @staticmethod
     def forward(
@@ -150,7 +151,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _ToWeight(torch.autograd.Function):
-    """From the weight to a token; what comes back to the token is dy."""
+    """From the weight to the token, whose gradient is dy."""
 
     @staticmethod
     def forward(ctx: Any, w: torch.Tensor, inputs: tuple, shape: torch.Size, form: _Form) -> torch.Tensor:
@@ -167,7 +168,7 @@ class _ToWeight(torch.autograd.Function):
 
 
 class _WeightGradient(torch.autograd.Function):
-    """The gradient of a convolution's weight, bilinear in dy and x; w only has the shape."""
+    """Weight gradient of a convolution, bilinear in dy and x; of w only the shape is used."""
 
     @staticmethod
     def forward(ctx: Any, dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, form: _Form) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolution with up- or down-sampling around it, in the cheapest of its equivalent forms."""
+"""Convolution with up- or downsampling, in the cheapest of several equivalent forms."""
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +23,7 @@ def conv2d_resample(  # noqa: PLR0913 (published signature)
     x0, x1, y0, y1 = _total_padding(padding, f, up, down)
     if up == 1 and down == 1:
         return _convolve(x, w, [x0, x1, y0, y1], 1, groups, flip_weight)
-    # A 1x1 kernel commutes with the filter, so it is applied where there are fewest pixels.
+    # A 1x1 kernel commutes with the filter, so it is applied at the lower resolution.
     if kh == kw == 1 and up == 1:
         x = upfirdn2d(x, f, down=down, padding=[x0, x1, y0, y1], flip_filter=flip_filter)
         return _convolve(x, w, [0] * 4, 1, groups, flip_weight)
@@ -51,7 +51,7 @@ def convolve_before_filter(
     x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, padding: int | Sequence[int] = 0,
     groups: int = 1, flip_weight: bool = True, down: int = 1,
 ) -> tuple[torch.Tensor, list[int]]:
-    """Up-sampling without its filter: the transposed convolution, and the padding to filter its result with.
+    """Upsampling without its filter: the transposed convolution, and the padding for filtering its result.
 
     Arguments as conv2d_resample() with up > 1. The filter that follows has gain up ** 2.
     """
@@ -62,7 +62,7 @@ def convolve_before_filter(
 
 
 def _total_padding(padding: int | Sequence[int], f: torch.Tensor | None, up: int, down: int) -> list[int]:
-    """The user's padding plus what keeps the image centred under the filters."""
+    """The user's padding plus that which keeps the image centred under the filters."""
     (fw, fh), (x0, x1, y0, y1) = filter_size(f), parse_padding(padding)
     if up > 1:
         x0, x1 = x0 + (fw + up - 1) // 2, x1 + (fw - up) // 2
@@ -80,7 +80,7 @@ def _convolve(
     x0, x1, y0, y1 = padding
     is_product = w.shape[2:].numel() == stride == groups == 1 and not any(padding)
     if is_product and x.device.type == 'cpu' and x.is_contiguous(memory_format=torch.channels_last):
-        # As a product of matrices, which is less to set up for each call than a convolution.
+        # As a matrix product, which has less overhead per call than a convolution.
         return F.linear(x.permute(0, 2, 3, 1), w.flatten(1)).permute(0, 3, 1, 2)
     symmetric = x0 == x1 >= 0 and y0 == y1 >= 0
     if not symmetric:
@@ -93,7 +93,7 @@ def _convolve_transposed(
     x: torch.Tensor, w: torch.Tensor, up: int, groups: int, flip_weight: bool,
 ) -> torch.Tensor:
     """Convolution of the zero-stuffed x at full extent: [N, O, (H - 1) * up + kh, ...]."""
-    # torch's transposed convolution convolves, and wants the channels of x first.
+    # torch's transposed convolution flips the kernel and expects the channels of x first.
     w = w.flip([2, 3]) if flip_weight else w
     out_channels, in_per_group, kh, kw = w.shape
     if groups == 1:

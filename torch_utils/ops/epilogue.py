@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What surrounds the convolution of a synthesis layer: scaling of channels before it, and after it
+"""Operations around the convolution of a synthesis layer: scaling of channels before it, and after it
 y = act((x * d + noise) + b) * gain within +-clamp, alone or behind a filter. Gradients of any order.
 """
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def _columns(s: torch.Tensor) -> torch.Tensor:
 
 
 def plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
-    """a + b, where None is zero."""
+    """a + b, with None as zero."""
     return a if b is None else b if a is None else a + b
 
 
@@ -75,7 +75,7 @@ def _scale_grad_backward(ctx: Any, ddx: torch.Tensor | None, dds: torch.Tensor |
     return to_dy, to_x, to_s
 
 
-# act((x * d + noise) + b) * gain, clamped; only for activations whose slope the output tells.
+# act((x * d + noise) + b) * gain, clamped; only for activations with saves_output().
 
 def _reference(
     x: torch.Tensor, d: torch.Tensor, noise: torch.Tensor | None, b: torch.Tensor, act: str, alpha: float,
@@ -107,9 +107,9 @@ def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
     return (*[g if wanted else None for g, wanted in zip(grads, wants, strict=True)], None, None, None, None)
 
 
-# Its gradient (dx, dd, dnoise, db); of what is not wanted, an empty tensor. Without d, dx is that of x * d.
+# Its gradient (dx, dd, dnoise, db); unneeded ones are empty tensors. Without d, dx is that of x * d.
 
-def _grad_reference(  # noqa: PLR0913 (what the forward pass had, and dy)
+def _grad_reference(  # noqa: PLR0913 (the arguments of the forward pass, and dy)
     dy: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor, d: torch.Tensor | None,
     noise_shape: Sequence[int], wants: Sequence[bool], act: str, alpha: float, gain: float, clamp: float,
 ) -> tuple[torch.Tensor, ...]:
@@ -162,7 +162,7 @@ def _grad_backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple:
     return tuple(grads)
 
 
-# The same behind a filter (upfirdn2d at up = down = 1), as after a transposed convolution.
+# The same after a filter (upfirdn2d at up = down = 1), which follows a transposed convolution.
 
 def _filtered_reference(  # noqa: PLR0913 (two operators in one)
     x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, d: torch.Tensor,
@@ -186,8 +186,8 @@ def _filtered_setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> No
 
 
 def _filtered_backward(ctx: Any, dy: torch.Tensor) -> tuple:
-    # sum(g * filter(x)) = sum(adjoint(g) * x): the filtered image is not needed, and both gradients come of
-    # one pass over adjoint(g).
+    # sum(g * filter(x)) = sum(adjoint(g) * x): the filtered image is not needed, and one pass over
+    # adjoint(g) gives both gradients.
     x, f, d, y = ctx.saved_tensors
     wants = ctx.needs_input_grad
     of_input = wants[0] or wants[5]
@@ -201,14 +201,14 @@ def _filtered_backward(ctx: Any, dy: torch.Tensor) -> tuple:
 def _through_filter(
     ctx: Any, g: torch.Tensor, x: torch.Tensor, f: torch.Tensor, d: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(dx, dd) of filter(x) * d, of which g is the gradient."""
+    """(dx, dd) of filter(x) * d, given its gradient g."""
     padding = adjoint_padding(filter_size(f), [1, 1], [1, 1], ctx.padding, x.shape[2:], g.shape[2:])
     g = _upfirdn2d(g, f, [1, 1], [1, 1], padding, not ctx.flip, ctx.filter_gain)
     return scale_channels_grad(g, x, d)
 
 
-# filtered_epilogue() with the scaling of channels that the next layer starts with: (y * s, y). Without
-# keeps_y, y is empty, and there is no gradient.
+# filtered_epilogue() fused with the channel scaling of the next layer: (y * s, y). Without keeps_y, y is
+# empty and there is no gradient.
 
 def _scaled_filtered_reference(  # noqa: PLR0913 (three operators in one)
     x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, d: torch.Tensor,
@@ -248,8 +248,8 @@ def _scaled_filtered_backward(ctx: Any, dscaled: torch.Tensor | None, dy: torch.
     return (dx, None, None, None, None, dd, *sums, *[None] * 5)
 
 
-# Its gradient up to the filter: g = (dscaled * s + dy) * slope, and (dnoise, db, ds); of what is not wanted,
-# an empty tensor.
+# Its gradient up to the filter: g = (dscaled * s + dy) * slope, and (dnoise, db, ds); unneeded ones are
+# empty tensors.
 
 def _scaled_grad_reference(  # noqa: PLR0913 (as above)
     dscaled: torch.Tensor, dy: torch.Tensor | None, y: torch.Tensor, s: torch.Tensor,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Launch geometry of csrc/epilogue*.cu and csrc/modulated_weight.cu. Each function computes its operator, or
-returns None for a case that is left to the reference.
+returns None to leave a case to the reference.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from torch_utils.ops import native, upfirdn2d_cuda
 from torch_utils.ops.bias_act_cuda import ACT_NUMBERS
 
 WARP = 32
-ROWS_EACH = 32  # rows that a thread walks down at most: their partial sums are a small part of the traffic
+ROWS_EACH = 32  # most rows per thread; their partial sums are a small part of the traffic
 MANY_BLOCKS = 1056  # eight for every multiprocessor of the largest device there is; shorter walks below that
 SUM_THREADS, SUM_LANES = 512, 64  # of a block that adds up partial sums; rows side by side at most
-SUM_ROWS = 4  # that a thread adds before there are more lanes
+SUM_ROWS = 4  # that a thread adds before more lanes are used
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,7 @@ def epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
 def act_grad_both(
     dy: torch.Tensor, y: torch.Tensor, act: str, alpha: float, gain: float, clamp: float,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Native form of the operator bias_act_grad_both: what remains of an epilogue's gradient without scales
-    and noise.
-    """
+    """Native form of the operator bias_act_grad_both: an epilogue's gradient without scales and noise."""
     grads = epilogue_grad(
         dy, None, y, None, [], [True, False, False, True], act, alpha, gain, clamp)
     return None if grads is None else (grads[0], grads[3])
@@ -243,7 +241,7 @@ def modulation(
     weight: torch.Tensor, styles: torch.Tensor, eps: float, normalise: bool, dtype: torch.dtype,
 ) -> tuple[torch.Tensor, ...] | None:
     """Native form of the operator modulation."""
-    exact = (torch.float32, torch.float64)  # what sums may be stored in
+    exact = (torch.float32, torch.float64)  # types that sums can be stored in
     if not native.supports(weight, styles) or weight.dtype not in exact or dtype not in native.TYPE_NAMES:
         return None
     weight, styles = native.packed(weight), styles.contiguous()
@@ -308,7 +306,7 @@ def weight_kernel(
 
 
 def noise_step_of(noise: torch.Tensor | None, x: torch.Tensor) -> int | None:
-    """Elements from one sample's noise to the next; None if the noise is no map, or one a sample, for x."""
+    """Elements from one sample's noise to the next; None unless it is one map for x, or one per sample."""
     if noise is None:
         return 0
     if noise.ndim < 2 or not _is_map(noise.shape, x):
@@ -317,7 +315,7 @@ def noise_step_of(noise: torch.Tensor | None, x: torch.Tensor) -> int | None:
 
 
 def _is_map(shape: Sequence[int], x: torch.Tensor) -> bool:
-    """Whether noise of this shape has every pixel of x and one channel; no shape at all is no noise."""
+    """Whether noise of this shape has every pixel of x and one channel; an empty shape means no noise."""
     if len(shape) == 0:
         return True
     leading = tuple(shape[:-2])
@@ -342,7 +340,7 @@ def _walk(
 def _shapes(
     y: torch.Tensor, noise_shape: Sequence[int], wants: Sequence[bool],
 ) -> list[Sequence[int] | None]:
-    """Of the sums for bias, channel scales and noise; None of what is not wanted."""
+    """Of the sums for bias, channel scales and noise; None for unneeded ones."""
     shapes = [y.shape[1:2], y.shape[:2], noise_shape]
     return [shape if wanted else None for shape, wanted in zip(shapes, wants, strict=True)]
 

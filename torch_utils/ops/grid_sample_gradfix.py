@@ -91,4 +91,4 @@ class _GridGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> tuple:
-        raise RuntimeError('grid_sample: this torch has no second derivative for the grid; detach it')
+        raise RuntimeError('grid_sample: torch has no second derivative for the grid here; detach the grid')

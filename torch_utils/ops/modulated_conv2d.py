@@ -37,8 +37,8 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class Modulation:
-    """What styles make of a layer's weight: weight [O, I, k, k], styles [N, I] and demodulation coefficients
-    d [N, O], all in the dtype of the activations. Without styles: the activations are scaled by them already.
+    """A layer's weight after modulation: weight [O, I, k, k], styles [N, I] and demodulation coefficients
+    d [N, O], all in the dtype of the activations. styles None: the activations are already scaled by them.
     """
 
     weight: torch.Tensor
@@ -46,7 +46,7 @@ class Modulation:
     d: torch.Tensor | None
 
     def applied(self) -> 'Modulation':
-        """For activations that have been multiplied by the styles."""
+        """The same for activations that are already multiplied by the styles."""
         return Modulation(self.weight, None, self.d)
 
 
@@ -62,8 +62,8 @@ def modulated_conv2d(  # noqa: PLR0913 (published signature)
     fused_modconv: one grouped convolution with per-sample weights instead of scaled activations; the same
     numbers.
     float16: weight and styles are pre-normalised by their maxima, which demodulation cancels; avoids
-    overflow. The maxima are constants to differentiation: published, their gradient is computed, though but
-    for DEMODULATION_EPS it is zero. Raises ValueError if styles is not [N, I].
+    overflow. The maxima count as constants; the published gradient through them is zero except for
+    DEMODULATION_EPS. Raises ValueError if styles is not [N, I].
     """
     _check_styles(x, weight, styles)
     resample = {'f': resample_filter, 'up': up, 'down': down, 'padding': padding, 'flip_weight': flip_weight}
@@ -82,8 +82,8 @@ def modulated_conv2d(  # noqa: PLR0913 (published signature)
 def modulate(
     weight: torch.Tensor, styles: torch.Tensor, dtype: torch.dtype, demodulate: bool = True,
 ) -> Modulation:
-    """weight [O, I, k, k] and styles [N, I] as a layer with activations of dtype uses them: pre-normalised
-    for float16 where demodulation cancels that.
+    """Cast weight [O, I, k, k] and styles [N, I] to the dtype of the activations, pre-normalised in float16
+    if demodulation cancels that.
     """
     if demodulate and dtype.itemsize < weight.dtype.itemsize:
         weight, styles, d, *_ = _modulation(weight, styles, DEMODULATION_EPS, dtype == torch.float16, dtype)
@@ -144,16 +144,16 @@ def modulated_product(
 ) -> torch.Tensor:
     """Modulated convolution to few channels, without demodulation, then bias and clamp: one pass over x.
 
-    x: [N, I, H, W].  weight: [O, I, 1, 1]; fused_modconv says how larger ones are computed.  styles: [N, I].
-    bias: [O].  Returns [N, O, H, W] in the dtype of x. The weights of all samples are small, and a product
-    reads x as it lies. Raises ValueError as modulated_conv2d().
+    x: [N, I, H, W].  weight: [O, I, 1, 1]; fused_modconv is for larger ones.  styles: [N, I].
+    bias: [O].  Returns [N, O, H, W] in the dtype of x. Per-sample weights are small here, and a product
+    needs no copy of x. Raises ValueError as modulated_conv2d().
     """
     if weight.shape[2:].numel() > 1:
         x = modulated_conv2d(x, weight, styles, demodulate=False, fused_modconv=fused_modconv)
         return bias_act(x, bias.to(x.dtype), clamp=clamp)
     _check_styles(x, weight, styles)
     weight = _modulated_weight(weight, styles, None, x.dtype).flatten(2)  # [N, O, I]
-    # Filters on a CPU want NHWC; elsewhere images are NCHW.
+    # Filters are faster in NHWC on a CPU; elsewhere images are NCHW.
     channels_last, bias = x.device.type == 'cpu' and is_channels_last(x), bias.to(x.dtype)
     if clamp is None:
         return pixel_product(x, weight, bias, channels_last)
@@ -177,7 +177,7 @@ def _normalised(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tenso
 
 @torch.no_grad()
 def _factors(weight: torch.Tensor, styles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(a [O], b [N]): products with these have a size that float16 holds."""
+    """(a [O], b [N]): factors that bring weight and styles into the range of float16."""
     peak = torch.linalg.vector_norm(weight, math.inf, dim=[1, 2, 3])
     largest_style = torch.linalg.vector_norm(styles, math.inf, dim=1)
     return (peak * weight[0].numel() ** 0.5).reciprocal(), largest_style.reciprocal()
@@ -196,7 +196,8 @@ def _grouped(
     return y.reshape(n, weight.shape[0], *y.shape[2:])
 
 
-# Demodulation coefficients d [N, O], and for the backward pass the energy [O, I] of each pair of channels.
+# Demodulation coefficients d [N, O], and for the backward pass the energy [O, I]: the sum of squares of the
+# weight per pair of channels.
 
 def _demodulation_reference(
     weight: torch.Tensor, styles: torch.Tensor, eps: float,
@@ -225,9 +226,9 @@ def _demodulation_backward(
     return *grads, None
 
 
-# The same for layers of 16 bits: (weight * a, styles * b, d) in another element type, where a [O] and b [N]
-# are the factors that float16 wants (empty: none), constants to differentiation. d and energy are those of
-# the products; they and the factors are also returned as they are, for the gradient.
+# The same for 16-bit layers: (weight * a, styles * b, d) in another dtype, where a [O] and b [N] are
+# _factors() for float16 (empty: none), which count as constants. d and energy are those of the products; they
+# and the factors are also returned in full precision, for the gradient.
 
 def _modulation_reference(
     weight: torch.Tensor, styles: torch.Tensor, eps: float, normalise: bool, dtype: torch.dtype,
@@ -269,7 +270,7 @@ def _modulation_backward(
 def _gradients(
     ctx: Any, saved: Sequence[torch.Tensor], grads: Sequence[torch.Tensor | None],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """(to_weight, to_styles) of either operator; None where there is nothing to send back."""
+    """(to_weight, to_styles) of either operator; None where there is no gradient."""
     to_scaled, to_styles, to_d, to_energy = grads
     of_weight = ctx.needs_input_grad[0] and wants_weight_gradients()
     wants = [of_weight and any(g is not None for g in (to_scaled, to_d, to_energy)),
@@ -280,8 +281,8 @@ def _gradients(
     return tuple(value if wanted else None for value, wanted in zip(results, wants, strict=True))
 
 
-# The gradients (to_weight, to_styles) of both, by those of the results, any of which may be None; of what is
-# not wanted, an empty tensor. d and energy are of the scaled weight and styles; the factors a and b are
+# The gradients (to_weight, to_styles) of both, given those of the results, any of which may be None; unneeded
+# ones are empty tensors. d and energy are those of the scaled weight and styles; the factors a and b are
 # constants.
 
 def _times(t: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -294,7 +295,7 @@ def _to_square(to_d: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     return to_d * d.pow(3) * -0.5
 
 
-def _modulation_grad_reference(  # noqa: PLR0913 (what the forward pass had, and the gradients)
+def _modulation_grad_reference(  # noqa: PLR0913 (the arguments of the forward pass, and gradients)
     weight: torch.Tensor, styles: torch.Tensor, d: torch.Tensor, energy: torch.Tensor, a: torch.Tensor,
     b: torch.Tensor, to_scaled: torch.Tensor | None, to_styles: torch.Tensor | None,
     to_d: torch.Tensor | None, to_energy: torch.Tensor | None, wants: Sequence[bool],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the *_cuda modules share: element types, vector widths, layouts and kernels by their macros."""
+"""Shared by the *_cuda modules: element types, vector widths, layouts, and kernels by their macros."""
 import functools
 from collections.abc import Sequence
 
@@ -28,24 +28,24 @@ def launch(
 ) -> None:
     """Run `blocks` blocks on the current stream of `device`. Raises ValueError beyond what a grid holds."""
     if blocks > MAX_BLOCKS:
-        raise ValueError(f'{kernel.entry} would need {blocks} blocks; a grid has at most {MAX_BLOCKS}')
+        raise ValueError(f'{kernel.entry} needs {blocks} blocks; the maximum is {MAX_BLOCKS}')
     custom_ops.launch(kernel, (blocks, 1, 1), block, args, device)
 
 
 def blocks_for(work: int, per_block: int = THREADS) -> int:
-    """How many blocks hold `work` items."""
+    """Number of blocks for `work` items."""
     return -(-work // per_block)
 
 
 def supports(*tensors: torch.Tensor | None) -> bool:
-    """Whether all tensors have one element type that the kernels know, and there is something to compute."""
+    """Whether all tensors have one element type that the kernels support, and are not empty."""
     given = [t for t in tensors if t is not None]
     return given[0].dtype in TYPE_NAMES and given[0].numel() > 0 and all(
         t.dtype == given[0].dtype and t.device == given[0].device for t in given)
 
 
 def vector_width(run: int, *tensors: torch.Tensor | None) -> int:
-    """Most elements that one access may move: divides `run`, at most 16 bytes, addresses aligned to it."""
+    """Elements per memory access: divides `run`, at most 16 bytes, all addresses aligned to it."""
     given = [t for t in tensors if t is not None]
     size = given[0].element_size()
     width = VECTOR_BYTES // size
@@ -55,17 +55,17 @@ def vector_width(run: int, *tensors: torch.Tensor | None) -> int:
 
 
 def has_short_offsets(*tensors: torch.Tensor) -> bool:
-    """Whether 32 bits count the elements of every sample of every tensor [N, ...]."""
+    """Whether 32-bit offsets suffice within every sample of the tensors [N, ...]."""
     return all(t.numel() <= MAX_OFFSET * t.shape[0] for t in tensors)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether kernels see x [N, C, H, W] as NHWC."""
+    """Whether kernels treat x [N, C, H, W] as NHWC."""
     return memory_format_of(x) is torch.channels_last
 
 
 def dense(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """x with the strides of `like`, copied if need be; same shape. Strides of single rows do not matter."""
+    """x with the strides of `like`, copied if necessary; same shape. Strides of single rows do not matter."""
     steps = zip(x.shape, x.stride(), like.stride(), strict=True)
     return x if all(size <= 1 or a == b for size, a, b in steps) else torch.empty_like(like).copy_(x)
 
@@ -76,5 +76,5 @@ def packed(x: torch.Tensor, *like: torch.Tensor) -> torch.Tensor:
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type in which kernels sum."""
+    """The dtype in which kernels accumulate."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A matrix for each sample, applied to all pixels: y[n, o, p] = sum_i w[n, o, i] x[n, i, p] + b[o].
+"""One matrix per sample, applied to all pixels: y[n, o, p] = sum_i w[n, o, i] x[n, i, p] + b[o].
 
-These are the 1x1 convolutions to and from images: one pass over x, whose memory is read as it lies. A weight
-that all samples share is one that is expanded. pixel_product and pixel_outer are bilinear and each is the
-gradient of the other, so that gradients have every order; pixel_layer adds what bias_act does.
+These are the 1x1 convolutions to and from images: one pass over x, in either memory format. A weight shared
+by all samples is passed as an expanded tensor. pixel_product and pixel_outer are bilinear and each other's
+gradient, so gradients of any order work; pixel_layer fuses bias_act.
 """
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch_utils.ops.activations import activation_funcs, saves_output
 from torch_utils.ops.bias_act import act_grad, act_grad_both, bias_shaped, finish_
 from torch_utils.ops.epilogue import plus
 
-ENOUGH_PRODUCTS = 512  # that a large device works on at the same time
-PIXELS_EACH = 1024  # of a product at least; fewer do not pay for adding up the parts
+ENOUGH_PRODUCTS = 512  # that keep a large GPU busy
+PIXELS_EACH = 1024  # at least, per product: with fewer, adding up the parts costs more than it saves
 
 
 def _pixels(x: torch.Tensor) -> torch.Tensor:
@@ -32,14 +32,14 @@ def _format(channels_last: bool) -> torch.memory_format:
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether a gradient for x is to be laid out in NHWC."""
+    """Whether the gradient of x must be in NHWC."""
     return memory_format_of(x) is torch.channels_last
 
 
 def is_image_layer(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether convolving x [N, I, H, W] with weight [O, I, kh, kw] is left to a kernel of ours.
+    """Whether convolving x [N, I, H, W] with weight [O, I, kh, kw] uses our kernel.
 
-    Else, and for compilers, it is a convolution.
+    Otherwise, and in compiled code, it is an ordinary convolution.
     """
     is_small = weight.shape[2:].numel() == 1 and x.shape[1] <= pixel_product_cuda.MAX_FEW
     return (is_small and not torch.compiler.is_compiling() and _wants_channels_last(x)
@@ -61,7 +61,7 @@ def image_layer(
 
 
 def _wants_channels_last(x: torch.Tensor) -> bool:
-    # The strides of a single channel tell what layout it was asked for in.
+    # The strides of a single channel show the requested layout.
     return is_channels_last(x) or (x.shape[1] == 1 == x.stride(1))
 
 
@@ -98,7 +98,7 @@ def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
     return dx, dw, dy.sum([0, 2, 3]) if wants[2] else None, None
 
 
-# act(product) * gain within +-clamp, for activations whose slope the sign of the result tells.
+# act(product) * gain within +-clamp, for activations with saves_output().
 
 def _layer_reference(
     x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, channels_last: bool, act: str, alpha: float,
@@ -126,16 +126,16 @@ def _layer_backward(ctx: Any, dy: torch.Tensor) -> tuple:
         grads = pixel_layer_grad(dy, y, x, w, wants, *ctx.spec)
         grads = [grad if wanted else None for grad, wanted in zip(grads, wants, strict=True)]
         return *grads, None, None, None, None, None
-    # What is as large as an image may as well be written.
+    # An intermediate result as large as an image is cheap.
     g, db = act_grad_both(dy, y, *ctx.spec) if wants[2] else (act_grad(dy, y, *ctx.spec), None)
     dx = pixel_product(g, w.transpose(1, 2), None, is_channels_last(x)) if wants[0] else None
     return dx, pixel_outer(g, x) if wants[1] else None, db, None, None, None, None, None
 
 
-# Its gradient (dx, dw, db), for few channels of x, without writing that of the product; of what is not
-# wanted, an empty tensor.
+# Its gradient (dx, dw, db), for few channels of x, without storing that of the product; unneeded ones are
+# empty tensors.
 
-def _layer_grad_reference(  # noqa: PLR0913 (what the forward pass had, and dy)
+def _layer_grad_reference(  # noqa: PLR0913 (the arguments of the forward pass, and dy)
     dy: torch.Tensor, y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, wants: list[bool], act: str,
     alpha: float, gain: float, clamp: float,
 ) -> tuple[torch.Tensor, ...]:
@@ -169,7 +169,7 @@ def _layer_grad_backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple:
         c if wanted else None for c, wanted in zip(cotangents, ctx.wants, strict=True)]
     wants, last = ctx.needs_input_grad, is_channels_last(y)
     g = act_grad(dy, y, *ctx.spec)
-    # Of g, which is what dx, dw and db are linear in; then of dy.
+    # The gradient of g, in which dx, dw and db are linear; then that of dy.
     total = None if to_dx is None else pixel_product(to_dx, w, to_db, last)
     if to_dw is not None:
         total = plus(total, pixel_product(x, to_dw, None if total is not None else to_db, last))
@@ -191,13 +191,13 @@ def _outer_reference(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     parts = parts_of(x)
     if parts == 1:
         return left.bmm(right)
-    # Nothing else shares the work on a GPU where the results are few and the pixels many.
+    # With few results and many pixels, a GPU is idle unless the pixels are divided.
     left = left.unflatten(2, (parts, -1)).transpose(1, 2).flatten(0, 1)
     return left.bmm(right.unflatten(1, (parts, -1)).flatten(0, 1)).unflatten(0, (-1, parts)).sum(1)
 
 
 def parts_of(x: torch.Tensor) -> int:
-    """Into how many parts the pixels of each sample are divided: a power of two, 1 where it needs a copy."""
+    """Number of parts of the pixels of each sample: a power of two; 1 if dividing them needs a copy."""
     n, pixels = x.shape[0], x.shape[2] * x.shape[3]
     if x.device.type == 'cpu' or not is_channels_last(x):
         return 1

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch geometry of csrc/pixel_product.cu. Each function computes its operator, or returns None for a case
-that is left to the reference.
+"""Launch geometry of csrc/pixel_product.cu. Each function computes its operator, or returns None to leave a
+case to the reference.
 """
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from torch_utils.ops import native
 from torch_utils.ops.bias_act_cuda import ACT_NUMBERS
 from torch_utils.ops.epilogue_cuda import Walk
 
-MAX_FEW = 8  # channels of what is an image
-MAX_WEIGHTS = 64  # of the matrix in the registers of a thread
+MAX_FEW = 8  # channels of an image
+MAX_WEIGHTS = 64  # of the matrix, in the registers of a thread
 NO_FINISH = (0.0, 1.0, -1.0)  # alpha, gain, clamp
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Up-sample, filter (FIR), down-sample: the resampling of StyleGAN2 (App. B of StyleGAN; Zhang 2019).
+"""Upsample, filter (FIR), downsample: the resampling of StyleGAN2 (App. B of StyleGAN; Zhang 2019).
 
 y[n,c,i,j] = gain * sum_{a,b} F[a,b] * z[n,c, i*down_y + a, j*down_x + b], where z is x with up-1 zeros after
 every sample, padded, and F is the filter, reversed unless flip_filter. Sizes are given x first: [x, y],
@@ -74,8 +74,8 @@ def upfirdn2d(
 def fork(
     x: torch.Tensor, f: torch.Tensor, down: int, padding: Sequence[int], flip_filter: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x, upfirdn2d(x, f)), for two branches of a network: their gradients are added by the filter's adjoint,
-    not in a pass of its own.
+    """(x, upfirdn2d(x, f)), for two branches of a network: the adjoint of the filter also adds their
+    gradients, without a separate pass.
     """
     is_plain = type(x) is torch.Tensor and not torch.compiler.is_compiling()
     if is_plain and torch.is_grad_enabled() and x.requires_grad:
@@ -87,7 +87,7 @@ def filter2d(
     x: torch.Tensor, f: torch.Tensor | None, padding: int | Sequence[int] = 0, flip_filter: bool = False,
     gain: float = 1, impl: str = 'cuda',
 ) -> torch.Tensor:
-    """Filter x; the size stays, but for the user's own padding."""
+    """Filter x; keeps the size, except for the user's padding."""
     fw, fh = filter_size(f)
     padding = _add(padding, [fw // 2, (fw - 1) // 2, fh // 2, (fh - 1) // 2])
     return upfirdn2d(x, f, padding=padding, flip_filter=flip_filter, gain=gain)
@@ -176,7 +176,7 @@ def _reference(
         taps = taps.flip(list(range(f.ndim)))
     if f.ndim == 2:
         return _correlate(x, taps, up, down, padding, layout)
-    # The whole gain went into the first pass, so the second one takes it out again by using the bare filter.
+    # The first pass applies the whole gain, so the second one uses the unscaled filter.
     bare = f.to(x.dtype) if flip else f.to(x.dtype).flip(0)
     x = _correlate(x, taps[None, :], [up[0], 1], [down[0], 1], [*padding[:2], 0, 0], layout)
     return _correlate(x, bare[:, None], [1, up[1]], [1, down[1]], [0, 0, *padding[2:]], layout)
@@ -186,7 +186,7 @@ def _correlate(
     x: torch.Tensor, taps: torch.Tensor, up: list[int], down: list[int], padding: list[int],
     layout: torch.memory_format,
 ) -> torch.Tensor:
-    """One pass with a 2-D filter that is correlated as it stands; the result is laid out as told."""
+    """One pass with a 2-D filter, by correlation; the result is in the given memory format."""
     channels = x.shape[1]
     if up == [1, 1]:
         y = _correlate_padded(x, taps.expand(channels, 1, *taps.shape), down, padding)
@@ -196,7 +196,7 @@ def _correlate(
     lo, hi = (fh - 1 - y0, fw - 1 - x0), (fh - up[1] - y1, fw - up[0] - x1)  # rows and columns to cut off
     cut = [max(min(pair), 0) for pair in zip(lo, hi, strict=True)]
     weight = taps.flip([0, 1]).expand(channels, 1, fh, fw)
-    # A CPU has no fast depthwise transposed convolution of 16 bits; by way of float32 it is 50 times faster.
+    # On a CPU, depthwise transposed convolutions in 16 bits are slow; float32 is 50 times faster.
     compute = torch.float32 if x.device.type == 'cpu' and x.dtype in HALF_DTYPES else x.dtype
     y = F.conv_transpose2d(
         x.to(compute), weight.to(compute), stride=up[::-1], padding=cut, groups=channels).to(x.dtype)
@@ -238,7 +238,7 @@ def _backward(ctx: Any, dy: torch.Tensor) -> tuple:
     return dx, None, None, None, None, None, None
 
 
-# The same plus a tensor r of the result's shape.
+# The same plus a tensor r with the shape of the result.
 
 def _plus_reference(
     x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], padding: list[int], flip: bool,
@@ -264,7 +264,7 @@ def _plus_backward(ctx: Any, dy: torch.Tensor) -> tuple:
 
 
 class _Fork(torch.autograd.Function):
-    """fork() with gradients. Not an operator: those may not return what they are given."""
+    """fork() with gradients. Not an operator, since operators may not return their inputs."""
 
     @staticmethod
     def forward(
@@ -290,7 +290,7 @@ def adjoint_padding(
     size: tuple[int, int], up: list[int], down: list[int], padding: list[int], in_size: Sequence[int],
     out_size: Sequence[int],
 ) -> list[int]:
-    """Padding of the gradient: upfirdn2d with up and down swapped and the filter turned round.
+    """Padding of the gradient: upfirdn2d with up and down swapped and the filter reversed.
 
     size: (width, height) of the filter; in_size, out_size: [rows, columns] of the forward pass.
     """

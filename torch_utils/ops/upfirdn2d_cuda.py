@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch geometry of csrc/upfirdn2d*.cu: which kernel a case gets, and its compile-time constants.
+"""Launch geometry of csrc/upfirdn2d*.cu: selection of kernels, and their compile-time constants.
 
-Small filters at factors of 1 and 2 get a kernel made for them: NCHW through shared memory, NHWC by whole
-vectors of channels. All else gets the general one, separable filters in two passes.
+Small filters with factors of 1 and 2 get a specialised kernel: NCHW through shared memory, NHWC by vectors of
+channels. All others use the general kernel, separable filters in two passes.
 """
 import dataclasses
 import functools
@@ -22,12 +22,12 @@ PIXEL_STRIPS = (16, 8, 4)  # units down a thread: the most that leave PIXEL_BLOC
 PIXEL_BLOCKS = 512  # four on every multiprocessor of the largest device there is
 PIXEL_SUMS = 64  # registers for unfinished outputs
 SMALL = 16  # images of at most this side fill too little of a tile
-SHARED_BYTES = 48 * 1024  # what every device grants a block without asking
+SHARED_BYTES = 48 * 1024  # available to a block on every device by default
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a specialised kernel knows at compile time; pairs are [x, y] and phases (-padding) mod up."""
+    """Compile-time constants of a specialised kernel; pairs are [x, y] and phases (-padding) mod up."""
 
     up: tuple[int, int]
     down: tuple[int, int]
@@ -78,7 +78,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Plain:
-    """Nothing that follows the filter, but perhaps a tensor like its result that is added."""
+    """No epilogue; optionally adds a tensor with the shape of the result."""
 
     addend: torch.Tensor | None = None
 
@@ -197,13 +197,13 @@ def filtered_epilogue(
 
 
 def geometry_of(f: torch.Tensor, up: list[int], down: list[int], padding: list[int]) -> Geometry:
-    """What the compiler may know of a call."""
+    """Compile-time constants of a call."""
     phase = (-padding[0] % up[0], -padding[2] % up[1])
     return Geometry(tuple(up), tuple(down), (f.shape[-1], f.shape[0]), phase, f.ndim == 1)
 
 
 def is_specialised(geometry: Geometry) -> bool:
-    """Whether a kernel of its own is worth compiling."""
+    """Whether a specialised kernel is worth compiling."""
     (fw, fh), separable = geometry.filter_size, geometry.separable
     return max(*geometry.up, *geometry.down) <= MAX_FACTOR and (
         fw <= MAX_TAPS_1D if separable else fw * fh <= MAX_TAPS_2D)

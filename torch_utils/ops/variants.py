@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel that training and generation with the presets can ask for: what is built ahead of time.
+"""All kernels that training and generation with the presets can use, to be built ahead of time.
 
 Other settings (another filter, more taps, odd numbers of channels) compile theirs at first use.
 """
@@ -128,7 +128,7 @@ def _warps() -> Iterator[Kernel]:
 
 
 def _image_layers() -> Iterator[Kernel]:
-    """From images of 3 channels and 1, which is to say fromrgb, and to them: torgb."""
+    """fromrgb and torgb, with 3 channels and 1."""
     make = pixel_product_cuda.product_kernel
     for dtype, few in itertools.product(LAYERS, (3, 1)):
         vec = widest(dtype)
@@ -138,7 +138,7 @@ def _image_layers() -> Iterator[Kernel]:
         yield make('few_by_many', dtype, vec, few)
         for chunks in range(1, max(MOST_CHANNELS // (epilogue_cuda.WARP * vec), 1) + 1):
             yield make('many_to_few', dtype, vec, few, None, chunks)
-            yield make('many_to_few', dtype, vec, few, 'linear', chunks)  # which is to clamp
+            yield make('many_to_few', dtype, vec, few, 'linear', chunks)  # for the clamp
 
 
 def _hot_elementwise() -> Iterator[Kernel]:
@@ -163,4 +163,4 @@ def _hot_image_layers() -> Iterator[Kernel]:
         yield make('many_to_few', dtype, vec, few, 'linear')
 
 
-HOT = [*_hot_elementwise(), *_hot_filters(), *_hot_image_layers()]  # what the time of a training step goes to
+HOT = [*_hot_elementwise(), *_hot_filters(), *_hot_image_layers()]  # most of the time of a training step

@@ -28,8 +28,8 @@ def is_small(size: torch.Size, device: torch.device) -> bool:
 def axis_matrix(
     size: int, dtype: torch.dtype, taps: tuple[float, ...], is_up: bool, crop: int = 0,
 ) -> torch.Tensor:
-    """[size, new size]: what becomes of each unit vector of that size."""
-    with torch.inference_mode(mode=False):  # the result is for later calls as well
+    """[size, new size]: the images of the unit vectors."""
+    with torch.inference_mode(mode=False):  # cached for later calls
         units, f = torch.eye(size, dtype=dtype)[None, None], torch.tensor([taps])
         if is_up:
             return upfirdn2d.upsample2d(units, f, up=[2, 1])[0, 0]
@@ -131,7 +131,7 @@ def _adjoint_reference(
     dtype, dy = dy.dtype, _computed(dy)
     padded = [size[0] + sum(margins[2:]), size[1] + sum(margins[:2])]
     grid = _grid(matrix.to(dy.dtype), *dy.shape[2:])
-    # The values of what was sampled do not matter.
+    # The values of the sampled image do not matter.
     nothing = dy.new_zeros([]).expand([*dy.shape[:2], *(2 * side for side in padded)])
     bilinear = zeros = align_corners = 0
     g, _ = torch.ops.aten.grid_sampler_2d_backward(

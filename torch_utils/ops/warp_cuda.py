@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch geometry of csrc/warp.cu. Each function computes its operator, or returns None for a case that is
-left to the reference.
+"""Launch geometry of csrc/warp.cu. Each function computes its operator, or returns None to leave a case to
+the reference.
 """
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torch_utils.custom_ops import Kernel
 from torch_utils.ops import native
 
 TAPS = 12  # of the filter that the kernels are compiled for
-TILE = (32, 8, 1)  # threads of a block, a pixel each
+TILE = (32, 8, 1)  # threads of a block, one per pixel
 MAX_SIDE = 2 ** 20  # positions are 32-bit integers
 
 

@@ -55,5 +55,5 @@ def check_agreement(state: Mapping[str, Any]) -> None:
     if len(wrong):
         rank, index = min(wrong.tolist(), key=lambda pair: pair[1])
         raise UserError(
-            f'{names[index]} differs on process {rank}, as after a fault of a GPU or a link; nothing was '
+            f'{names[index]} differs on process {rank}, probably a fault of a GPU or link; nothing was '
             'saved; --resume=latest resumes from the previous snapshot')

@@ -85,7 +85,7 @@ class Rendezvous:
         if self.launch.check(['memory']):
             return json.loads(self.launch.get('memory'))
         if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0:
-            raise UserError('--max-restarts: the launcher has lost its store, and thus which run this was; '
+            raise UserError('--max-restarts: the launcher has lost its store with the run directory; '
                             'start again with --resume=latest')
         self.remember()
         return {}
@@ -157,6 +157,6 @@ def _host(launch: dist.Store, world_size: int) -> str:
         missing -= {r for r in missing if launch.check([f'{name}/here/{r}'])}
         if missing and time.monotonic() > deadline_sec:
             raise UserError(f'processes {", ".join(map(str, sorted(missing)))} of {world_size} did not '
-                            f'appear within {WAIT_SEC} seconds; check their machines')
+                            f'appear within {WAIT_SEC} seconds; check their nodes')
         time.sleep(POLL_SEC if missing else 0)
     return name

@@ -4,8 +4,10 @@
 Everything here is small, so it is computed on the host in float64 NumPy: a tiny torch operation costs more.
 Column vectors; parameters are [N] or scalar (for all N), results [N, d + 1, d + 1] for d coordinates.
 """
+from __future__ import annotations
+
 import functools
-from collections.abc import Sequence
+from typing import Sequence
 
 import numpy as np
 
@@ -14,7 +16,7 @@ SYM6_LOWPASS = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
     0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
     -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148)
-LUMA_AXIS = (1 / np.sqrt(3), 1 / np.sqrt(3), 1 / np.sqrt(3))  # the grey diagonal of RGB
+LUMA_AXIS = (1 / np.sqrt(3), 1 / np.sqrt(3), 1 / np.sqrt(3))  # the gray diagonal of RGB
 
 
 def identity(num: int, dim: int) -> np.ndarray:
@@ -24,19 +26,19 @@ def identity(num: int, dim: int) -> np.ndarray:
     return m
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def eye(size: int) -> np.ndarray:
-    """The identity matrix [size, size], read-only; to make it takes longer than a product of small ones."""
+    """The identity matrix [size, size], read-only; creating it costs more than a small product."""
     return _constant(np.eye(size))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def along(axis: tuple[float, ...]) -> np.ndarray:
     """The matrix [d, d] that keeps only the component along a unit vector, read-only."""
     return _constant(np.outer(axis, axis))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def cross(axis: tuple[float, float, float]) -> np.ndarray:
     """The matrix [3, 3] of the cross product with a vector, read-only."""
     x, y, z = axis
@@ -57,7 +59,7 @@ def translate(*offsets: np.ndarray) -> np.ndarray:
 
 
 def scale(*factors: np.ndarray) -> np.ndarray:
-    """Multiply each coordinate by a factor of its own."""
+    """Multiply each coordinate by its own factor."""
     m = identity(max(map(np.size, factors)), len(factors))
     for i, factor in enumerate(factors):
         m[:, i, i] = factor
@@ -65,7 +67,7 @@ def scale(*factors: np.ndarray) -> np.ndarray:
 
 
 def rotate2d(theta: np.ndarray) -> np.ndarray:
-    """Turn (x, y) by theta radians, from x towards y."""
+    """Rotate (x, y) by theta radians, from x towards y."""
     theta = np.atleast_1d(theta)
     m = identity(len(theta), 2)
     m[:, 0, 0] = m[:, 1, 1] = np.cos(theta)
@@ -75,7 +77,7 @@ def rotate2d(theta: np.ndarray) -> np.ndarray:
 
 
 def rotate3d(axis: Sequence[float], theta: np.ndarray) -> np.ndarray:
-    """Turn (x, y, z) about a unit vector by theta radians, right-handed (formula of Rodrigues)."""
+    """Rotate (x, y, z) about a unit vector by theta radians, right-handed (Rodrigues' formula)."""
     theta = np.atleast_1d(theta)[:, None, None]
     axis, cos = tuple(axis), np.cos(theta)
     m = identity(len(theta), 3)
@@ -89,12 +91,12 @@ def stretch_along(axis: Sequence[float], factor: np.ndarray) -> np.ndarray:
 
 
 def stretch_across(axis: Sequence[float], factor: np.ndarray) -> np.ndarray:
-    """Multiply the component at right angles to a unit vector by `factor`; for the luma axis: saturation."""
+    """Multiply the component orthogonal to a unit vector by `factor`; for the luma axis: saturation."""
     return _identity_plus(eye(3) - along(tuple(axis)), np.atleast_1d(factor) - 1)
 
 
 def _identity_plus(direction: np.ndarray, amount: np.ndarray) -> np.ndarray:
-    # In this form an amount of 0 gives the identity to the bit.
+    # In this form an amount of 0 gives exactly the identity.
     m = identity(len(amount), 3)
     m[:, :3, :3] += amount[:, None, None] * direction
     return m

@@ -1,50 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers behind the parameters of the augmentation: random ones, or a quantile of their kind."""
+"""Parameters of the augmentation: random, or a quantile of their distribution."""
+from __future__ import annotations
+
 import functools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, StatisticsError
-from typing import Any
+from typing import Any, Callable, Dict, Sequence
 
 import numpy as np
 import torch
 
-from dnnlib.util import UserError
+from dnnlib import util
 
+# Other programs that open snapshots do not have UserError.
+UserError = getattr(util, 'UserError', ValueError)
 UNIFORM, NORMAL, HALF_NORMAL = 'uniform', 'normal', 'half-normal'
 
-# What takes the place of a random number at debug_percentile = q. As published, these are erfinv(2 q - 1) and
-# erfinv(q), which lack a factor sqrt(2) against the true quantiles.
-QUANTILES: dict[str, Callable[[float], float]] = {
+# Replace random numbers at debug_percentile = q. As published, these are erfinv(2 q - 1) and erfinv(q), which
+# lack a factor sqrt(2) compared to the true quantiles.
+QUANTILES: Dict[str, Callable[[float], float]] = {
     UNIFORM: lambda q: q,
-    NORMAL: lambda q: NormalDist().inv_cdf(q) / math.sqrt(2),
-    HALF_NORMAL: lambda q: NormalDist().inv_cdf((1 + q) / 2) / math.sqrt(2),
+    NORMAL: lambda q: _erfinv(2 * q - 1),
+    HALF_NORMAL: lambda q: _erfinv(q),
 }
 
 
-class Numbers:
-    """Where the parameters of one call come from.
+def _erfinv(x: float) -> float:
+    return float(torch.erfinv(torch.tensor(x, dtype=torch.float64)))
 
-    changes_nothing: whether it is certain beforehand that all images stay as they are.
+
+class Numbers:
+    """Source of the parameters of one call.
+
+    changes_nothing: known in advance to change no image.
     """
 
     changes_nothing = False
 
     def parameters(self, pipe: Any, rows: Sequence[Any]) -> list[np.ndarray]:
-        """t [count, N] of each row; images that are not to get it have the neutral value."""
+        """t [count, N] of each row, with the neutral value where it is not applied."""
         if not rows:
             return []
         layout = _layout(tuple((row, getattr(pipe, row.name), *row.parts(pipe)) for row in rows))
         # Applied to all rows at once: NumPy needs a microsecond for any array as small as these.
-        values = np.concatenate([row.value(pipe, r) for row, r in zip(rows, self.take(layout), strict=True)])
+        values = np.concatenate([row.value(pipe, r) for row, r in zip(rows, self.take(layout))])
         t = np.where(self.gates(layout), values, layout.neutral)
         return [t[part] for part in layout.parts]
 
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """Where rows find their numbers among those of a call.
+    """Positions of each row's numbers among those of a call.
 
     parts: of each row, among the K parameters of all rows.  neutral, strength: [K, 1].  kinds: of each row,
     its source and the slice of the numbers of that kind.  gates: [K], which uniform number decides.
@@ -61,7 +67,7 @@ class _Layout:
     def chances(self, p: float) -> np.ndarray:
         """The probability of each parameter [K, 1]."""
         return np.concatenate([row.chance(self.strength[part] * p)
-                               for row, part in zip(self.rows, self.parts, strict=True)])
+                               for row, part in zip(self.rows, self.parts)])
 
 
 @functools.lru_cache(maxsize=8)
@@ -89,7 +95,7 @@ class RandomNumbers(Numbers):
 
     def __init__(self, rows: Sequence[Any], num: int, p: float):
         self.p, self.changes_nothing = p, p <= 0
-        # At most `count` gates a row; a few spare numbers cost nothing.
+        # At most `count` gates per row; a few unused numbers cost nothing.
         num_uniform = sum(row.count * (2 if row.source == UNIFORM else 1) for row in rows)
         num_normal = sum(row.count for row in rows if row.source != UNIFORM)
         self.uniform = torch.rand([num_uniform, num], device='cpu').double().numpy()
@@ -103,7 +109,7 @@ class RandomNumbers(Numbers):
         """The numbers r [count, N] of each row."""
         found = [self.uniform[part] if kind == UNIFORM else self.normal[part] for kind, part in layout.kinds]
         return [np.abs(r) if kind == HALF_NORMAL else r
-                for r, (kind, _) in zip(found, layout.kinds, strict=True)]
+                for r, (kind, _) in zip(found, layout.kinds)]
 
 
 class QuantileNumbers(Numbers):
@@ -124,8 +130,8 @@ class QuantileNumbers(Numbers):
         return [self._take(row) for row in layout.rows]
 
     def _take(self, row: Any) -> np.ndarray:
-        try:
-            return np.full([row.count, self.num], QUANTILES[row.source](self.quantile))
-        except StatisticsError:
+        value = QUANTILES[row.source](self.quantile)
+        if not math.isfinite(value):
             raise UserError(f'debug_percentile={self.quantile} has no finite value for {row.name}; '
-                            'use one between 0 and 1') from None
+                            'use one between 0 and 1')
+        return np.full([row.count, self.num], value)

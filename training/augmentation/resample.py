@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The heavy part of augmentation: images warped and filtered, each by a matrix or filter of its own."""
+"""Warping and filtering of images, each by its own matrix or filter (ADA, App. B)."""
+from __future__ import annotations
+
 import functools
 import math
 from dataclasses import dataclass
@@ -9,11 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import upfirdn2d
-from torch_utils.ops.warp import axis_matrix, continued, is_small, reflected
-from torch_utils.ops.warp import warp as sample
 from training.augmentation import matrices
+from training.augmentation.plain import PlainWarp
 
-MARGIN_SHARES = (0.5, 1.0)  # of the side: margins where the form is to depend little on what is drawn
+try:
+    from torch_utils.ops import warp as sampling
+except ImportError:  # a copy of the published torch_utils
+    sampling = PlainWarp
+
+MARGIN_SHARES = (0.5, 1.0)  # of the side: sizes of margins in the static form
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,17 @@ def warp(x: torch.Tensor, margins: Margins, matrix: torch.Tensor, taps: torch.Te
     """
     slack = len(taps) // 4
     size = [2 * (side + 2 * slack) for side in x.shape[2:]]
-    return _crop_and_downsample(sample(x, taps, matrix, size, [*margins.x, *margins.y]), taps, 2 * slack)
+    x = sampling.warp(x, taps, matrix, size, [*margins.x, *margins.y])
+    return _crop_and_downsample(x, taps, 2 * slack)
 
 
 def _crop_and_downsample(x: torch.Tensor, taps: torch.Tensor, crop: int) -> torch.Tensor:
     """Downsample by 2 what is left of x without `crop` pixels on each side; the filter sees those, too."""
-    if not is_small(x.shape[2:], x.device):
+    if not sampling.is_small(x.shape[2:], x.device):
         return upfirdn2d.downsample2d(x, taps, down=2, padding=-crop, flip_filter=True)
-    x_matrix, y_matrix = (axis_matrix(size, x.dtype, tuple(taps.tolist()), is_up=False, crop=crop)
-                          for size in (x.shape[3], x.shape[2]))
+    x_matrix, y_matrix = (
+        sampling.axis_matrix(size, x.dtype, tuple(taps.tolist()), is_up=False, crop=crop)
+        for size in (x.shape[3], x.shape[2]))
     return y_matrix.T @ (x @ x_matrix)
 
 
@@ -112,7 +120,13 @@ def filter_each(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
 def _pad_reflect(x: torch.Tensor, margin: int) -> torch.Tensor:
     """Continue x by reflection on all sides, also by more than its own size."""
     if margin < min(x.shape[2:]):
-        return continued(x, [margin] * 4)
+        return sampling.continued(x, [margin] * 4)
     for dim in (2, 3):
-        x = x.index_select(dim, reflected(x.shape[dim], margin, margin, x.device))
+        index = torch.arange(-margin, x.shape[dim] + margin, device=x.device)
+        x = x.index_select(dim, _reflected(index, x.shape[dim] - 1))
     return x
+
+
+def _reflected(index: torch.Tensor, last: int) -> torch.Tensor:
+    """Indices 0 .. last after endless reflection about both ends."""
+    return ((index + last) % (2 * last) - last).abs() if last else torch.zeros_like(index)

@@ -14,7 +14,7 @@ def check_changes(before: TrainConfig, after: TrainConfig) -> None:
     told = [f'{_option(path)} ({path} was {old}, now {new})'
             for path, may_change, old, new in changes(before, after) if not may_change]
     if told:
-        raise UserError(f'--resume: this would be a different training because of {", ".join(told)}; omit '
+        raise UserError(f'--resume: training would change because of {", ".join(told)}; omit '
                         'options that the run was not started with, or add --allow-changes=1')
 
 

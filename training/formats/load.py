@@ -10,6 +10,7 @@ import torch
 
 import dnnlib
 from dnnlib.util import UserError
+from training.formats import hub
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
 from training.report.ticks import nimg_of_name
 
@@ -26,13 +27,17 @@ def load_network(
     """Contents of a network file or URL: G, D, G_ema, training_set_kwargs, augment_pipe; None where missing.
 
     The file: a pickle (official, own, or TensorFlow), .safetensors, a training state, a module of torch.save,
-    or a rosinality checkpoint; of a folder, the newest snapshot. Networks are on the CPU, in eval mode,
-    without gradients. Nothing in the file is executed unless trust_pickle, which is for files of your own or
-    from a source that you trust.
+    or a rosinality checkpoint; of a folder, the newest snapshot; also of the Hugging Face Hub, as
+    hf://user/repo[@revision][/file]. Networks are on the CPU, in eval mode, without gradients. Nothing in the
+    file is executed unless trust_pickle, which is for files of your own or from a source that you trust, and
+    refused for the Hub.
     force_fp16: build G, D and G_ema with num_fp16_res=4 and conv_clamp=256.  only: build just these keys.
     Raises UserError naming the file if it is missing, is no network file, or asks for anything else.
     """
     path_or_url = network_path(str(path_or_url))
+    if trust_pickle and hub.is_hub_name(path_or_url):
+        raise UserError(f'{path_or_url}: --trust-pickle is for files of your own; nothing of the Hub is '
+                        'executed')
     data, local = read_file(path_or_url)
     try:
         return load_bytes(data, path_or_url, trust_pickle=trust_pickle, force_fp16=force_fp16, only=only)
@@ -62,8 +67,12 @@ def network_path(path_or_url: str) -> str:
 
 
 def read_file(path_or_url: str) -> tuple[bytes, str]:
-    """(the content of a file or URL, its local path). Raises UserError."""
-    local = dnnlib.util.open_url(path_or_url, return_filename=True)
+    """(the content of a network file, its local path): of a path, URL, or hf://user/repo[@revision][/file].
+
+    Raises UserError.
+    """
+    source = hub.fetch(path_or_url) if hub.is_hub_name(path_or_url) else path_or_url
+    local = dnnlib.util.open_url(source, return_filename=True)
     with dnnlib.util.open_url(local) as file:
         return file.read(), local
 
@@ -74,7 +83,8 @@ def fate_of_download(path_or_url: str, local: str, data: bytes) -> str | None:
     It is deleted from the cache unless it is a network, of a kind that is not supported.
     """
     from training.formats import inspection
-    if '://' not in path_or_url or path_or_url.startswith('file://'):
+    is_own = '://' not in path_or_url or path_or_url.startswith('file://')
+    if is_own or hub.is_hub_name(path_or_url):
         return None
     if inspection.looks_like_network(data):
         return f'the download is kept as {local}'
@@ -148,4 +158,4 @@ def check_truncation(G: torch.nn.Module, psi: float, option: str) -> None:
     if not math.isfinite(psi):
         raise UserError(f'{option}={psi}: must be a finite number')
     if psi != 1 and G.mapping.w_avg_beta is None:
-        raise UserError(f'{option}={psi:g}: this network has no average w; only --trunc=1 works')
+        raise UserError(f'{option}={psi:g}: this network has no w_avg; only --trunc=1 works')

@@ -282,7 +282,7 @@ def copy_networks(
 def write_networks(path: str | os.PathLike, snapshot: Mapping[str, Any]) -> Path:
     """Pickle the result of copy_networks(); returns the path. Raises UserError if that fails."""
     with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file:
-        pickle.dump(dict(snapshot), file)
+        pickle.dump(dict(snapshot), file, protocol=4)  # that of Python 3.7
     return Path(path)
 
 

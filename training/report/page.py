@@ -57,7 +57,7 @@ def progress_page(run_dir: str | os.PathLike) -> str:
                *_time_cards(ticks, total, share), *_tick_cards(ticks[-1]), *_metric_cards(folder)],
         warnings=log_warnings(folder / 'log.txt'), sheets=_sheets(folder, options),
         strip=_strip(folder, options), charts=[chart(panel) for panel in training_panels(ticks, folder)],
-        facts=_facts(options))
+        facts=run_facts(options))
 
 
 def eta_sec(ticks: Ticks, total_kimg: float) -> float | None:
@@ -159,7 +159,7 @@ def tile_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
     return (sides[0], sides[1]) if all(isinstance(side, int) and side > 0 for side in sides) else None
 
 
-def _facts(options: Mapping[str, Any]) -> dict[str, Any]:
+def run_facts(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are worth comparing between runs."""
     data, augment = _part(options, 'training_set_kwargs'), _part(options, 'augment_kwargs')
     tile = tile_size(options)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: its files, its log, its snapshots, and how it is resumed."""
+"""The run directory: files, log, snapshots, resuming."""

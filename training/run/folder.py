@@ -19,12 +19,12 @@ from training.config import TrainConfig
 RUN_NUMBER = re.compile(r'\d+')
 CLAIM_ATTEMPTS = 1000
 OPTIONS_FILE, FLAGS_FILE = 'training_options.json', 'training_flags.json'
-# What is there before the first image.
+# Files that exist before the first image.
 FIRST_FILES = {OPTIONS_FILE, FLAGS_FILE, '.lock', 'log.txt', 'stats.jsonl'}
 
 
 def existing_numbers(outdir: Path) -> Iterator[int]:
-    """The numbers that the sub-folders of `outdir` begin with."""
+    """The numbers with which subdirectories of `outdir` begin."""
     if outdir.is_dir():
         for path in outdir.iterdir():
             match = RUN_NUMBER.match(path.name)
@@ -38,9 +38,9 @@ def next_run_number(outdir: Path) -> int:
 
 
 def discard_unstarted(run_dir: str | os.PathLike) -> None:
-    """Remove the folder of a run that was refused before it made anything; one that holds more stays."""
+    """Remove the run directory of a refused run, unless it contains results."""
     folder = Path(run_dir)
-    # Where files are locked or gone, a left-over folder harms nobody.
+    # If files are locked or gone, a leftover directory is harmless.
     with contextlib.suppress(OSError):
         files = {path.name: path.stat().st_size for path in folder.iterdir()}
         if files.keys() <= FIRST_FILES and not files.get('stats.jsonl'):
@@ -48,22 +48,21 @@ def discard_unstarted(run_dir: str | os.PathLike) -> None:
 
 
 def claim_run_dir(outdir: Path, description: str) -> Path:
-    """Create the folder <number>-<description> with a number that no other run has, even one started right
-    now.
+    """Create the run directory <number>-<description> with a unique number, also among concurrent starts.
 
-    Raises UserError if that cannot be done.
+    Raises UserError if it cannot be created.
     """
     try:
         outdir.mkdir(parents=True, exist_ok=True)
         for _ in range(CLAIM_ATTEMPTS):
-            # The bare number is the claim: creating a folder either succeeds for one process or fails.
+            # The directory <number> claims the number: mkdir succeeds in one process only.
             number = next_run_number(outdir)
             claim = outdir / f'{number:05d}'
             try:
                 claim.mkdir()
             except FileExistsError:
                 continue
-            # Between our look and our claim another run may have finished claiming this number.
+            # Meanwhile, another run may have completed its claim of this number.
             if list(existing_numbers(outdir)).count(number) == 1:
                 return claim.rename(outdir / f'{number:05d}-{description}')
             claim.rmdir()
@@ -74,7 +73,7 @@ def claim_run_dir(outdir: Path, description: str) -> Path:
 
 
 def save_options(config: TrainConfig, flags: Mapping[str, Any]) -> None:
-    """Write training_options.json and, for --resume, the flags into the run folder, whole or not at all."""
+    """Write training_options.json and, for --resume, the flags to the run directory, atomically."""
     given = {name: value for name, value in flags.items() if value is not None and name != 'allow_changes'}
     for name, data in ((OPTIONS_FILE, config.to_options()), (FLAGS_FILE, given)):
         with replace_file(Path(config.run_dir, name)) as partial:
@@ -98,16 +97,16 @@ except ImportError:  # not a POSIX system
     fcntl = None
 
 LOCK_FILE = '.lock'
-WAIT_SEC = 10.0  # a process that was killed just now may take so long to be gone, above all elsewhere
+WAIT_SEC = 10.0  # a killed process may take this long to exit, especially on another node
 POLL_SEC = 0.1
 TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 class RunLock:
-    """Holds the lock of a run's folder, as a context manager.
+    """Context manager that locks a run directory.
 
-    Entering raises UserError if another process still holds it after `wait_sec`.  note: a line for the user,
-    None unless the file system knows no locks, so that nothing is held.
+    Entering raises UserError if another process still holds the lock after `wait_sec`.  note: a line for the
+    user if the file system does not support locks, else None.
     """
 
     def __init__(self, run_dir: str | os.PathLike, wait_sec: float = WAIT_SEC) -> None:
@@ -123,19 +122,19 @@ class RunLock:
                 if time.monotonic() >= deadline_sec:
                     holder = self._holder()
                     self._file.close()
-                    raise UserError(f'{self._path.parent}: {holder} trains in this folder; wait for its end, '
-                                    'or stop it')
+                    raise UserError(f'{self._path.parent}: {holder} is training in this directory; '
+                                    'wait until it ends, or stop it')
                 time.sleep(POLL_SEC)
             self._write_holder()
         except OSError as error:
-            self.note = (f'{self._path} cannot be locked ({error.strerror or error}): see to it that no '
-                         'other program trains in this folder.')
+            self.note = (f'{self._path} cannot be locked ({error.strerror or error}): make sure that no '
+                         'other program trains in this directory.')
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
     ) -> None:
-        # The file stays: who deletes a lock may delete that of the next one. Closing it is letting go.
+        # The file is not deleted: it may be the lock of the next process by then. Closing releases the lock.
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -144,7 +143,7 @@ class RunLock:
         if fcntl is None:
             raise OSError(errno.ENOTSUP, 'this system has no locks')
         try:
-            # Not inherited by forked workers, which may live a little longer; known to NFS.
+            # Not inherited by forked workers, which may live slightly longer; supported by NFS.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in TAKEN:

@@ -54,7 +54,7 @@ class Interrupt:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A data worker, forked after the handlers were set. Ctrl-C is not meant for it.
+            # A data worker, forked after the handlers were set: ignores Ctrl-C.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
@@ -62,13 +62,13 @@ class Interrupt:
         if self._signal is None:
             self._signal, self._signal_sec = number, now_sec
         elif now_sec - self._signal_sec > SAME_REQUEST_SEC:
-            # Nothing that could wait for anything. What a snapshot leaves half-written is listed nowhere.
+            # Must not block. A partially written snapshot is not listed.
             os.write(STDERR, b'Stopped at once, without saving.\n')
             os._exit(128 + number)
 
     @property
     def reason(self) -> str | None:
-        """Why this process is asked to stop, None if it is not."""
+        """Why this process should stop; None if it should not."""
         if self._signal is not None:
             return signal.Signals(self._signal).name
         if self._deadline_sec is not None and time.monotonic() >= self._deadline_sec:
@@ -78,9 +78,8 @@ class Interrupt:
     def should_stop(self, also: bool = False) -> bool:
         """Whether the run stops after this iteration. All processes call it and get the same answer.
 
-        also: this process has another reason. Several processes stop an iteration after the first one was
-        asked: the answer travels between the CPUs while the next iteration is under way, so that nobody
-        waits for it or for a GPU.
+        also: this process has another reason. With several processes the decision lags one iteration behind:
+        it is exchanged between CPUs during the next iteration, so that no process or GPU waits.
         """
         is_asked = also or self.reason is not None
         if distributed.world_size() == 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that a run writes for people: log, status line, statistics, sheets of samples, curves."""
+"""What a run writes for its users: log, status line, statistics, sample sheets, curves."""
 import contextlib
 import json
 import math
@@ -24,11 +24,11 @@ from training.run.sinks import open_sinks
 
 
 class StatsWriter:
-    """Appends statistics to stats.jsonl in the folder of a run, and passes them on.
+    """Appends statistics to stats.jsonl in the run directory, and sends them to TensorBoard, if it can be
+    imported, and with `wandb` to Weights & Biases.
 
-    To TensorBoard, if it can be imported, and with `wandb` to Weights & Biases.  start_time: of the run, in
-    seconds since the epoch; TensorBoard shows times relative to it. Raises UserError if the folder cannot be
-    written to, or wandb is missing.
+    start_time: of the run, in seconds since the epoch; TensorBoard shows times relative to it. Raises
+    UserError if the directory is not writable, or wandb is missing.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class StatsWriter:
                 for name, moments in statistics.items()}
         try:
             self._file.write(json.dumps({**line, 'timestamp': now}, allow_nan=False) + '\n')
-            # Whoever watches the run sees each tick at once, and a crash loses none.
+            # Ticks are visible immediately, and survive a crash.
             self._file.flush()
             means = {name: moments['mean'] for name, moments in statistics.items() if moments['num']}
             self._add_scalars(means, cur_nimg, now)
         except OSError as error:
-            # The disk may have room again at the next tick; a line is not worth the run.
+            # The disk may have space again at the next tick; a lost line must not abort the run.
             progress.write(f'{self._path}: cannot be written ({error.strerror}); free some space')
 
     def write_metrics(self, results: Mapping[str, float], cur_nimg: int) -> None:
@@ -78,17 +78,17 @@ class StatsWriter:
 
     def close(self) -> None:
         """Close everything."""
-        with contextlib.suppress(OSError):  # said already when the line was written
+        with contextlib.suppress(OSError):  # already reported by write()
             self._file.close()
         for sink in self._sinks:
             sink.close()
 
 
 class RunLog:
-    """The records of a run; on ranks other than 0 it writes nothing but takes part in collective updates.
+    """The log files of a run, written by rank 0; other ranks only take part in collective updates.
 
-    store: where losses are reported; what is reported before this is made is not included. A context manager:
-    log.txt copies everything printed until it closes.  wandb: show the run in Weights & Biases, too.
+    store: where losses are reported; earlier reports are not included. A context manager: until it closes,
+    everything printed is copied to log.txt.  wandb: also log to Weights & Biases.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class RunLog:
     ) -> None:
         self.run_dir = Path(run_dir)
         self._cur_nimg = 0
-        # A curve that cannot be drawn is a line of the log, once, and not one at every snapshot.
+        # Report each plotting error once, not at every snapshot.
         self._said: set[str] = set()
         self.store = Store(rank) if store is None else store
-        # A name without new values is left empty instead of repeating old ones.
+        # Names without new values are left empty instead of repeating old values.
         self.collector = Collector(keep_previous=False, store=self.store)
         self._logger = self._writer = None
-        # One process writes: several would mix their lines.
+        # Only one process writes, so that lines do not mix.
         if rank == 0:
             self._writer = StatsWriter(run_dir, wandb=wandb)
             self._logger = self._open_logger()
@@ -123,7 +123,7 @@ class RunLog:
         self.close()
 
     def print(self, text: str) -> None:
-        """Print a line on rank 0, without tearing progress bars."""
+        """Print a line on rank 0, above any progress bars."""
         if self._writer is not None:
             progress.write(text)
 
@@ -155,7 +155,7 @@ class RunLog:
         self, name: str, images: np.ndarray | torch.Tensor, drange: tuple[float, float],
         grid: tuple[int, int],
     ) -> None:
-        """Write a sheet of samples, such as fakes000100.png, into the run's folder; see save_image_grid."""
+        """Write a sample sheet, such as fakes000100.png, to the run directory; see save_image_grid."""
         if self._writer is not None:
             save_image_grid(self.run_dir / name, images, drange, grid)
             if name.startswith('fakes'):
@@ -183,7 +183,7 @@ class RunLog:
             self._said.add(str(error))
 
     def close(self) -> None:
-        """Close all files and give stdout and stderr back; more than once does no harm."""
+        """Close all files and restore stdout and stderr. May be called repeatedly."""
         if self._writer is not None:
             self._writer.close()
         if self._logger is not None:
@@ -192,7 +192,7 @@ class RunLog:
 
 
 def _json_number(value: float) -> float | None:
-    # JSON has neither nan nor infinities.
+    # JSON has neither NaN nor infinities.
     return value if math.isfinite(value) else None
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""snapshots.json: which snapshots of a run are complete. What it does not list is not there.
+"""snapshots.json: the complete snapshots of a run. Files that are not listed are ignored.
 
-A snapshot is a set of files: the training state, the networks for use elsewhere, a sheet of images. The
-manifest is replaced only once all of them are on the disk, so that a crash leaves the snapshots of before.
+A snapshot is a set of files: training state, networks, sample sheet. The manifest is replaced only once all
+of them are on disk, so that a crash leaves the previous snapshots.
 """
 import dataclasses
 import json
@@ -20,32 +20,32 @@ from training.report.ticks import kimg_number
 MANIFEST = 'snapshots.json'
 FORMAT = 1
 STATE, NETWORKS, SAFETENSORS, FAKES = 'state', 'networks', 'safetensors', 'fakes'  # roles of files
-NUM_STATES = 2  # kept at least: the second is for the day when the first turns out to be damaged
+NUM_STATES = 2  # kept at least: the older one is the fallback if the newest is corrupt
 TEMPORARY = re.compile(r'\.[0-9a-f]{32}\.tmp(\.\w+)?')  # of dnnlib.util.replace_file
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file in the folder of the run: its name, bytes, and SHA-256 in hexadecimal digits."""
+    """A file in the run directory: its name, bytes, and SHA-256 in hexadecimal digits."""
 
     name: str
     size: int
     sha256: str
 
     def problem(self, run_dir: str | os.PathLike) -> str | None:
-        """What is wrong with the file on the disk, None if nothing."""
+        """Why the file on disk is invalid; None if it is valid."""
         path = Path(run_dir, self.name)
         try:
             if path.stat().st_size != self.size:
                 return f'{path}: {path.stat().st_size} bytes instead of {self.size}'
-            return None if file_sha256(path) == self.sha256 else f'{path}: its checksum does not fit'
+            return None if file_sha256(path) == self.sha256 else f'{path}: its checksum does not match'
         except OSError as error:
             return f'{path}: cannot be read ({error.strerror or error})'
 
 
 @dataclass(frozen=True)
 class SnapshotEntry:
-    """A complete snapshot, at `nimg` images.  files: by role.  metrics: results, as far as computed."""
+    """A complete snapshot, at `nimg` images.  files: by role.  metrics: results so far."""
 
     nimg: int
     files: Mapping[str, FileEntry]
@@ -117,8 +117,8 @@ def latest_state(run_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
 def state_name(entries: Entries, nimg: int) -> str:
     """Name of the training state at nimg: training-state-<kimg>.pt.
 
-    If a snapshot at other images has this name already, the images beyond the thousand are added: a
-    listed state is never overwritten.
+    If another snapshot has this name, the remaining images are appended, so that a listed state is never
+    overwritten.
     """
     name = f'training-state-{kimg_number(nimg)}.pt'
     taken = {e.files[STATE].name for e in entries if STATE in e.files and e.nimg != nimg}
@@ -126,7 +126,7 @@ def state_name(entries: Entries, nimg: int) -> str:
 
 
 def with_snapshot(entries: Entries, new: SnapshotEntry) -> Entries:
-    """The list with one more snapshot; equal names of files, and one at the same images, give way."""
+    """The list with one more snapshot, which replaces files of equal name and a snapshot of equal nimg."""
     rest = forget_files([e for e in entries if e.nimg != new.nimg], {f.name for f in new.files.values()})
     return tuple(sorted([*rest, new], key=lambda e: e.nimg))
 
@@ -140,9 +140,9 @@ def forget_files(entries: Sequence[SnapshotEntry], names: set[str]) -> Entries:
 def prune(entries: Entries, keep: int | None = None, metric: str | None = None) -> tuple[Entries, list[str]]:
     """(the snapshots to keep, the names of the files to delete afterwards, training states first).
 
-    keep: number of the newest snapshots that keep their networks, beside the best by `metric`; None: all.
-    Training states, which are large, stay with networks that were chosen so, and in the NUM_STATES newest
-    snapshots. Sheets of images always stay.
+    keep: number of newest snapshots whose networks are kept, besides the best one by `metric`; None: all.
+    Training states, which are large, are kept with these networks, and in the NUM_STATES newest snapshots.
+    Sample sheets are always kept.
     """
     chosen = {e.nimg for e in _chosen(entries, keep, metric)}
     last = {e.nimg for e in [e for e in entries if STATE in e.files][-NUM_STATES:]}
@@ -188,7 +188,7 @@ def _value(metrics: Mapping[str, float], metric: str) -> float | None:
 
 
 def remove_leftovers(run_dir: str | os.PathLike) -> list[str]:
-    """Delete the temporary files that a killed process left in the folder of a run; their names."""
+    """Delete temporary files that a killed process left in the run directory; returns their names."""
     removed = []
     for path in sorted(Path(run_dir).iterdir()):
         if TEMPORARY.fullmatch(path.name):

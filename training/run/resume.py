@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resuming a run: which training state, whether the options fit it, and what is removed from the records.
+"""Resuming a run: choosing the training state, comparing options, and removing later records.
 
 A killed run has written lines, and perhaps files, after its last snapshot. They are removed, so that the
 records of an interrupted run equal those of an uninterrupted one.
@@ -153,7 +153,7 @@ def rewind_records(run_dir: str | os.PathLike, payload: Mapping[str, Any]) -> No
 
 
 def _nimg_of(line: Mapping[str, Any]) -> int:
-    """cur_nimg at the snapshot of a line, as far as its name tells."""
+    """cur_nimg at the snapshot of a line, according to its name."""
     # Lines that belong to no snapshot of this run, such as those of calc_metrics.py, stay.
     return nimg_of_name(line.get('snapshot_pkl') or '', 'network-snapshot-') or 0
 
@@ -177,7 +177,7 @@ def _is_wanted(line: bytes, wanted: Callable[[dict[str, Any]], bool]) -> bool:
 
 
 def missing_metrics(run_dir: str | os.PathLike, names: Collection[str], networks_name: str) -> list[str]:
-    """Those of the metrics that have no result for a network pickle: the run was killed while they ran."""
+    """Metrics without a result for a network pickle, since the run was killed while they ran."""
     def has_result(name: str) -> bool:
         path = Path(run_dir, f'metric-{name}.jsonl')
         found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that show statistics of a run in progress, both optional: TensorBoard and Weights & Biases."""
+"""Optional live statistics of a run: TensorBoard and Weights & Biases."""
 import contextlib
 import inspect
 import json
@@ -21,7 +21,7 @@ WANDB_ID_FILE = 'wandb_id.txt'
 
 
 class Sink(Protocol):
-    """What StatsWriter passes its numbers on to."""
+    """A destination of statistics, besides stats.jsonl."""
 
     def add_scalars(self, scalars: Mapping[str, float], cur_nimg: int, now: float) -> None:
         """Show values measured after cur_nimg images, at `now` (seconds since the epoch)."""
@@ -34,9 +34,9 @@ class Sink(Protocol):
 
 
 def open_sinks(run_dir: str | os.PathLike, start_time: float, *, wandb: bool) -> list[Sink]:
-    """TensorBoard if it is installed, and Weights & Biases if asked for.
+    """TensorBoard if it is installed, and Weights & Biases if requested.
 
-    Raises UserError if wandb is asked for and missing.
+    Raises UserError if wandb is requested and missing.
     """
     # The one that can fail comes first: nothing is left open then.
     sinks: list[Sink] = [WandbSink(run_dir)] if wandb else []
@@ -47,7 +47,7 @@ def open_sinks(run_dir: str | os.PathLike, start_time: float, *, wandb: bool) ->
 
 
 class TensorBoardSink:
-    """Events beside the other files of the run, in times relative to start_time."""
+    """TensorBoard events in the run directory, with times relative to start_time."""
 
     def __init__(self, writer: Any, start_time: float) -> None:
         self._writer, self._start_time = writer, start_time
@@ -60,7 +60,7 @@ class TensorBoardSink:
         self._writer.flush()
 
     def add_sheet(self, path: str | os.PathLike, cur_nimg: int) -> None:
-        """Nothing: the file lies beside the events."""
+        """Does nothing: the image file is in the same directory."""
 
     def close(self) -> None:
         """See Sink."""
@@ -68,10 +68,10 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A W&B run named as the run's folder, with its training options; continued if the folder's run is.
+    """A W&B run with the name of the run directory and its training options; resumed with the run.
 
-    Never asks for a login: without an API key it records offline, as with WANDB_MODE=offline. A failure later
-    on costs what was to be shown, not the run. Raises UserError if wandb is not installed.
+    Never prompts for a login: without an API key it records offline, as with WANDB_MODE=offline. Later
+    failures do not affect training. Raises UserError if wandb is not installed.
     """
 
     def __init__(self, run_dir: str | os.PathLike) -> None:
@@ -79,14 +79,14 @@ class WandbSink:
         self._errors = (OSError, RuntimeError, ValueError, getattr(self._wandb, 'Error', OSError))
         self._has_failed = False
         self._run = self._start(Path(run_dir))
-        # Steps may go back where a run is continued, which W&B refuses; an axis of our own may.
+        # Steps may decrease when a run is resumed, which W&B refuses for its own axis.
         self._try(lambda: self._run.define_metric('*', step_metric='kimg'))
 
     def _start(self, run_dir: Path) -> Any:
         project = None if 'WANDB_PROJECT' in os.environ else WANDB_PROJECT
         settings = {'project': project, 'name': run_dir.resolve().name, 'dir': str(run_dir),
                     'id': _run_id(run_dir), 'config': _training_options(run_dir),
-                    # Our log has all that is printed; two copies of the streams get in each other's way.
+                    # log.txt has all output; two redirections of the streams would interfere.
                     'settings': {'console': 'off'}}
         mode = self._mode()
         if mode == 'offline':
@@ -128,21 +128,21 @@ class WandbSink:
         try:
             action()
         except self._errors as error:
-            # Once: a server that is down would fill the log.
+            # Only once: an unreachable server would fill the log.
             if not self._has_failed:
                 progress.write(f'W&B: not everything was recorded ({_one_line(error)}); training continues')
             self._has_failed = True
 
 
 def _is_logged_in(wandb: ModuleType) -> bool:
-    # Newer releases can be asked; older ones would prompt, and have the key in an attribute.
+    # Newer releases can check without a prompt; older ones have the key in an attribute.
     if 'prompt' in inspect.signature(wandb.login).parameters:
         return bool(wandb.login(prompt=False, verify=False))
     return bool(wandb.api.api_key)
 
 
 def _run_id(run_dir: Path) -> str:
-    """Kept in the run directory, so that a resumed run continues there."""
+    """Id of the W&B run, kept in the run directory for resuming."""
     path = run_dir / WANDB_ID_FILE
     with contextlib.suppress(OSError):
         kept = path.read_text(encoding='utf-8').strip()
@@ -179,5 +179,5 @@ def _import_wandb() -> ModuleType:
     try:
         import wandb
     except ImportError as error:
-        raise UserError(f'--wandb=1: {error}; pip install wandb, or leave --wandb out') from error
+        raise UserError(f'--wandb=1: {error}; pip install wandb, or omit --wandb') from error
     return wandb

@@ -73,14 +73,14 @@ class SnapshotWriter:
         self._thread: threading.Thread | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Start to write; waits for the snapshot before, should that still be under way."""
+        """Start writing; first waits for the previous snapshot to complete."""
         self.wait()
         # Not a daemon: the interpreter waits for it, even if the program ends with an error.
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name='snapshot')
         self._thread.start()
 
     def wait(self) -> None:
-        """Return once nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -88,18 +88,18 @@ class SnapshotWriter:
             self._explain_errors(self._add_results)
 
     def wait_for_files(self, timeout_sec: float) -> None:
-        """Give the files that are being written so long to be complete. For the end of a program only."""
+        """Wait for files that are being written, at most this long. For the end of a program only."""
         thread = self._thread
         if thread is not None:
             thread.join(timeout_sec)
 
     def take_problems(self) -> list[str]:
-        """A line for each thing that went wrong since the last call."""
+        """One line per problem since the last call."""
         problems, self._problems = self._problems, []
         return problems
 
     def add_results(self, nimg: int, results: Mapping[str, float]) -> None:
-        """Note the results of metrics for the snapshot at nimg, as soon as nothing is being written."""
+        """Add results of metrics to the snapshot at nimg, as soon as nothing is being written."""
         if results:
             self._results[nimg] = results
         if self._thread is None or not self._thread.is_alive():
@@ -110,7 +110,7 @@ class SnapshotWriter:
         path = self.run_dir / state_name(self._entries, snapshot.nimg)
         self.has_failed = not self._explain_errors(lambda: self._write_files(snapshot, path))
         if self.has_failed:
-            # On a full disk, a large file that nobody will look for does harm.
+            # An unlisted large file would only fill the disk.
             self._delete([path.name])
 
     def _write_files(self, snapshot: Snapshot, path: Path) -> None:
@@ -120,7 +120,7 @@ class SnapshotWriter:
         if snapshot.networks is not None:
             stem = Path(snapshot.networks_name).stem
             networks = {ROLES[kind]: f'{stem}.{kind}' for kind in self.formats}
-            # A listed name is struck off before its file is replaced, so that the list is always true.
+            # Remove a name from the list before its file is replaced, so that the list is always valid.
             others = forget_files(self._entries, set(networks.values()))
             if others != self._entries:
                 self._publish(others)
@@ -135,7 +135,7 @@ class SnapshotWriter:
             SnapshotEntry(e.nimg, e.files, {**e.metrics, **results.get(e.nimg, {})}) for e in self._entries))
 
     def _publish(self, entries: Entries) -> None:
-        """Put a new list on the disk, then delete what it does without."""
+        """Write a new list, then delete files that it drops."""
         kept, gone = prune(entries, self.keep, self.metric)
         write_manifest(self.run_dir, kept)
         self._entries = kept
@@ -145,11 +145,11 @@ class SnapshotWriter:
         listed = {f.name for e in self._entries for f in e.files.values()}
         for name in names:
             if name not in listed:
-                with contextlib.suppress(OSError):  # what cannot be deleted only takes room
+                with contextlib.suppress(OSError):  # a file that cannot be deleted only takes space
                     (self.run_dir / name).unlink(missing_ok=True)
 
     def _explain_errors(self, action: Callable[[], None]) -> bool:
-        """Whether the action succeeded; if not, there is a line on it."""
+        """Run the action; on an error, record it as a problem and return False."""
         try:
             action()
         except (UserError, OSError, RuntimeError, pickle.PickleError) as error:

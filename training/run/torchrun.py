@@ -31,12 +31,12 @@ def with_world_size(flags: dict[str, Any], world_size: int) -> dict[str, Any]:
     """The flags with --gpus as torchrun has it. Raises UserError if another number was given."""
     given = flags.get('gpus')
     if given is not None and given != world_size:
-        raise UserError(f'--gpus={given}, but the launcher started {world_size} processes; leave --gpus out')
+        raise UserError(f'--gpus={given}, but the launcher started {world_size} processes; omit --gpus')
     return {**flags, 'gpus': world_size}
 
 
 def plan_together(plan: Callable[[int], Plan | None]) -> Plan | None:
-    """What all processes of this start shall train, None for nothing.
+    """What all processes of this start train, None for nothing.
 
     plan(number of processes): called on rank 0, in the first start of a launch only.  Leaves with STOPPED if
     the time limit of the launch is over. Raises UserError, on rank 0 alone or where its folder is not seen.
@@ -49,12 +49,12 @@ def plan_together(plan: Callable[[int], Plan | None]) -> Plan | None:
 
 
 def check_shared(run_dir: str, wait_sec: float = SHARED_SEC) -> None:
-    """Raise UserError if what rank 0 has written into the run's folder does not come into sight here."""
+    """Raise UserError if the files of rank 0 in the run directory do not become visible here."""
     deadline_sec = time.monotonic() + wait_sec
     while not Path(run_dir, OPTIONS_FILE).is_file():
         if time.monotonic() > deadline_sec:
-            raise UserError(f'--outdir: {run_dir} is not there on {socket.gethostname()}; all machines need '
-                            'it under the same path, on a disk that they share')
+            raise UserError(f'--outdir: {run_dir} does not exist on {socket.gethostname()}; all nodes need '
+                            'it under the same path on a shared disk')
         time.sleep(0.1)
 
 
@@ -102,21 +102,21 @@ def _plan_again(memory: dict[str, Any], num_gpus: int) -> Plan:
 def fit_layout(config: TrainConfig, num_gpus: int) -> TrainConfig:
     """The same run on another number of processes.
 
-    Raises UserError if the batch cannot be divided so, or only by another minibatch standard deviation, which
-    is a part of the network.
+    Raises UserError if the batch cannot be divided accordingly without changing the groups of the minibatch
+    standard deviation, which are a part of the network.
     """
     if num_gpus == config.num_gpus:
         return config
     share, rest = divmod(config.batch_size, num_gpus)
     if rest or not share:
-        raise UserError(f'--batch={config.batch_size} cannot be divided by the {num_gpus} processes that the '
-                        'launcher started now; choose --nnodes so that all numbers of processes divide it')
+        raise UserError(f'--batch={config.batch_size} is not divisible by the {num_gpus} processes that the '
+                        'launcher started now; choose --nnodes so that every possible number divides it')
     group = config.D.mbstd_group_size
     fitting = [n for n in range(1, min(share, config.batch_gpu) + 1)
                if share % n == 0 and fitting_group(group, n) == group
                and min(group, n) == min(group, config.batch_gpu)]
     if not fitting:
         raise UserError(f'--batch={config.batch_size} leaves {share} images for each of the {num_gpus} '
-                        f'processes that the launcher started now, which are no groups of {group} for the '
-                        'minibatch standard deviation; start fewer')
+                        f'processes that the launcher started now, but the minibatch standard deviation '
+                        f'needs groups of {group}; start fewer processes')
     return dataclasses.replace(config, num_gpus=num_gpus, batch_gpu=max(fitting))

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """DCGAN (Radford et al. 2016): transposed and strided 4x4 convolutions with batch normalisation.
 
-Images are square with a power of two from 8 as side; the known network has 64. z [N, z_dim], img
+Images are square with a power-of-two side of at least 8; the published network has 64. z [N, z_dim], img
 [N, img_channels, side, side] in [-1, 1]. Both networks are called like those of training.networks.
 """
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 
@@ -45,7 +47,7 @@ class Reduce(torch.nn.Conv2d):
 
 @persistence.persistent_class
 class LatentMapping(torch.nn.Module):
-    """Stands where other generators have a mapping network: ws is z, [N, 1, z_dim]."""
+    """Replaces the mapping network of other generators: ws is z, [N, 1, z_dim]."""
 
     def __init__(self, z_dim: int):
         super().__init__()
@@ -60,7 +62,7 @@ class LatentMapping(torch.nn.Module):
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f'z must be [N, {self.z_dim}], not {list(z.shape)}')
         if truncation_psi != 1:
-            raise ValueError('DCGAN keeps no average w, so truncation_psi must be 1')
+            raise ValueError('DCGAN has no w_avg, so truncation_psi must be 1')
         return z.to(torch.float32).unsqueeze(1)
 
 
@@ -88,7 +90,7 @@ class SynthesisNetwork(torch.nn.Module):
     ) -> torch.Tensor:
         """ws [N, 1, z_dim] -> img [N, img_channels, side, side] in (-1, 1).
 
-        noise_mode, force_fp32, fused_modconv: there is no noise and nothing to choose.
+        noise_mode, force_fp32, fused_modconv: ignored.
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f'ws must be [N, {self.num_ws}, {self.w_dim}], not {list(ws.shape)}')
@@ -120,7 +122,7 @@ class DCGANGenerator(torch.nn.Module):
         self, z: torch.Tensor, c: torch.Tensor | None = None, truncation_psi: float = 1,
         truncation_cutoff: int | None = None, **synthesis_kwargs: bool | str | None,
     ) -> torch.Tensor:
-        """z [N, z_dim] -> img [N, img_channels, side, side]; in training a batch is normalised by itself."""
+        """z [N, z_dim] -> img [N, img_channels, side, side]; in training, with batch statistics."""
         return self.synthesis(self.mapping(z, c, truncation_psi, truncation_cutoff), **synthesis_kwargs)
 
 
@@ -163,4 +165,4 @@ def _num_layers(side: int) -> int:
 
 def _check_unconditional(c_dim: int) -> None:
     if c_dim != 0:
-        raise ValueError(f'c_dim={c_dim} must be 0: DCGAN knows no labels')
+        raise ValueError(f'c_dim={c_dim} must be 0: DCGAN is unconditional')

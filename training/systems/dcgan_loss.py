@@ -20,9 +20,9 @@ class DCGANLoss:
     """Losses of G and D.
 
     augment_pipe: applied to every image that D sees, real and generated; None for none.
-    report(name, values): where statistics go.  ada: is given D's signs on real images; None unless p is
-    adaptive.  pl_mean: stays 0, there are no path lengths; training states have a field for it.
-    compiled: faster forms of differentiated_once(), by name.
+    report(name, values): receives statistics.  ada: receives D's signs on real images; None unless p is
+    adaptive.  pl_mean: always 0 (no path lengths); training states have a field for it.
+    compiled: compiled forms of differentiated_once(), by name.
     """
 
     G: torch.nn.Module
@@ -36,11 +36,11 @@ class DCGANLoss:
         self.pl_mean = torch.zeros([], device=next(self.G.parameters()).device)
 
     def differentiated_once(self) -> dict[str, torch.nn.Module]:
-        """What runs in losses of which only the gradient is taken: here, all."""
+        """Modules in losses that are differentiated only once: here, all."""
         return {'G': self.G, 'D': self.D}
 
     def discriminator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Tell real from generated: -log D(x), then -log(1 - D(G(z))), each normalised as a batch."""
+        """-log D(x), then -log(1 - D(G(z))), each with its own batch statistics."""
         logits = self._discriminate(batch.real_img, 'real')
         real_loss = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction='none')
         yield real_loss
@@ -52,7 +52,7 @@ class DCGANLoss:
         yield fake_loss
 
     def generator_main(self, batch: MicroBatch) -> Iterator[torch.Tensor]:
-        """Make D take fakes for real: -log D(G(z))."""
+        """-log D(G(z))."""
         img = self.compiled.get('G', self.G)(batch.gen_z, batch.gen_c)
         logits = self._discriminate(img, 'fake')
         loss = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction='none')

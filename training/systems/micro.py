@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A StyleGAN2 generator for 16x16 images that consists of five operations, to time a step of training with.
+"""A StyleGAN2 generator for 16x16 images that consists of five operations, for timing training steps.
 
 z [N, 512] -> ws [N, num_ws, 512] -> img [N, img_channels, 16, 16] in (-1, 1). The operations: a constant
 fill, leaky ReLU in place, bias plus tanh, modulated 3x3 convolution, a 512x512 fully connected layer.
@@ -23,7 +23,7 @@ def constant_fill(like: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 def leaky_relu_in_place(x: torch.Tensor) -> torch.Tensor:
-    """max(x, 0.2 x), written over x, which no other operation may need for its gradient."""
+    """max(x, 0.2 x), overwriting x, which no other operation may need for its gradient."""
     return F.leaky_relu_(x, NEGATIVE_SLOPE)
 
 
@@ -43,7 +43,7 @@ class MicroMapping(torch.nn.Module):
     def forward(
         self, z: torch.Tensor, c: torch.Tensor | None = None, skip_w_avg_update: bool = False,
     ) -> torch.Tensor:
-        """z [N, 512] -> ws [N, num_ws, 512]; c is ignored, and no average w is kept."""
+        """z [N, 512] -> ws [N, num_ws, 512]; c is ignored, and there is no w_avg."""
         return self.fc0(normalize_2nd_moment(z)).unsqueeze(1).repeat([1, self.num_ws, 1])
 
 

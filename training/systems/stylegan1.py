@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generator of StyleGAN (Karras et al. 2019): styles by adaptive instance normalisation.
 
-Shapes as in training.networks. A level has two layers, each with a w of its own: num_ws is twice the number
-of levels. The discriminator is that of training.networks with architecture='orig'.
+Shapes as in training.networks. A level has two layers, each with its own w: num_ws is twice the number of
+levels. The discriminator is that of training.networks with architecture='orig'.
 """
+from __future__ import annotations
+
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from torch_utils import persistence
 from training import networks
 
 NEGATIVE_SLOPE = 0.2  # of all leaky ReLUs
-NORM_EPS = 1e-8  # inside the square root
 
 
 @persistence.persistent_class
@@ -43,7 +44,7 @@ class MappingNetwork(networks.MappingNetwork):
 
 @persistence.persistent_class
 class AdaIN(torch.nn.Module):
-    """Each feature map gets the mean and deviation that w says (StyleGAN, Eq. 1; Huang and Belongie 2017)."""
+    """Sets mean and deviation of each feature map by w (StyleGAN, Eq. 1; Huang and Belongie 2017, Eq. 8)."""
 
     def __init__(self, channels: int, w_dim: int):
         super().__init__()
@@ -53,8 +54,8 @@ class AdaIN(torch.nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """x [N, C, H, W], w [N, w_dim] -> [N, C, H, W]; |scale| and bias are deviation and mean over H, W."""
         scale, bias = self.style_scale(w)[:, :, None, None], self.style_bias(w)[:, :, None, None]
-        var, mean = torch.var_mean(x, dim=[2, 3], correction=0, keepdim=True)
-        return torch.addcmul(bias, x - mean, scale * (var + NORM_EPS).rsqrt())
+        var, mean = torch.var_mean(x, dim=[2, 3], unbiased=False, keepdim=True)
+        return torch.addcmul(bias, x - mean, scale * (var + networks.NORM_EPS).rsqrt())
 
 
 @persistence.persistent_class
@@ -71,7 +72,7 @@ class NoiseInjection(torch.nn.Module):
             self.register_buffer('noise_const', torch.randn(height_width(resolution)))
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """x [N, C, H, W]; noise: whatever broadcasts to [N, 1, H, W], None: drawn anew. Returns like x."""
+        """x [N, C, H, W]; noise: broadcasts to [N, 1, H, W], None: random. Returns like x."""
         if noise is None:
             noise = torch.randn([x.shape[0], 1, *x.shape[2:]], device=x.device, dtype=x.dtype)
         return x + self.weight * noise
@@ -79,7 +80,7 @@ class NoiseInjection(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisBlock(torch.nn.Module):
-    """Up-sampling by 2 (bilinear), 3x3 convolution, noise, AdaIN, leaky ReLU.
+    """Upsampling by 2 (bilinear), 3x3 convolution, noise, AdaIN, leaky ReLU.
 
     resolution: of the output, for a stored noise map; None for none.
     """
@@ -89,7 +90,7 @@ class SynthesisBlock(torch.nn.Module):
         resolution: Size | None = None,
     ):
         super().__init__()
-        # No bias: AdaIN would take it away. The layer interpolates and convolves in one pass.
+        # No bias: AdaIN would remove it. The layer upsamples and convolves in one pass.
         self.conv = networks.Conv2dLayer(
             in_channels, out_channels, kernel_size=3, bias=False, up=2 if use_upsample else 1)
         self.noise = NoiseInjection(out_channels, resolution)
@@ -102,7 +103,7 @@ class SynthesisBlock(torch.nn.Module):
 
 @persistence.persistent_class
 class ConstantBlock(torch.nn.Module):
-    """What the first level begins with: a learned constant, noise, AdaIN, leaky ReLU (StyleGAN, Fig. 1b)."""
+    """The first layer: a learned constant, noise, AdaIN, leaky ReLU (StyleGAN, Fig. 1b)."""
 
     def __init__(self, channels: int, w_dim: int, resolution: Size):
         super().__init__()
@@ -120,7 +121,7 @@ class ConstantBlock(torch.nn.Module):
 
 @persistence.persistent_class
 class SynthesisNetwork(torch.nn.Module):
-    """ws to image: a constant, then two blocks for each level, and a 1x1 convolution to colours."""
+    """ws to image: a constant, two blocks per level, and a 1x1 convolution to RGB."""
 
     def __init__(
         self, w_dim: int, img_resolution: Size, img_channels: int, channel_base: int = 16384,
@@ -147,7 +148,7 @@ class SynthesisNetwork(torch.nn.Module):
     ) -> torch.Tensor:
         """ws [N, num_ws, w_dim] -> img [N, img_channels, H, W] float32, not clamped.
 
-        noise_mode: 'random', 'const' or 'none'.  force_fp32, fused_modconv: nothing to choose here.
+        noise_mode: 'random', 'const' or 'none'.  force_fp32, fused_modconv: ignored.
         """
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f'ws must be [N, {self.num_ws}, {self.w_dim}], not {list(ws.shape)}')
@@ -164,7 +165,7 @@ class SynthesisNetwork(torch.nn.Module):
 
 
 def _noise_for(injection: NoiseInjection, noise_mode: str) -> torch.Tensor | None:
-    """The noise to give to a layer; None lets it draw some."""
+    """The noise argument of a layer; None: random."""
     if noise_mode == 'random':
         return None
     return injection.noise_const if noise_mode == 'const' else torch.zeros_like(injection.weight[:, :1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each name of TrainConfig.system stands for: networks, losses, and the phases of an iteration."""
+"""The systems of TrainConfig.system by name: networks, losses, and the phases of an iteration."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a tensor of a trained network becomes one of another shape, for transfer learning.
+"""Transfer learning: fitting tensors of a trained network to other shapes.
 
-Wherever possible the network keeps computing what it did: scales make up for the gains of equalised
-learning rates, which depend on the number of inputs, and what is new starts without influence.
+Wherever possible the network still computes the same function: weights are rescaled to compensate for the
+gains of equalised learning rates, which depend on the number of inputs, and new inputs start at zero.
 """
 import math
 import re
@@ -32,8 +32,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Fit:
-    """What becomes of a pair. value: of the shape of `new`, None where the fresh tensor stays.
-    how: in words, empty where `old` is taken as it is.
+    """The result for a pair. value: of the shape of `new`; None: keep the fresh tensor.
+    how: a description, empty if `old` is copied unchanged.
     """
 
     value: torch.Tensor | None
@@ -41,7 +41,7 @@ class Fit:
 
 
 def fit_tensor(pair: Pair) -> Fit:
-    """The value that the tensor of the new network gets."""
+    """The value for the tensor of the new network."""
     if pair.old.shape == pair.new.shape and not _is_bias_of_other_image(pair):
         return Fit(pair.old)
     rule = next(rule for pattern, rule in RULES if re.search(pattern, pair.name))
@@ -51,8 +51,8 @@ def fit_tensor(pair: Pair) -> Fit:
 def image_map(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(matrix [new, old], offset [new]) that turn an image of `old` channels in [-1, 1] into one of `new`.
 
-    Gray becomes R = G = B, colour its mean, a missing alpha opaque. With more than 4 channels, equal numbers
-    correspond and the others are 0.
+    Gray becomes R = G = B, colour its mean, a missing alpha opaque. With more than 4 channels, channels of
+    equal index correspond and the others are 0.
     """
     if old not in COLOUR_PLANES or new not in COLOUR_PLANES:
         return torch.eye(new, old), torch.zeros([new])
@@ -86,7 +86,7 @@ def overlap(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 
 def _is_bias_of_other_image(pair: Pair) -> bool:
-    # A bias of D's first layer has one shape for all images, but takes over what a constant alpha gave.
+    # The bias of D's first layer has the same shape for all images, but must absorb a constant alpha.
     return (pair.name.endswith('fromrgb.bias')
             and pair.source.img_channels != pair.target.img_channels)
 
@@ -98,15 +98,15 @@ def _stays_fresh(reason: str) -> Callable[[Pair], Fit]:
 
 
 def _cut(pair: Pair) -> Fit:
-    """Other numbers of feature maps: those with the same numbers are taken."""
+    """Different numbers of feature maps: copy those with equal indices."""
     if pair.old.ndim != pair.new.ndim:
-        return Fit(None, 'of another kind')
+        return Fit(None, 'different number of axes')
     fits_inside = all(a >= b for a, b in zip(pair.old.shape, pair.new.shape, strict=True))
     return Fit(overlap(pair.old, pair.new), 'first part taken' if fits_inside else 'common part, rest fresh')
 
 
 def _resize_noise(pair: Pair) -> Fit:
-    """The fixed noise, smoothed by resizing, gets back its mean and deviation."""
+    """Resize the noise and restore its mean and deviation, since resizing smooths it."""
     value = resize_plane(pair.old, *pair.new.shape)
     mean, deviation = pair.old.mean(), pair.old.std(unbiased=False)
     value = (value - value.mean()) / value.std(unbiased=False).clamp(min=1e-8)
@@ -118,25 +118,25 @@ def _resize_const(pair: Pair) -> Fit:
 
 
 def _resize_epilogue(pair: Pair) -> Fit:
-    """D's fully connected layer sees [C, h, w] flattened: a coarser or finer image of the same."""
+    """D's fully connected layer reads flattened [C, h, w]: resize its weight as an image [h, w]."""
     old_size, new_size = (height_width(net.b4.resolution) for net in (pair.source, pair.target))
     old = pair.old.unflatten(1, (-1, *old_size))  # [O, I, h, w]
     new = pair.new.unflatten(1, (-1, *new_size))
-    # The sum runs over another number of positions; half of that is in the gain already.
+    # Compensates for the number of positions in the sum, together with the gain, which contains its root.
     scale = math.sqrt(math.prod(old_size) / math.prod(new_size))
     value = old if old_size == new_size else resize_plane(old, *new_size) * scale
     return Fit(overlap(value, new).flatten(1), 'bilinear' if old_size != new_size else 'common part')
 
 
 def _cut_deviation_last(pair: Pair) -> Fit:
-    """D's last convolution: the minibatch deviation is its last input, whatever the number of the others."""
+    """D's last convolution, whose last input is the minibatch standard deviation."""
     value = overlap(pair.old[:, :-1], pair.new[:, :-1])
     deviation = overlap(pair.old[:, -1:], pair.new[:, -1:])
     return Fit(torch.cat([value, deviation], dim=1), 'common part, rest fresh')
 
 
 def _recolour_output(pair: Pair) -> Fit:
-    """ToRGB makes the image of other channels that corresponds to what it made."""
+    """ToRGB for other channels: generates the corresponding image, by image_map()."""
     old, new = pair.source.img_channels, pair.target.img_channels
     if old == new:
         return _cut(pair)
@@ -144,13 +144,13 @@ def _recolour_output(pair: Pair) -> Fit:
     how = f'image with {old} channels -> {new}'
     if pair.old.ndim > 1:
         return Fit(overlap(torch.einsum('no,oi...->ni...', matrix, pair.old), pair.new), how)
-    # The image is the sum over all blocks: a constant enters once.
+    # The image is the sum over all blocks, so the constant is added in one of them.
     first = next(name for name, _ in pair.target.named_parameters() if name.endswith('torgb.bias'))
     return Fit(matrix @ pair.old + offset * (pair.name == first), how)
 
 
 def _recolour_input(pair: Pair) -> Fit:
-    """FromRGB responds to an image of other channels as it did to the corresponding one."""
+    """FromRGB for other channels: responds as to the corresponding image, by image_map()."""
     old, new = pair.source.img_channels, pair.target.img_channels
     if old == new:
         return _cut(pair)
@@ -167,18 +167,18 @@ def _recolour_input(pair: Pair) -> Fit:
 
 
 def _resize_embedding(pair: Pair) -> Fit:
-    """Labels of equal number keep their embedding; new ones get a fresh one."""
+    """Labels with equal indices keep their embedding; new ones get a fresh one."""
     (width, old), (new_width, new) = pair.old.shape, pair.new.shape
     if width != new_width:
-        return Fit(None, 'w of another length')
+        return Fit(None, 'different w_dim')
     return Fit(overlap(pair.old * math.sqrt(new / old), pair.new), f'{min(old, new)} of {new} labels taken')
 
 
 def _resize_first_layer(pair: Pair) -> Fit:
-    """With or without a label beside it, z has the same influence; a new label starts with none."""
+    """z keeps its influence, with or without a label; the weights of a new label start at 0."""
     z_dim = pair.source.mapping.z_dim
     if z_dim != pair.target.mapping.z_dim or len(pair.old) != len(pair.new) or z_dim == 0:
-        return Fit(None, 'z or w of another length')
+        return Fit(None, 'different z_dim or w_dim')
     value = torch.zeros_like(pair.new)
     value[:, :z_dim] = pair.old[:, :z_dim] * math.sqrt(pair.new.shape[1] / pair.old.shape[1])
     return Fit(value, 'the part for z')
@@ -186,24 +186,24 @@ def _resize_first_layer(pair: Pair) -> Fit:
 
 def _cut_affine(pair: Pair) -> Fit:
     if pair.old.shape[1] != pair.new.shape[1]:
-        return Fit(None, 'w of another length')
+        return Fit(None, 'different w_dim')
     return _cut(pair)
 
 
 def _cut_output(pair: Pair) -> Fit:
-    """D's last layer gives one number without labels, a vector to compare with the label's with them."""
+    """D's last layer: a logit if unconditional, else a vector to be projected on the label embedding."""
     if 1 in (len(pair.old), len(pair.new)):
-        return Fit(None, 'with labels and without differ')
+        return Fit(None, 'conditional and unconditional outputs differ')
     return _cut(pair)
 
 
-# The first pattern found in a tensor's name decides; asked only where shapes differ.
+# The first pattern found in the name of a tensor decides; used only if shapes differ.
 RULES: list[tuple[str, Callable[[Pair], Fit]]] = [
     (r'resample_filter$', _stays_fresh('a setting of this run')),
     (r'noise_const$', _resize_noise),
     (r'^mapping\.embed\.weight$', _resize_embedding),
     (r'^mapping\.fc0\.weight$', _resize_first_layer),
-    (r'^mapping\.', _stays_fresh('another mapping network')),
+    (r'^mapping\.', _stays_fresh('different mapping network')),
     (r'affine\.weight$', _cut_affine),
     (r'torgb\.(weight|bias)$', _recolour_output),
     (r'fromrgb\.(weight|bias)$', _recolour_input),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transfer learning: what a trained network gives to one of another shape, and a table that tells it."""
+"""Transfer learning: copies weights between networks, also of different shapes, and reports it as a table."""
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ from training.systems.table import SYSTEMS
 from training.transfer.rules import Pair, fit_tensor
 
 ACTIONS = KEPT, RESIZED, FRESH, NOT_USED = 'kept', 'resized', 'fresh', 'not used'
-# Where a file lacks one of these, the other is the next best.
+# Used instead if a file lacks one of these.
 SUBSTITUTES = {'G': 'G_ema', 'G_ema': 'G'}
 MAX_NAME = 44  # characters
 Shape = tuple[int, ...]
@@ -25,8 +25,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Record:
-    """A tensor in the table. source, here: shapes, None where there is none.  action: one of ACTIONS.
-    how: in words, where there is something to say.
+    """A tensor in the table. source, here: shapes, None if missing.  action: one of ACTIONS.  how: details,
+    may be empty.
     """
 
     network: str
@@ -40,11 +40,11 @@ class Record:
 def transfer(
     path_or_url: str, into: Mapping[str, torch.nn.Module], run_dir: str | os.PathLike | None = None,
 ) -> list[Record]:
-    """Put the weights of a network pickle into the modules of the same key, as far as they can be used.
+    """Copy the weights of a network file into the modules of the same key, as far as they fit.
 
-    Prints a table of what became of the tensors, and writes it, tensor by tensor, to transfer.txt in run_dir
-    (process 0 does). A network that the file lacks stays fresh. Returns the whole table. Raises UserError if
-    the file is no network file, or nothing in it fits.
+    Rank 0 prints a summary table, and writes the table of all tensors to transfer.txt in run_dir. A network
+    that the file lacks stays fresh. Returns the whole table. Raises UserError if the file is not a network
+    file, or nothing in it fits.
     """
     source = load_network(path_or_url, only=NETWORKS)
     records = transfer_networks(source, into)
@@ -81,7 +81,7 @@ def _misfit(source: Mapping[str, torch.nn.Module | None], into: Mapping[str, tor
     """Why nothing of the file can be used, and what to do."""
     found = [type(source[key]).__name__ for key in into if source.get(key) is not None]
     if not found:
-        return f'holds none of {", ".join(into)}; give a file of train.py'
+        return f'contains none of {", ".join(into)}; give a snapshot of train.py'
     wanted = [type(module).__name__ for module in into.values()]
     return (f'nothing in {", ".join(dict.fromkeys(found))} fits {", ".join(dict.fromkeys(wanted))}; train '
             'with the --cfg that the file was trained with, or start without --resume')
@@ -90,9 +90,9 @@ def _misfit(source: Mapping[str, torch.nn.Module | None], into: Mapping[str, tor
 def transfer_networks(
     source: Mapping[str, torch.nn.Module | None], into: Mapping[str, torch.nn.Module],
 ) -> list[Record]:
-    """Copy what fits from the networks of `source` into those of the same key; they may be on any device.
+    """Copy what fits from the networks of `source` into those of the same key; on any device.
 
-    Tensors are matched by name, and blocks are named by level, so that networks of other resolutions share
+    Tensors are matched by name, and blocks are named by level, so networks of different resolutions share
     their lower levels. Other shapes are fitted by training.transfer.rules.
     """
     records = []
@@ -129,10 +129,10 @@ def _transfer_network(key: str, source: torch.nn.Module, target: torch.nn.Module
 
 
 def _start_new(name: str, tensor: torch.Tensor, theirs: Mapping[str, torch.Tensor]) -> str:
-    """Prepare a tensor without counterpart; returns what to say of it.
+    """Prepare a tensor without counterpart; returns its description.
 
-    A level above those of the file adds its detail to the enlarged image of the levels below. With nothing
-    to add at first, G keeps making the images that it has learned.
+    A new level adds detail to the upsampled image of the levels below. Its torgb starts at 0, so that G still
+    generates the images that it has learned.
     """
     first = 'synthesis.b4.torgb.weight'
     if not name.endswith('torgb.weight') or first not in theirs:
@@ -144,15 +144,15 @@ def _start_new(name: str, tensor: torch.Tensor, theirs: Mapping[str, torch.Tenso
 def transfer_notes(
     source: Mapping[str, torch.nn.Module | None], into: Mapping[str, torch.nn.Module],
 ) -> list[str]:
-    """Sentences on what the user may not expect: networks that are missing, latents of another kind."""
+    """Notes on what the user may not expect: missing networks, different latents."""
     notes = []
     for key in into:
         if source.get(key) is None:
             consequence = (
-                'starts from random weights, and images will first get worse; snapshots of train.py hold '
-                'all networks' if _source_of(source, key) is None
+                'starts from random weights, so images will get worse at first; snapshots of train.py '
+                'contain all networks' if _source_of(source, key) is None
                 else f'takes the weights of {SUBSTITUTES[key]}')
-            notes.append(f'the file holds no {key}: the one here {consequence}')
+            notes.append(f'the file contains no {key}: that of this run {consequence}')
     old, new = _source_of(source, 'G_ema'), into.get('G_ema', into.get('G'))
     if old is not None and new is not None:
         notes += _latent_notes(old, new)
@@ -161,24 +161,24 @@ def transfer_notes(
 
 def _latent_notes(old: torch.nn.Module, new: torch.nn.Module) -> list[str]:
     notes = []
-    # The mapping network is the one part of which a piece is of no use.
+    # A part of a mapping network is useless.
     for name, label in (('z_dim', 'z'), ('w_dim', 'w')):
         a, b = getattr(old, name), getattr(new, name)
         if a != b:
-            notes.append(f'{label} has {b} numbers, in the file {a}: what reads it starts from random '
-                         'weights, and all styles must be learned anew; choose a preset with the same sizes')
+            notes.append(f'{name} is {b}, but {a} in the file: layers that read {label} start from random '
+                         'weights, and styles must be learned again; choose a preset with the same sizes')
     a, b = old.mapping.num_layers, new.mapping.num_layers
     if a != b:
-        notes.append(f'the mapping network has {b} layers, in the file {a}: its layers are taken by number, '
-                     f'which is not what they were trained for; --map-depth={a} keeps the whole')
+        notes.append(f'the mapping network has {b} layers, but {a} in the file: a part of the layers does '
+                     f'not compute what the whole did; --map-depth={a} keeps all of them')
     return notes
 
 
 def summary_lines(records: list[Record]) -> list[str]:
-    """The table with layers of the same fate in one row, and the totals of each network."""
+    """The table, with layers of equal results in one row, and the totals of each network."""
     rows, networks = [], _by_network(records)
     for network, group in networks.items():
-        # G_ema is shaped as G: its table would say the same again.
+        # G_ema has the shapes of G, so usually the same table.
         if network == 'G_ema' and _without_network(group) == _without_network(networks.get('G', [])):
             rows.append([network, '(as G)', '', '', ''])
             continue
@@ -187,7 +187,7 @@ def summary_lines(records: list[Record]) -> list[str]:
 
 
 def full_lines(records: list[Record]) -> list[str]:
-    """The table with a row for each tensor."""
+    """The table with one row per tensor."""
     rows = [[r.network, r.name, _text(r.source), _text(r.here), _result(r)] for r in records]
     header = ['Network', 'Tensor', 'Source', 'Here', 'Result']
     return [*_columns([header, *rows]), *_totals(_by_network(records))]
@@ -218,7 +218,7 @@ def _summarise(records: list[Record], prefix: str) -> Iterator[list[str]]:
     if _is_uniform(records):
         yield [f'{prefix}* ({len(records)})', '', '', _result(records[0])]
         return
-    # Parts in which everything has the same fate share a row, in the place of the first.
+    # Parts with one result share a row, at the position of the first.
     parts: dict[str, list[Record]] = {}
     for record in records:
         parts.setdefault(record.name.removeprefix(prefix).split('.')[0], []).append(record)
@@ -247,7 +247,7 @@ def _result(record: Record) -> str:
 
 
 def _columns(rows: Iterable[list[str]]) -> list[str]:
-    """Lines with the cells of each column below each other."""
+    """Lines with aligned columns."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]

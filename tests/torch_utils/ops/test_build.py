@@ -111,7 +111,7 @@ def test_the_ninja_file_has_one_target_for_each_job(folder, tmp_path):
 def test_the_command_builds_counts_and_fails_with_status_2(folder, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(build, 'all_variants', lambda: HOT[:1])
     run = ['--arch=sm_75', f'--cache={tmp_path / "c"}', '--jobs=1', '--compiler=nvrtc']
-    for said in ['1 built, 0 were', '0 built, 1 were']:
+    for said in ['1 kernels built, 0 already', '0 kernels built, 1 already']:
         result = click.testing.CliRunner().invoke(build.command, run)
         assert result.exit_code == 0 and said in result.output
     wrong = Kernel('bias_act.cu', 'f', (('SCALAR_T', 'nonsense'),))

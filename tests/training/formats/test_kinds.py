@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are no networks are called what they are, by every tool that opens networks."""
+"""Files that are not networks are called what they are, by every tool that opens networks."""
 import bz2
 import gzip
 import io

@@ -31,7 +31,7 @@ def holder(tmp_path):
 
 
 def test_another_process_is_named(holder, tmp_path):
-    with pytest.raises(UserError, match=rf'^{tmp_path}: process {holder} on .* trains in this folder'), \
+    with pytest.raises(UserError, match=rf'^{tmp_path}: process {holder} on .* is training in'), \
             RunLock(tmp_path, wait_sec=0.2):
         pass
 

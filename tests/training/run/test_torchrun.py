@@ -100,7 +100,7 @@ def test_the_time_limit_is_that_of_the_launch(meet, config, monkeypatch):
 
 def test_a_machine_without_the_folder_of_the_run_is_named(config, tmp_path):
     torchrun.check_shared(config.run_dir, wait_sec=0)
-    with pytest.raises(UserError, match=r'^--outdir: .*elsewhere is not there on .* a disk that they share$'):
+    with pytest.raises(UserError, match=r'^--outdir: .*elsewhere does not exist on .* a shared disk$'):
         torchrun.check_shared(str(tmp_path / 'elsewhere'), wait_sec=0)
 
 
@@ -119,7 +119,7 @@ def test_the_batch_is_split_anew_with_the_same_groups(batch, batch_gpu, group, g
     assert (found.num_gpus, found.batch_gpu, found.D, found.batch_size) == (gpus, expected, config.D, batch)
 
 
-@pytest.mark.parametrize(('gpus', 'words'), [(3, 'cannot be divided by the 3'), (16, 'groups of 4')])
+@pytest.mark.parametrize(('gpus', 'words'), [(3, 'is not divisible by the 3'), (16, 'groups of 4')])
 def test_numbers_of_processes_that_do_not_fit_are_one_line(gpus, words):
     with pytest.raises(UserError, match=words) as caught:
         torchrun.fit_layout(small_config(batch=32, batch_gpu=16, gpus=2), gpus)

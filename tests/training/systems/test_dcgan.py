@@ -115,5 +115,5 @@ def test_wrong_input_is_refused():
     with pytest.raises(ValueError, match=r'img must be \[N, 1, 16, 16\]'):
         D(torch.zeros(2, 1, 8, 8))
     for network in (DCGANGenerator, DCGANDiscriminator):
-        with pytest.raises(ValueError, match='knows no labels'):
+        with pytest.raises(ValueError, match='DCGAN is unconditional'):
             network(c_dim=3)

@@ -232,8 +232,8 @@ def test_latents_of_other_length_are_started_anew_and_said_loudly():
             assert action == FRESH and torch.equal(before[name], target.state_dict()[name]), name
     assert torch.equal(target.synthesis.b8.conv0.weight, source.synthesis.b8.conv0.weight)
     notes = transfer_notes({'G': source, 'G_ema': source}, {'G': target})
-    assert any('z has 4 numbers, in the file 8' in note for note in notes)
-    assert any('w has 6 numbers, in the file 8' in note for note in notes)
+    assert any('z_dim is 4, but 8 in the file' in note for note in notes)
+    assert any('w_dim is 6, but 8 in the file' in note for note in notes)
 
 
 def test_another_depth_of_the_mapping_network_is_said():
@@ -295,13 +295,13 @@ def test_a_file_with_an_average_generator_alone_gives_it_to_g_and_warns_of_d(tmp
     assert torch.equal(here['D'].b4.fc.weight, before)
     assert {r.action for r in records if r.network == 'D'} == {FRESH}
     output = capsys.readouterr().out
-    assert 'NOTE: the file holds no D' in output and 'NOTE: the file holds no G:' in output
+    assert 'NOTE: the file contains no D' in output and 'NOTE: the file contains no G:' in output
 
 
 def test_a_file_without_anything_of_use_is_refused(tmp_path):
     path = str(pickled.save_network_snapshot(
         tmp_path / 'a.pkl', G=None, D=small_discriminator(), G_ema=None))
-    with pytest.raises(UserError, match=r'--resume=.*a\.pkl: holds none of G, G_ema'):
+    with pytest.raises(UserError, match=r'--resume=.*a\.pkl: contains none of G, G_ema'):
         transfer(path, {'G': small_generator(), 'G_ema': small_generator()})
     path = str(pickled.save_network_snapshot(
         tmp_path / 'b.pkl', G=None, D=None, G_ema=DCGANGenerator(8, img_resolution=8, ngf=2)))
