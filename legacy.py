@@ -18,9 +18,11 @@ def __getattr__(name: str) -> Any:
     """The functions for programs, imported at first use: importing torch takes seconds, --help should not."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from training.formats import load
-    from training.run import publish
-    return getattr(publish if name == 'push_to_hub' else load, name)
+    if name == 'push_to_hub':
+        from training.run import publish as module
+    else:
+        from training.formats import load as module
+    return getattr(module, name)
 
 
 class _OldStyleGroup(click.Group):

@@ -31,7 +31,8 @@ SUCCESS = (200, 203, PARTIAL_CONTENT)
 TAG = re.compile(r'<(a|form|input)\b([^<>]*)>')
 ATTRIBUTE = re.compile(r'(?<![\w-])([\w-]+)="([^"<>]*)"')
 SECRET = re.compile(
-    r'((?<=[?&])[^=&#]{0,60}(?:token|key|sig|pass|auth|secret|credential)[^=&#]{0,60}=)[^&#]*', re.IGNORECASE)
+    r'((?<=[?&])[^=&#]{0,60}(?:token|key|sig|pass|auth|secret|credential)[^=&#]{0,60}=)[^&#\s]*',
+    re.IGNORECASE)
 
 
 class DownloadError(OSError):
@@ -224,7 +225,8 @@ def _check_status(answer: Any) -> None:
 
 
 def _one_line(error: Any) -> str:
-    text = str(error) or type(error).__name__
+    # Messages of requests contain the path of the URL.
+    text = SECRET.sub(r'\1...', str(error) or type(error).__name__)
     return ''.join(c if c.isascii() and c.isprintable() else '?' for c in text)[:300]
 
 

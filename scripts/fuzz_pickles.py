@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damages network files in thousands of ways, and shows that opening them runs nothing and never crashes.
 
-Run as `python -m scripts.fuzz_pickles --count=10000 [FILES]`; without files, small ones are made.
+Hostile files made by scripts.hostile_files are opened, too. Run as
+`python -m scripts.fuzz_pickles --count=10000 --made=2000 [FILES]`; without files, small ones are damaged.
 """
 import argparse
 import codecs
@@ -16,7 +17,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,10 @@ import torch
 import legacy
 from dnnlib.progress import progress
 from dnnlib.util import UserError
+from scripts import hostile_files
 from torch_utils import persistence
 from training import networks
-from training.formats import rosinality, safetensors_file
+from training.formats import rebuild, rosinality, safetensors_file
 
 MAX_SECONDS = 10.0  # for one file; a good one takes milliseconds
 MAX_GROWTH_BYTES = 1 << 30  # of the process, over all files
@@ -162,29 +165,58 @@ def outcome(data: bytes) -> str:
     return result
 
 
-def fuzz(files: Sequence[bytes], count: int, seed: int) -> collections.Counter:
-    """How many of `count` damaged files loaded and were refused. Raises Failure for any other behaviour."""
-    generator, outcomes = random.Random(seed), collections.Counter()
-    # What is imported on first use is imported now, before it counts: the codecs of text in pickles and zips.
+@dataclass(frozen=True)
+class Report:
+    """Numbers of files that loaded and were refused, most processor time of one, growth of peak memory."""
+
+    outcomes: collections.Counter
+    longest_sec: float
+    growth_bytes: int
+
+    def __str__(self) -> str:
+        return (f'{self.outcomes["refused"]:,} refused, {self.outcomes["loaded"]:,} loaded, 0 executed; '
+                f'longest {self.longest_sec:.2f} s, peak memory +{self.growth_bytes >> 20} MiB')
+
+
+def fuzz(files: Sequence[bytes], count: int, seed: int) -> Report:
+    """What became of `count` damaged versions of the files. Raises Failure for any unclean behaviour."""
+    generator = random.Random(seed)
+    damaged = (mutated(files[number % len(files)], generator) for number in range(count))
+    return _try_all(damaged, count, files)
+
+
+def attack(files: Sequence[bytes], count: int, seed: int) -> Report:
+    """As fuzz(), of `count` files of scripts.hostile_files; `files` are opened before, untouched."""
+    generator = random.Random(seed)
+    return _try_all((hostile_files.hostile_file(generator) for _ in range(count)), count, files)
+
+
+def _try_all(hostile: Iterable[bytes], count: int, good: Sequence[bytes]) -> Report:
+    """Open all hostile files, after the good ones.  count: of the hostile files."""
+    # What is imported on first use is imported now, before it counts: our classes, codecs of pickle and zip.
+    for name in rebuild.CLASSES:
+        rebuild.class_of('', name)
     for name in ('raw_unicode_escape', 'unicode_escape', 'latin1', 'ascii', 'cp437'):
         codecs.lookup(name)
-    for data in files:
+    for data in good:
         with contextlib.suppress(UserError):
             legacy.load_network_pkl(io.BytesIO(data))
-    before = _memory_bytes()
-    with warnings.catch_warnings(), progress(total=count, desc='Damaging', unit='files') as bar:
+    outcomes, longest_sec, before = collections.Counter(), 0.0, _memory_bytes()
+    with warnings.catch_warnings(), progress(total=count, desc='Opening', unit='files') as bar:
         warnings.simplefilter('ignore')
-        for number in range(count):
-            data = mutated(files[number % len(files)], generator)
+        for number, data in enumerate(hostile):
+            start_sec = time.process_time()
             try:
                 outcomes[outcome(data)] += 1
             except (AssertionError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError,
-                    MemoryError, OSError, RuntimeError, TypeError, pickle.PickleError) as error:
+                    MemoryError, OSError, RuntimeError, TypeError, ValueError, pickle.PickleError) as error:
                 raise Failure(data, f'file {number}: {type(error).__name__}: {error}') from error
+            longest_sec = max(longest_sec, time.process_time() - start_sec)
             bar.update(1)
-    if _memory_bytes() - before > MAX_GROWTH_BYTES:
-        raise Failure(b'', f'the process grew by {_memory_bytes() - before:,} bytes')
-    return outcomes
+    growth_bytes = _memory_bytes() - before
+    if growth_bytes > MAX_GROWTH_BYTES:
+        raise Failure(b'', f'the process grew by {growth_bytes:,} bytes')
+    return Report(outcomes, longest_sec, growth_bytes)
 
 
 class Failure(Exception):
@@ -208,6 +240,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--count', type=int, default=10_000, help='damaged files to open')
+    parser.add_argument('--made', type=int, default=2_000, help='hostile files to make and open')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('files', nargs='*', metavar='FILE', help='network files to damage')
     chosen = parser.parse_args(args)
@@ -215,7 +248,8 @@ def main(args: list[str] | None = None) -> None:
     folder = tempfile.mkdtemp()
     os.chdir(folder)
     try:
-        outcomes = fuzz(files, chosen.count, chosen.seed)
+        damaged = fuzz(files, chosen.count, chosen.seed)
+        made = attack(files, chosen.made, chosen.seed)
     except Failure as failure:
         Path(folder, 'failure.bin').write_bytes(failure.data)
         sys.exit(f'{failure}\nThe file is kept as {folder}/failure.bin')
@@ -223,8 +257,7 @@ def main(args: list[str] | None = None) -> None:
     if left:
         sys.exit(f'Something was created: {", ".join(left)}')
     os.rmdir(folder)
-    print(f'{chosen.count:,} damaged files: {outcomes["refused"]:,} refused, {outcomes["loaded"]:,} loaded '
-          '(what was changed does not matter to a network); nothing ran, nothing was created')
+    print(f'{chosen.count:,} damaged files: {damaged}\n{chosen.made:,} hostile files: {made}')
 
 
 if __name__ == '__main__':

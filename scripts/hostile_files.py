@@ -21,21 +21,25 @@ from training.formats import safetensors_file
 ORDERED, EASY = ('collections', 'OrderedDict'), ('dnnlib.util', 'EasyDict')
 TENSOR, LOAD = ('torch._utils', '_rebuild_tensor_v2'), ('torch.storage', '_load_from_bytes')
 TENSORFLOW = ('dnnlib.tflib.network', 'Network')
-FOREIGN = [('os', 'system'), ('posix', 'mkdir'), ('builtins', 'eval'), ('builtins', 'exec'), ('subprocess', 'run'),
-           ('torch', 'load'), ('torch_utils.persistence', 'persistent_class'), ('numpy', 'load')]
+FOREIGN = [
+    ('os', 'system'), ('posix', 'mkdir'), ('builtins', 'eval'), ('builtins', 'exec'), ('subprocess', 'run'),
+    ('torch', 'load'), ('torch_utils.persistence', 'persistent_class'), ('numpy', 'load')]
 MAGIC = 0x1950A86A20F9469CFC6C  # of torch's format without zip
-NUMBERS = [0, -1, 1, 2, 7, 255, 2 ** 31 - 1, 2 ** 31, 2 ** 32, 2 ** 62, 2 ** 63 - 1, 2 ** 63, 2 ** 64, -2 ** 63, 2 ** 200,
-           10 ** 3000, True, False, None, 0.5, -0.0, 1e308, -1e308, 1e-320, math.inf, -math.inf, math.nan]
-TEXTS = ['', 'x', 'a' * 300, '\ud800', 'G\udcff', '7' * 5000, 'style.' + '9' * 5000 + '.weight', '\x1b[2J\n', '\0',
-         'Generator', 'Discriminator', 'AugmentPipe', 'DCGANGenerator', 'DCGANDiscriminator',
-         'StyleGAN1Generator', 'skip', 'orig', 'resnet', 'lrelu', '__class__', 'training']
-SIZES = [(), (0,), (1,), (2 ** 63,), (0, 2 ** 63), (1, 1, 2 ** 62), (2 ** 40, 2 ** 40), (-1,), (1,) * 9, (3, 0, 2 ** 64),
-         (1.5,), ('1',)]
+NUMBERS = [
+    0, -1, 1, 2, 7, 255, 2 ** 31 - 1, 2 ** 31, 2 ** 32, 2 ** 62, 2 ** 63 - 1, 2 ** 63, 2 ** 64, -2 ** 63,
+    2 ** 200, 10 ** 3000, True, False, None, 0.5, -0.0, 1e308, -1e308, 1e-320, math.inf, -math.inf, math.nan]
+TEXTS = [
+    '', 'x', 'a' * 300, '\ud800', 'G\udcff', '7' * 5000, 'style.' + '9' * 5000 + '.weight', '\x1b[2J\n', '\0',
+    'Generator', 'Discriminator', 'AugmentPipe', 'DCGANGenerator', 'DCGANDiscriminator', 'StyleGAN1Generator',
+    'skip', 'orig', 'resnet', 'lrelu', '__class__', 'training']
+SIZES = [
+    (), (0,), (1,), (2 ** 63,), (0, 2 ** 63), (1, 1, 2 ** 62), (2 ** 40, 2 ** 40), (-1,), (1,) * 9,
+    (3, 0, 2 ** 64), (1.5,), ('1',)]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A global, called, made anew or given a state: opcode R, \\x81 or b after `arguments`."""
+    """A global that is called, made anew, or given a state: opcode REDUCE, NEWOBJ or BUILD."""
 
     name: tuple[str, str]
     arguments: Any
@@ -115,7 +119,8 @@ def _safetensors(generator: random.Random) -> bytes:
     header = changed(header, generator, is_plain=True) if generator.random() < 0.5 else header
     # As text, so that Python need not agree that it is JSON.
     metadata = {'format': safetensors_file.FORMAT, 'networks': _json(described)}
-    text = _json({'__metadata__': metadata, **(header if isinstance(header, dict) else {'x': header})}).encode()
+    header = header if isinstance(header, dict) else {'x': header}
+    text = _json({'__metadata__': metadata, **header}).encode()
     return struct.pack('<Q', len(text)) + text + bytes(offset)
 
 
@@ -154,7 +159,8 @@ def _odd_zip(members: dict[str, bytes], generator: random.Random) -> bytes:
         del members[generator.choice(list(members))]
     with zipfile.ZipFile(stream, 'w', method) as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            # Not by its name alone, which would add the time.
+            archive.writestr(zipfile.ZipInfo(name), data, method)
         items = archive.filelist
         for _ in range(generator.choice([0, 0, 1, 3])):
             item = generator.choice(items)
@@ -169,7 +175,8 @@ def _stream(generator: random.Random) -> bytes:
     """The format of torch.save before its zip."""
     declared = Persistent(('storage', Name(('torch', 'FloatStorage')), '0', 'cpu', 4))
     tensor = Call(TENSOR, (declared, 0, (4,), (1,), False, Call(ORDERED, ())))
-    parts: list[Any] = [MAGIC, 1001, {'protocol_version': 1001, 'little_endian': True}, {'g_ema': {'a': tensor}}, ['0']]
+    parts: list[Any] = [
+        MAGIC, 1001, {'protocol_version': 1001, 'little_endian': True}, {'g_ema': {'a': tensor}}, ['0']]
     place = generator.randrange(len(parts))
     parts[place] = changed(parts[place], generator)
     head = b''.join(b'\x80\x02' + (code(part) if i else b'\x8a\x0a' + MAGIC.to_bytes(10, 'little')) + b'.'
@@ -182,15 +189,16 @@ def _opcodes(generator: random.Random) -> bytes:
     parts = [code(odd(generator)) for _ in range(generator.randrange(3, 40))]
     for _ in range(generator.randrange(3, 60)):
         parts.insert(generator.randrange(len(parts)), generator.choice([
-            b'q\x01', b'h\x01', b'2', b'0', b'1', b'(', b'R', b'\x81', b'b', b'a', b'e', b's', b'u', b'\x90', b't', b'd',
-            b'l', b'\x85', b'\x86', b'\x87', b'\x93', b'Q', b'\x94', b')', b']', b'}', b'\x8f']))
+            b'q\x01', b'h\x01', b'2', b'0', b'1', b'(', b'R', b'\x81', b'b', b'a', b'e', b's', b'u', b'\x90',
+            b't', b'd', b'l', b'\x85', b'\x86', b'\x87', b'\x93', b'Q', b'\x94', b')', b']', b'}', b'\x8f']))
     return b'\x80\x04' + b''.join(parts) + b'.'
 
 
 def _repeated(generator: random.Random) -> bytes:
     """One value, memoized, and an allowed global called with it again and again."""
-    value = generator.choice(['x' * 100_000, b'x' * 100_000, [0] * 20_000, [['a', 1]] * 20_000, (b'x' * 50_000,) * 9,
-                              {str(i): i for i in range(5000)}])
+    value = generator.choice([
+        'x' * 100_000, b'x' * 100_000, [0] * 20_000, [['a', 1]] * 20_000, (b'x' * 50_000,) * 9,
+        {str(i): i for i in range(5000)}])
     name = generator.choice(sorted(NAMES))
     opcode = generator.choice([b'R', b'\x81', b'b'])
     made = b')\x81' if opcode == b'b' else b''
@@ -203,14 +211,15 @@ def _packed(generator: random.Random) -> bytes:
     """Something else than a network, or a network in a wrapping that is none of a network file."""
     data = _pickle(generator)
     return generator.choice([
-        gzip.compress(data), gzip.compress(bytes(5_000_000)), zlib.compress(data), b'<!DOCTYPE html><html>' + data,
-        b'version https://git-lfs.github.com/spec/v1\n', b'', b'\n', b'{' * 100_000, b'[' * 100_000, b'PK\x03\x04' + data,
-        b'\x93NUMPY\x01\0' + data, _odd_zip({'a.png': data, 'dataset.json': b'{}'}, generator)])
+        gzip.compress(data, mtime=0), gzip.compress(bytes(5_000_000), mtime=0), zlib.compress(data),
+        b'<!DOCTYPE html><html>' + data, b'version https://git-lfs.github.com/spec/v1\n', b'', b'\n',
+        b'{' * 100_000, b'[' * 100_000, b'PK\x03\x04' + data, b'\x93NUMPY\x01\0' + data,
+        _odd_zip({'a.png': data, 'dataset.json': b'{}'}, generator)])
 
 
 KINDS: list[Callable[[random.Random], bytes]] = [
-    _pickle, _pickle, _pickle, _tensorflow, _safetensors, _checkpoint, _checkpoint, _stream, _opcodes, _repeated,
-    _packed]
+    _pickle, _pickle, _pickle, _tensorflow, _safetensors, _checkpoint, _checkpoint, _stream, _opcodes,
+    _repeated, _packed]
 
 
 def odd(generator: random.Random, *, is_plain: bool = False) -> Any:
@@ -225,7 +234,8 @@ def odd(generator: random.Random, *, is_plain: bool = False) -> Any:
     if kind == 4:
         return generator.choice([[], {}, {'a': 1}, ['a', 1], [[1] * 3] * 3, _nested(30), _nested(200)])
     if kind == 5:
-        return generator.choice([b'', b'x' * 20, Name(generator.choice(FOREIGN)), Name(generator.choice(sorted(NAMES)))])
+        return generator.choice([
+            b'', b'x' * 20, Name(generator.choice(FOREIGN)), Name(generator.choice(sorted(NAMES)))])
     name = generator.choice([*sorted(NAMES), *FOREIGN])
     arguments = tuple(odd(generator, is_plain=True) for _ in range(generator.randrange(4)))
     opcode = generator.choice([b'R', b'R', b'\x81', b'b'])
@@ -268,9 +278,12 @@ def _changed_once(value: Any, generator: random.Random, is_plain: bool) -> Any:
 
 
 def _small_generator() -> torch.nn.Module:
-    return networks.Generator(
+    G = networks.Generator(
         z_dim=2, c_dim=0, w_dim=2, img_resolution=8, img_channels=3, mapping_kwargs={'num_layers': 1},
         synthesis_kwargs={'channel_base': 16, 'channel_max': 2}).eval()
+    for tensor in G.state_dict().values():
+        tensor.fill_(0.5)
+    return G
 
 
 def _network_template() -> dict[str, Any]:
@@ -301,5 +314,5 @@ def _tensor(tensor: torch.Tensor | None) -> Call | None:
     head = stream.getvalue()[:stream.getvalue().index(b'ctorch._utils') - 2]
     data = (head + b'\x80\x02' + code(Persistent(pid)) + b'.\x80\x02' + code(['0']) + b'.'
             + struct.pack('<Q', numel) + tensor.detach().contiguous().numpy().tobytes())
-    return Call(TENSOR, (Call(LOAD, (data,)), 0, tuple(tensor.shape), tuple(tensor.contiguous().stride()), False,
-                         Call(ORDERED, ())))
+    stride = tuple(tensor.contiguous().stride())
+    return Call(TENSOR, (Call(LOAD, (data,)), 0, tuple(tensor.shape), stride, False, Call(ORDERED, ())))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files that would cost much to read: each repeats what it holds once, or claims what it does not hold."""
+"""Small files that would cost much to read: each repeats what it holds once, or claims what it has not."""
 import io
 import pickle
 import pickletools
@@ -50,7 +50,8 @@ def repeated_array(size=1 << 20, layers=150):
     side = int(size ** 0.5)
     weight = np.zeros([side, side], np.float16)
     variables = [(f'mapping/Dense{i}/weight', weight) for i in range(layers)]
-    static = {**tensorflow_files.G_STATIC, 'latent_size': side, 'dlatent_size': side, 'mapping_layers': layers}
+    sizes = {'latent_size': side, 'dlatent_size': side, 'mapping_layers': layers}
+    static = {**tensorflow_files.G_STATIC, **sizes}
     network = tensorflow_files.network(static, variables)
     return tensorflow_files.tensorflow_pickle(network, network, network)
 

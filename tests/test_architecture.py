@@ -30,7 +30,8 @@ LARGER = {'torch_utils/ops': 30}  # one operator per module
 # where.
 LATE_IMPORTS = {
     'train': {'torch', 'torch_utils', 'training'},
-    'generate': {'training.sampling'}, 'style_mixing': {'training.sampling'}, 'legacy': {'training.formats', 'training.run'},
+    'generate': {'training.sampling'}, 'style_mixing': {'training.sampling'},
+    'legacy': {'training.formats', 'training.run'},
     'projector': {'training.projection'}, 'calc_metrics': {'metrics'}, 'profile_step': {'training.profiling'},
     'torch_utils.distributed': {'torch.distributed'},
     'training.formats.hub': {'huggingface_hub'},

@@ -398,6 +398,7 @@ def test_resolution_is_another_spelling_of_width_and_height(tmp_path, capsys):
     source = write_folder(tmp_path / 'in', {'a.png': encode(make_image(height=64, width=64))})
     status, _ = run_tool(capsys, source, tmp_path / 'out.zip', '--resolution=32x16', '--any-shape')
     assert status == 0 and ImageFolderDataset(str(tmp_path / 'out.zip')).image_shape == [3, 16, 32]
-    for more, words in (('--width=32', '--resolution excludes --width'), ('--resolution=0x8', 'is not a size')):
+    refused = (('--width=32', '--resolution excludes --width'), ('--resolution=0x8', 'is not a size'))
+    for more, words in refused:
         status, output = run_tool(capsys, source, tmp_path / 'b.zip', '--resolution=32x32', more)
         assert status == 2 and words in output and not (tmp_path / 'b.zip').exists()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Five hundred damaged files, and that the watch over them would see what it is there to see."""
+"""Damaged and hostile files by the hundred, and that the watch over them would see what it should."""
+import io
 import os
 import pickle
 
@@ -8,7 +9,7 @@ from tensorflow_files import tensorflow_pickle
 
 import legacy
 from dnnlib.util import UserError
-from scripts import fuzz_pickles
+from scripts import fuzz_pickles, hostile_files
 
 
 @pytest.fixture
@@ -20,10 +21,26 @@ def empty_folder(tmp_path, monkeypatch):
 
 def test_five_hundred_damaged_files_load_or_are_refused(empty_folder):
     files = [*fuzz_pickles.small_files(), tensorflow_pickle()]
-    outcomes = fuzz_pickles.fuzz(files, 500, seed=0)
+    outcomes = fuzz_pickles.fuzz(files, 500, seed=0).outcomes
     # Afterwards, because torch imports some of its parts on first use.
     assert {fuzz_pickles.outcome(data) for data in files} == {'loaded'}
     assert sum(outcomes.values()) == 500 and min(outcomes['loaded'], outcomes['refused']) > 20, outcomes
+
+
+def test_three_hundred_hostile_files_are_opened_at_little_cost(empty_folder):
+    report = fuzz_pickles.attack(fuzz_pickles.small_files(), 300, seed=0)
+    assert report.outcomes['refused'] > 200 and sum(report.outcomes.values()) == 300
+    assert report.longest_sec < fuzz_pickles.MAX_SECONDS and report.growth_bytes < 512 << 20
+
+
+def test_hostile_files_come_from_a_seed_and_are_of_all_kinds():
+    def some(seed):
+        generator = hostile_files.random.Random(seed)
+        return [kind(generator) for kind in hostile_files.KINDS]
+    assert some(1) == some(1) != some(2)
+    template = b'\x80\x02' + hostile_files.code(hostile_files._network_template()) + b'.'
+    # Unchanged, they would load: each is refused for its oddity alone.
+    assert legacy.load_network_pkl(io.BytesIO(template)).G_ema.img_resolution == 8
 
 
 def test_the_same_seed_damages_in_the_same_way():
@@ -85,8 +102,10 @@ def test_the_script_says_what_it_found_and_keeps_what_failed(tmp_path, monkeypat
     monkeypatch.setattr(fuzz_pickles.tempfile, 'mkdtemp', lambda: str(folder))
     folder = tmp_path / 'new'
     folder.mkdir()
-    fuzz_pickles.main(['--count=5', '--seed=1', 'a.pkl'])
-    assert '5 damaged files' in capsys.readouterr().out and not folder.exists()
+    fuzz_pickles.main(['--count=5', '--made=3', '--seed=1', 'a.pkl'])
+    out = capsys.readouterr().out
+    assert '5 damaged files: ' in out and '3 hostile files: ' in out and '0 executed' in out
+    assert not folder.exists()
     monkeypatch.chdir(tmp_path)
     folder.mkdir()
     monkeypatch.setattr(fuzz_pickles, 'outcome', lambda data: 1 / 0)

@@ -2,17 +2,21 @@
 """train.py --resume: the command line of a run that goes on. The training itself is replaced."""
 import functools
 import json
+import shutil
 
 import pytest
 from PIL import Image
+from small_networks import small_discriminator, small_generator
 
 import train
 from training import config as cfg
 from training.capacity import dry_run
+from training.formats import convert
 from training.formats.pickled import HostCopies
 from training.run import resume
 from training.run.folder import LOCK_FILE, RunLock
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
+from training.systems import dcgan
 
 
 @pytest.fixture
@@ -145,3 +149,56 @@ def test_a_dry_run_says_where_it_would_go_on(folder, run, started, monkeypatch):
     ('ffhq256', False), ('a.pkl', False), ('A.PKL', False), ('https://example.com/net', False)])
 def test_runs_are_told_from_networks_by_the_value_alone(value, is_run):
     assert cfg.continues(value) == is_run
+
+
+# --- Weights of any network file
+
+@pytest.mark.parametrize('name', ['net.pt', 'net.safetensors', 'net.pkl', 'net', 'net.ckpt'])
+def test_any_network_file_starts_a_run_and_stays_alone(name, run, started, tmp_path):
+    place = tmp_path / 'elsewhere'
+    place.mkdir()
+    kind = convert.check_suffix(name) if name.endswith(('.pt', '.safetensors')) else '.pkl'
+    contents = {'G_ema': small_generator(img_resolution=32), 'D': small_discriminator(img_resolution=32)}
+    convert.write(place / f'x{kind}', contents, convert.Choices())
+    source = (place / f'x{kind}').rename(place / name)
+    for flag in ('-n', None):
+        status, stdout, stderr = run(*NEW, f'--resume={source}', *([flag] if flag else []))
+        assert status == 0, stderr
+        assert f'with the weights of {source}' in stdout and 'Resuming' not in stdout
+    assert started[0][0].resume_pkl == str(source) and len(started[0]) == 1
+    assert list(place.iterdir()) == [source]
+
+
+def test_a_training_state_beside_no_run_is_taken_for_its_weights(folder, run, started, tmp_path):
+    place = tmp_path / 'elsewhere'
+    place.mkdir()
+    for name in ('training-state-000004.pt', 'renamed.pt'):
+        copied = shutil.copy(folder / 'training-state-000004.pt', place / name)
+        assert cfg.continues(str(folder / 'training-state-000004.pt')) and not cfg.continues(str(copied))
+        shutil.copy(copied, folder / name)
+        assert cfg.continues(str(folder / name)), 'beside its run it continues it, whatever its name'
+    (folder / 'weights.pt').write_bytes(b'PK')
+    assert not cfg.continues(str(folder / 'weights.pt'))
+
+
+@pytest.mark.parametrize('content, message', [
+    (None, 'cannot be read'), (b'<html>', 'an HTML page'), (b'', 'an empty file'),
+    (b'\x80\x04}.', 'holds no networks')])
+def test_a_dry_run_refuses_the_file_that_the_run_would_refuse(content, message, run, tmp_path):
+    source = tmp_path / 'net.pkl'
+    if content is not None:
+        source.write_bytes(content)
+    status, stdout, stderr = run(*NEW, f'--resume={source}', '-n')
+    assert status == 2 and message in stderr and 'Dry run; exiting' not in stdout
+
+
+def test_a_dry_run_refuses_networks_of_which_nothing_fits(run, tmp_path):
+    G = dcgan.DCGANGenerator(z_dim=8, img_resolution=32, img_channels=3, ngf=2)
+    convert.write(tmp_path / 'net.pkl', {'G_ema': G}, convert.Choices())
+    assert 'nothing in DCGANGenerator fits' in run(*NEW, f'--resume={tmp_path / "net.pkl"}', '-n')[2]
+
+
+def test_a_dry_run_says_which_weights_it_could_not_check(run, tmp_path):
+    for source in (f'{tmp_path}/absent/net.pkl', 'https://example.com/net.pkl'):
+        status, stdout, _ = run(*NEW, f'--resume={source}', '-n')
+        assert status == 0 and f'--resume={source} is not on this machine and was not checked' in stdout

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that a run is goes into its state dictionary and comes out of it, to the bit."""
+import copy
 import dataclasses
 import io
 
@@ -107,3 +108,18 @@ def test_other_networks_are_refused_by_the_name_of_a_tensor():
     del state['run']['D']['b4.out.bias']
     with pytest.raises(UserError, match=r'D\.b4\.out\.bias is absent in the training state'):
         SmallRun(config()).state.load_state_dict(state)
+
+
+@pytest.mark.parametrize('part, name', [
+    ('run', 'G'), ('run', 'D_opt'), ('run', 'pl_mean'), ('run', 'batch_idx'), ('loop', 'tick'),
+    ('extra', 'statistics')])
+@pytest.mark.parametrize('value', [None, 'x'])
+def test_a_state_without_some_of_its_parts_is_refused_in_one_line(part, name, value):
+    run = SmallRun(small_config())
+    saved = copy.deepcopy(run.state.state_dict())
+    del saved[part][name]
+    if value is not None and name not in ('batch_idx', 'tick'):
+        saved[part][name] = value
+    with pytest.raises(UserError, match=r'^--resume: ') as error:
+        run.state.load_state_dict(saved)
+    assert '\n' not in str(error.value)

@@ -67,7 +67,7 @@ def network_path(path_or_url: str) -> str:
 
 
 def read_file(path_or_url: str) -> tuple[bytes, str]:
-    """(the content of a file or URL, its local path). Raises UserError."""
+    """(the content of a path, URL or hf:// name, its local path). Raises UserError."""
     if path_or_url.startswith(HUB):
         from training.formats import hub
         local = hub.fetch(path_or_url)

@@ -82,7 +82,7 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> list[str]:
 
 
 def program_note(contents: Mapping[str, Any]) -> str:
-    """For which arguments rosinality's program constructs the networks that write() wrote, or that it cannot."""
+    """For which arguments the program of rosinality constructs what write() wrote, or that it cannot."""
     G, D = contents.get('G_ema') or contents.get('G'), contents.get('D')
     size = G.img_resolution
     widths = {level: getattr(G.synthesis, f'b{level}').conv1.weight.shape[0]

@@ -97,7 +97,8 @@ class TensorFlowRecipe:
         wanted = {name: like for name, like in twin.state_dict().items()
                   if not name.endswith('resample_filter')}
         # Many variables can be one array: what the network takes is compared before it is allocated.
-        held = sum({v.ctypes.data: v.nbytes for v in variables.values() if isinstance(v, np.ndarray)}.values())
+        arrays = [value for value in variables.values() if isinstance(value, np.ndarray)]
+        held = sum({array.ctypes.data: array.nbytes for array in arrays}.values())
         needed = sum(like.numel() * like.element_size() for like in wanted.values())
         if needed > MAX_COPIES * held + MAX_NUMBERS_BYTES:
             raise UserError(f'{self.name}: its arguments describe a network of {needed} bytes, of which the '

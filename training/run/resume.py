@@ -105,6 +105,7 @@ def open_state(request: ResumeRequest, config: TrainConfig) -> tuple[TrainConfig
     read or the options do not fit it.
     """
     payload = read_state(request.state_path)
+    _check_parts(request.state_path, payload)
     try:
         before = TrainConfig.from_options(payload['config'])
     except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -114,6 +115,15 @@ def open_state(request: ResumeRequest, config: TrainConfig) -> tuple[TrainConfig
     if not request.allow_changes:
         check_changes(before, config)
     return config, payload
+
+
+def _check_parts(path: str, payload: Mapping[str, Any]) -> None:
+    """Raise UserError unless the parts of a training state are there that are used before it is loaded."""
+    run, loop = payload['run'], payload['loop']
+    parts = [payload['config'], run, loop, payload['extra']]
+    if not all(isinstance(part, dict) for part in parts) or not all(
+            type(number) is int for number in (run.get('cur_nimg'), loop.get('tick'))):
+        raise UserError(f'{path}: parts of this training state are missing; use an earlier one')
 
 
 def _adopt_split(config: TrainConfig, before: TrainConfig, given: Collection[str]) -> TrainConfig:

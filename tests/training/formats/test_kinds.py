@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are no networks are called what they are, by every tool that opens networks."""
+"""Files that are not networks are called what they are, by every tool that opens networks."""
 import bz2
 import gzip
 import io
@@ -55,7 +55,8 @@ FOREIGN = {
     'with net.pkl in it; unpack': zipped(net_pkl=NET),
     'a zip archive of images': zipped(a_png=b'x', dataset_json=b'{}'),
     'a zip archive, not': zipped(a_txt=b'x'), 'NumPy arrays': array_file(w=np.zeros(3)),
-    'a PNG image': b'\x89PNG\r\n\x1a\n', 'a JPEG image': b'\xff\xd8\xff\xe0', 'an HDF5 file': b'\x89HDF\r\n\x1a\n',
+    'a PNG image': b'\x89PNG\r\n\x1a\n', 'a JPEG image': b'\xff\xd8\xff\xe0',
+    'an HDF5 file': b'\x89HDF\r\n\x1a\n',
     'a JSON text': json.dumps({'error': 'not found'}).encode(), 'a text': b'Access denied: please log in.\n'}
 
 

@@ -73,9 +73,8 @@ def test_trust_executes_whole_modules_of_torch_save(monkeypatch):
 
 
 def test_a_module_of_another_program_is_refused_with_its_name():
-    with pytest.raises(UserError, match='asks for torch.nn.modules.linear.Linear, which is not among') as error:
+    with pytest.raises(UserError, match=r'asks for torch\.nn\.modules\.linear\.Linear, which is not among'):
         load_bytes(saved(torch.nn.Linear(1, 1)), 'x')
-    assert 'no network file needs' not in str(error.value)
 
 
 @pytest.mark.parametrize('value', [{}, [], {'a': 1}, 7, {'G': None}, {'a': torch.ones(1)}])
@@ -106,7 +105,8 @@ def test_a_training_state_is_a_network_file(state_file):
 @pytest.mark.parametrize('change', [
     lambda p: p['run'].pop('G'), lambda p: p['run'].update(D={}), lambda p: p.update(run=3),
     lambda p: p['config'].pop('G_kwargs'), lambda p: p.update(config=[1]),
-    lambda p: p['run'].update(G_ema={'a': 1}), lambda p: p['config'].update(G_kwargs=7), lambda p: p['run']['G'].popitem(),
+    lambda p: p['run'].update(G_ema={'a': 1}), lambda p: p['config'].update(G_kwargs=7),
+    lambda p: p['run']['G'].popitem(),
     lambda p: p['config']['training_set_kwargs'].update(resolution='x')])
 def test_a_whole_training_state_without_some_parts_is_refused_in_one_line(change, state_file, tmp_path):
     payload = copy.deepcopy(state_file[2])
@@ -121,8 +121,9 @@ def test_a_whole_training_state_without_some_parts_is_refused_in_one_line(change
 def test_a_run_directory_stands_for_its_newest_snapshot(tmp_path):
     with pytest.raises(UserError, match=r'without network-snapshot-\*\.pkl'):
         legacy.load_network(tmp_path)
-    for name in ('network-snapshot-000002.pkl', 'network-snapshot-000010.safetensors', 'training-state-000010.pt',
-                 'fakes000020.png', 'best-network-snapshot-000030.pkl', 'network-snapshot-000040.txt'):
+    for name in ('network-snapshot-000002.pkl', 'network-snapshot-000010.safetensors',
+                 'training-state-000010.pt', 'fakes000020.png', 'best-network-snapshot-000030.pkl',
+                 'network-snapshot-000040.txt'):
         (tmp_path / name).touch()
     assert network_path(str(tmp_path)).endswith('network-snapshot-000010.safetensors')
     save_small_network(tmp_path / 'network-snapshot-000010.pkl')
@@ -181,7 +182,7 @@ def cached(tmp_path):
     saved(G)[:-100], pickled(G)[:-100], b'\x80'])
 def test_only_networks_stay_in_the_cache(body, server, tmp_path):
     server.answers['/net.pkl'] = [(200, {}, body), (200, {}, pickled(G))]
-    with pytest.raises(UserError, match='downloads/.*net.pkl, has been deleted') as error:
+    with pytest.raises(UserError, match=r'downloads/.*net\.pkl, has been deleted') as error:
         legacy.load_network(server.url + '/net.pkl')
     assert cached(tmp_path) == [] and str(error.value).isprintable()
     assert equal(legacy.load_network(server.url + '/net.pkl').G_ema, G) and len(cached(tmp_path)) == 1
@@ -189,6 +190,6 @@ def test_only_networks_stay_in_the_cache(body, server, tmp_path):
 
 def test_a_network_of_an_unsupported_kind_is_kept_and_named(server, tmp_path):
     server.answers['/net.pkl'] = [(200, {}, pickle.dumps({'G': os.getcwd}))]
-    with pytest.raises(UserError, match='asks for .*; the download is kept as .*downloads/'):
+    with pytest.raises(UserError, match=r'asks for .*; the download is kept as .*downloads/'):
         legacy.load_network(server.url + '/net.pkl')
     assert len(cached(tmp_path)) == 1
