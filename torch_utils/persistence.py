@@ -7,6 +7,7 @@ Opening it with `pickle.load` executes that source; `torch_utils.pickles.describ
 import contextlib
 import copy
 import functools
+import importlib
 import inspect
 import pickle
 import sys
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from dnnlib import naming
 from dnnlib.util import EasyDict, UserError
 
 VERSION = 6  # of the dictionary that represents an object in a pickle
@@ -102,7 +104,9 @@ class _PersistentMixin:
         companions = _companion_sources(cls.__module__)
         if companions:
             meta['companions'] = companions
-        return _reconstruct_persistent_obj, (meta,), None
+        # By the name in files: in the wheel this may be the function of another program's torch_utils.
+        reconstruct = importlib.import_module('torch_utils.persistence')._reconstruct_persistent_obj
+        return reconstruct, (meta,), None
 
     def __deepcopy__(self, memo: dict) -> Any:
         # Not through __reduce_ex__: a copy has the class of the original, not one rebuilt from its source.
@@ -133,6 +137,9 @@ def _reconstruct_persistent_obj(meta: dict) -> Any:
     return obj
 
 
+_reconstruct_persistent_obj.__module__ = naming.in_checkout(__name__)  # as files name it
+
+
 def _set_state(obj: Any, state: dict) -> None:
     if hasattr(obj, '__setstate__'):  # torch modules: adds fields that older releases lack
         obj.__setstate__(state)
@@ -143,7 +150,8 @@ def _set_state(obj: Any, state: dict) -> None:
 def _checked_copy(class_name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Deep copies of the arguments. Only these are test-pickled: all weights would take seconds."""
     try:
-        pickle.dump((args, kwargs), _Discard())
+        with naming.owned():
+            pickle.dump((args, kwargs), _Discard())
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise TypeError(f'{class_name}: could not be saved: its arguments do not pickle: {error}') from error
     return copy.deepcopy(args), copy.deepcopy(kwargs)
@@ -157,11 +165,11 @@ class _Discard:
 
 
 def _module_source(name: str) -> str:
-    """Source code of an imported module, cached at the first call."""
+    """Source code of an imported module, as in a checkout; cached at the first call."""
     if name not in _sources:
         module = sys.modules[name]
         try:
-            source = inspect.getsource(module)
+            source = naming.source_in_checkout(inspect.getsource(module))
         except (OSError, TypeError) as error:
             raise ValueError(f'persistent_class: the source code of module {name} cannot be read; '
                              'move the class to a file') from error
@@ -181,7 +189,7 @@ def _module_of(source: str, companions: dict[str, str]) -> types.ModuleType:
                 _sources[module.__name__] = source
                 _companions[module.__name__] = dict(companions)
                 _modules[source] = sys.modules[module.__name__] = module
-                with _aliases(companions):
+                with naming.owned(), _aliases(companions):
                     exec(compile(source, f'<{module.__name__}>', 'exec'), module.__dict__)
                 undo.pop_all()
         return _modules[source]
@@ -201,21 +209,24 @@ def _companion_sources(module_name: str) -> dict[str, str]:
     if module_name not in _companions:
         found: dict[str, str] = {}
         _collect_companions(module_name, found)
-        found.pop(module_name, None)
+        found.pop(naming.in_checkout(module_name), None)
         _companions[module_name] = found
     return _companions[module_name]
 
 
 def _collect_companions(module_name: str, found: dict[str, str]) -> None:
-    package = module_name.partition('.')[0]
-    if package in ('torch_utils', 'dnnlib'):
+    package = naming.in_checkout(module_name).partition('.')[0]
+    if package in naming.IN_FILES:
         return
+    inside = f'{naming.PREFIX}{package}.'
     values = list(sys.modules[module_name].__dict__.values())
     used = [v.__name__ if isinstance(v, types.ModuleType) else getattr(v, '__module__', None) for v in values]
     for name in dict.fromkeys(used):
-        if isinstance(name, str) and name.startswith(package + '.') and name not in (module_name, *found):
+        if not isinstance(name, str) or not name.startswith(inside) or name == module_name:
+            continue
+        if naming.in_checkout(name) not in found:
             _collect_companions(name, found)
-            found[name] = _module_source(name)
+            found[naming.in_checkout(name)] = _module_source(name)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import dnnlib
+from dnnlib import naming
 from dnnlib.util import UserError, replace_file
 from torch_utils.pickles import describe
 from torch_utils.pickles.describe import TRUST, ModuleDescription, explained
@@ -93,7 +94,8 @@ class Blueprint:
 def load_by_execution(file: BinaryIO, name: str) -> dnnlib.EasyDict:
     """The result of pickle.load, with the classes from the source text in the file. Trusted files only."""
     try:
-        held = pickle.load(file)
+        with naming.owned():
+            held = pickle.load(file)
     except CODE_ERRORS as error:
         raise UserError(f'{name}: cannot be unpickled ({type(error).__name__}: {shown(error)}); without '
                         '--trust-pickle, official networks open whatever code they were made with') from error
@@ -241,7 +243,7 @@ def copy_networks(
 
 def write_networks(path: str | os.PathLike, snapshot: Mapping[str, Any]) -> Path:
     """Pickle the result of copy_networks(); returns the path. Raises UserError if that fails."""
-    with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file:
+    with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file, naming.owned():
         pickle.dump(dict(snapshot), file)
     return Path(path)
 
