@@ -3,8 +3,8 @@
 
 In a checkout they are at the top level: `training`, `torch_utils`, ... The wheel has all of them inside
 `stylegan2_ada`, where they collide with nobody's modules, and its imports read `stylegan2_ada.training`.
-Network files are the same everywhere: they name `torch_utils.persistence` and `dnnlib.util`, and contain source
-code with the imports of a checkout.
+Network files are the same everywhere: they name `torch_utils.persistence` and `dnnlib.util`, and contain
+source code with the imports of a checkout.
 
 After install(), aliases make these names importable from the wheel, and `stylegan2_ada.X` from a checkout.
 Other modules that are called `torch_utils` or `dnnlib` take precedence over the aliases.

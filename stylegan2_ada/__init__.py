@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The project as one package: `stylegan2_ada.load_network(path)`, `stylegan2_ada.training.networks`, ...
+"""The project as one package: `stylegan2_ada.load_network(path)`, the modules `stylegan2_ada.training...`.
 
 After `import stylegan2_ada`, pickle.load opens snapshots, too.
 """
