@@ -91,7 +91,7 @@ class _Aliases(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None,
     ) -> ModuleSpec | None:
         package = _package(fullname)
-        if fullname != package and sys.modules[package] is sys.modules.get(PREFIX + package):
+        if fullname != package and sys.modules.get(package) is sys.modules.get(PREFIX + package):
             return _alias(fullname, PREFIX + fullname)
         others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         found = next((spec for spec in others if spec is not None), None)
