@@ -33,6 +33,8 @@ def printable(text: str) -> str:
 class EasyDict(dict):
     """A dictionary whose items are attributes too; a missing one raises AttributeError."""
 
+    __module__ = 'dnnlib.util'  # as files name it, wherever it is installed
+
     # Attributes are items: nothing is ever stored beside the dictionary.
     __setattr__ = dict.__setitem__
 

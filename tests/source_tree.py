@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ('dnnlib', 'torch_utils', 'training', 'metrics')
+PACKAGES = ('dnnlib', 'torch_utils', 'training', 'metrics', 'stylegan2_ada')
 NOT_SOURCE = ('tests', 'benchmarks', 'scripts')
 
 

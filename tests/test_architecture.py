@@ -16,7 +16,7 @@ LEVELS = {name: level for level, names in enumerate([
     ['training.networks', 'training.augment', 'training.augmentation', 'training.dataset',
      'training.datasets', 'training.batches', 'training.loss', 'training.phases', 'training.systems'],
     ['training.formats', 'training.report'],
-    ['training.run', 'training.sampling', 'training.transfer', 'training.state'],
+    ['training.run', 'training.sampling', 'training.transfer', 'training.state', 'stylegan2_ada'],
     ['training.accelerate', 'training.iteration', 'training.guards', 'training.capacity',
      'training.profiling', 'metrics'],
     ['training.training_loop', 'training.projection'],
@@ -29,7 +29,7 @@ LARGER = {'torch_utils/ops': 30}  # one operator per module
 # Optional packages, and slow ones that --help should not load: what may be imported inside functions, and
 # where.
 LATE_IMPORTS = {
-    'train': {'torch', 'torch_utils', 'training'},
+    'train': {'torch', 'torch_utils', 'training'}, 'stylegan2_ada': {'training'},
     'generate': {'training.sampling'}, 'style_mixing': {'training.sampling'},
     'legacy': {'training.formats', 'training.run'},
     'projector': {'training.projection'}, 'calc_metrics': {'metrics'}, 'profile_step': {'training.profiling'},

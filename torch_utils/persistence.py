@@ -8,6 +8,7 @@ Opening it with `pickle.load` executes that source; `torch_utils.pickles.describ
 import contextlib
 import copy
 import functools
+import importlib
 import inspect
 import pickle
 import sys
@@ -17,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from dnnlib import naming
 from dnnlib.util import EasyDict, UserError
 from torch_utils.bundle import bundle
 
@@ -104,7 +106,9 @@ class _PersistentMixin:
                 'class_name': cls._orig_class_name, 'state': plain[2] or {}}
         if _companions.get(cls.__module__):
             meta['companions'] = _companions[cls.__module__]
-        return _reconstruct_persistent_obj, (meta,), None
+        # By the name in files: in the wheel this may be the function of another program's torch_utils.
+        reconstruct = importlib.import_module('torch_utils.persistence')._reconstruct_persistent_obj
+        return reconstruct, (meta,), None
 
     def __deepcopy__(self, memo: dict) -> Any:
         # Not through __reduce_ex__: a copy has the class of the original, not one rebuilt from its source.
@@ -135,6 +139,9 @@ def _reconstruct_persistent_obj(meta: dict) -> Any:
     return obj
 
 
+_reconstruct_persistent_obj.__module__ = naming.in_checkout(__name__)  # as files name it
+
+
 def _set_state(obj: Any, state: dict) -> None:
     if hasattr(obj, '__setstate__'):  # torch modules: adds fields that older releases lack
         obj.__setstate__(state)
@@ -145,7 +152,8 @@ def _set_state(obj: Any, state: dict) -> None:
 def _checked_copy(class_name: str, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Deep copies of the arguments. Only these are test-pickled: all weights would take seconds."""
     try:
-        pickle.dump((args, kwargs), _Discard())
+        with naming.owned():
+            pickle.dump((args, kwargs), _Discard())
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise TypeError(f'{class_name}: cannot be saved: its arguments cannot be pickled: {error}') from error
     return copy.deepcopy(args), copy.deepcopy(kwargs)
@@ -159,20 +167,20 @@ class _Discard:
 
 
 def _module_source(name: str) -> str:
-    """Source code of an imported module with all that it needs, cached at the first call."""
+    """Source code of an imported module with all that it needs, as in a checkout; cached at the first call."""
     if name not in _sources:
-        _sources[name] = bundle(name, _file_source)
+        _sources[name] = bundle(naming.in_checkout(name), _file_source)
         _modules.setdefault(_sources[name], sys.modules[name])
     return _sources[name]
 
 
 def _file_source(name: str) -> str | None:
-    """The text of the file of an imported module; None if there is no such module."""
-    module = sys.modules.get(name)
+    """The text of an imported module, by its name in a checkout; None if there is no such module."""
+    module = sys.modules.get(naming.PREFIX + name) or sys.modules.get(name)
     if module is None:
         return None
     try:
-        return inspect.getsource(module)
+        return naming.source_in_checkout(inspect.getsource(module))
     except (OSError, TypeError) as error:
         raise ValueError(f'persistent_class: the source code of module {name} cannot be read; '
                          'move the class to a file') from error
@@ -189,7 +197,7 @@ def _module_of(source: str, companions: dict[str, str]) -> types.ModuleType:
                 _sources[module.__name__] = source
                 _companions[module.__name__] = dict(companions)
                 _modules[source] = sys.modules[module.__name__] = module
-                with _aliases(companions):
+                with naming.owned(), _aliases(companions):
                     exec(compile(source, f'<{module.__name__}>', 'exec'), module.__dict__)
                 undo.pop_all()
         return _modules[source]

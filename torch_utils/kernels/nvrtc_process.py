@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-COMMAND = (sys.executable, '-m', 'torch_utils.kernels.nvrtc_process')
-ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, '-m', __name__)
+ROOT = Path(__file__).resolve().parents[__name__.count('.')]
 END_SEC = 10  # for a process to exit after the end of its input
 
 

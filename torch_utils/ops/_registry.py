@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from dnnlib import naming
 from torch_utils import custom_ops
 
-NAMESPACE = 'stylegan2'
+# Of its own in the wheel, so that a process can hold a checkout beside it.
+NAMESPACE = naming.PREFIX.rstrip('.') or 'stylegan2'
 _LIBRARY = torch.library.Library(NAMESPACE, 'FRAGMENT')
 _PLAIN_TENSORS = frozenset([torch.Tensor, torch.nn.Parameter])
 Result = torch.Tensor | tuple[torch.Tensor, ...]
@@ -84,7 +86,7 @@ def define_op(
     schema: str, *, reference: Callable, fake: Callable, setup_context: Callable, backward: Callable,
     cuda: Callable | None = None,
 ) -> Op:
-    """Register an operator under `torch.ops.stylegan2` and return its callable.
+    """Register an operator in the NAMESPACE of `torch.ops` and return its callable.
 
     schema: name, arguments and results in the schema language, such as
     'scale(Tensor x, float gain) -> Tensor'; the first argument is a tensor.

@@ -116,7 +116,8 @@ def _per_argument(inputs: dict[str, Any], batch: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def _plain_operators() -> Iterator[None]:
     """Trace the reference code of our operators instead of the operators, which other runtimes lack."""
-    modules = [module for name, module in sys.modules.items() if name.startswith('torch_utils.ops')]
+    package = Op.__module__.rpartition('.')[0]
+    modules = [module for name, module in sys.modules.items() if name.startswith(package)]
     found = {id(op): op for module in modules for op in vars(module).values() if isinstance(op, Op)}
     saved = [(op, op.overload) for op in found.values()]
     try:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import dnnlib
+from dnnlib import naming
 from dnnlib.util import UserError, replace_file
 from torch_utils.pickles import describe, torch_file
 from torch_utils.pickles.describe import TRUST, ModuleDescription, explained
@@ -97,7 +98,8 @@ def load_by_execution(data: bytes, name: str) -> dnnlib.EasyDict:
     try:
         file = io.BytesIO(data)
         is_torch = torch_file.is_torch_file(data)
-        held = torch.load(file, 'cpu', weights_only=False) if is_torch else pickle.load(file)
+        with naming.owned():
+            held = torch.load(file, 'cpu', weights_only=False) if is_torch else pickle.load(file)
     except CODE_ERRORS as error:
         raise UserError(f'{name}: cannot be unpickled ({type(error).__name__}: {shown(error)}); without '
                         '--trust-pickle, official networks open whatever code they were made with') from error
@@ -281,7 +283,7 @@ def copy_networks(
 
 def write_networks(path: str | os.PathLike, snapshot: Mapping[str, Any]) -> Path:
     """Pickle the result of copy_networks(); returns the path. Raises UserError if that fails."""
-    with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file:
+    with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file, naming.owned():
         pickle.dump(dict(snapshot), file, protocol=4)  # that of Python 3.7
     return Path(path)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dnnlib import naming
 from dnnlib.resolution import height_width
 from dnnlib.util import UserError
 from training import networks
@@ -61,7 +62,7 @@ def class_of(name: str, class_name: Any) -> type[torch.nn.Module]:
     if not isinstance(class_name, str) or class_name not in CLASSES:
         raise UserError(f'{name} is of class {shown(class_name)}; only {", ".join(CLASSES)} can be rebuilt '
                         'without running the code in the file')
-    return getattr(importlib.import_module(CLASSES[class_name]), class_name)
+    return getattr(importlib.import_module(naming.PREFIX + CLASSES[class_name]), class_name)
 
 
 def construct(name: str, cls: type[torch.nn.Module], kwargs: Mapping[str, Any]) -> torch.nn.Module:
