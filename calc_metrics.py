@@ -41,7 +41,7 @@ option = functools.partial(grouped_option, 'Options')
 @option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
         help='auto: GPU if available.')
 @option('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,
-        help='Replay the generator as CUDA graphs. auto: on a GPU.')
+        help='Replay the generator as CUDA graphs. auto: on GPU.')
 @option('--timeout', type=click.FloatRange(min=0.1), default=TrainConfig.timeout_sec, show_default=True,
         help='Abort once one process has stalled the others for this many seconds.')
 @option('--trust-pickle', is_flag=True,

@@ -28,7 +28,7 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
               help='Convert only the first N images.  [default: all]')
 @click.option('--transform', type=click.Choice(TRANSFORMS),
               help='Crop before resizing. center-crop: the largest centred square. center-crop-wide: a band '
-                   'of --height in a black square of --width, stretched like the published tool does.')
+                   'of --height on a black square of --width, stretched as by the published tool.')
 @click.option('--width', type=SIDE, metavar='N',
               help='Output width.  [default: that of the source]')
 @click.option('--height', type=SIDE, metavar='N',
@@ -48,17 +48,17 @@ SIDE = click.IntRange(1, 16384)  # a typing error must not exhaust memory
 @click.option('--max-megapixels', type=POSITIVE, metavar='N', default=MAX_MEGAPIXELS,
               help='Refuse larger images, which a small file can claim to be.')
 @click.option('--any-shape', is_flag=True,
-              help='Allow other sizes than square powers of two (even sides), and 1 to 4 channels.')
+              help='Allow sizes other than square powers of two (even sides), and 1 to 4 channels.')
 @click.option('--labels', default='auto', metavar='auto|folders|none|FILE.csv',
               help='auto: from dataset.json or the archive. folders: each top-level folder is a class. '
-                   'CSV: per row a file name, then a class (number or word) or several numbers.')
+                   'CSV: one image per row: file name, then a class (number or word) or several numbers.')
 @click.option('--workers', type=click.IntRange(min=0), metavar='N',
               help='Worker processes that decode and resize; 0: no workers.  [default: number of CPUs]')
 @click.option('--on-error', type=click.Choice(['stop', 'skip']),
-              help='stop or skip at an unreadable image; skipped ones are listed at the end.  '
+              help='Stop at an unreadable image, or skip it and list it at the end.  '
                    '[default: stop; LSUN: skip]')
 @click.option('--check', is_flag=True,
-              help='Only check the dataset --source: sizes, modes, range, labels, duplicates.')
+              help='Only validate the dataset --source: sizes, modes, range, labels, duplicates.')
 @click.option('--strict', is_flag=True,
               help='Refuse a source of which something is not used: unreadable formats, frames, labels.')
 def convert_command(  # noqa: PLR0913

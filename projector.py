@@ -39,8 +39,8 @@ def label_options(command: Callable[..., None]) -> Callable[..., None]:
         help='Network file whose G_ema to use, or a run directory: its newest snapshot; path, URL or '
              'hf://user/repo.')
 @option('--target', 'targets', required=True, multiple=True, metavar='FILE|DIR',
-        help='Target image, or a folder of images. May be repeated.')
-@option('--outdir', required=True, metavar='DIR', help='Output folder.')
+        help='Target image, or a directory of images. May be repeated.')
+@option('--outdir', required=True, metavar='DIR', help='Output directory.')
 @option('--num-steps', type=click.IntRange(min=1), default=1000, show_default=True,
         help='Optimization steps.')
 @option('--seed', type=click.IntRange(0, MAX_SEED), default=DEFAULT_SEED, show_default=True,
@@ -55,20 +55,20 @@ def label_options(command: Callable[..., None]) -> Callable[..., None]:
 @option('--distance', type=click.Choice(['auto', 'vgg16', 'pixel']), default='auto', show_default=True,
         help='vgg16: perceptual (LPIPS features, downloaded once); pixel: no download; auto: vgg16, or '
              'pixel if VGG16 is not available.')
-@option('--detector-dir', metavar='DIR', help='Folder that is searched for vgg16.pt first.')
+@option('--detector-dir', metavar='DIR', help='Directory to search first for vgg16.pt.')
 @option('--noise', type=click.Choice(['fit', 'redraw', 'keep']), default='fit', show_default=True,
         help='Noise maps. fit: optimize those of the network; redraw: optimize random ones; keep: no '
              'change.')
 @option('--patience', type=click.IntRange(min=1),
         help='Stop a target early once N steps have not reduced its distance by 1 %.')
 @option('--tune', type=click.IntRange(min=0), default=0,
-        help='Pivotal tuning: afterwards fine-tune the network for N steps, written to tuned.pkl.')
+        help='Pivotal tuning: then fine-tune the network for N steps and write it to tuned.pkl.')
 @option('--batch', type=click.IntRange(min=1), default=4, show_default=True,
         help='Targets per batch.')
 @option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
-        help='auto: a GPU if there is one.')
+        help='auto: GPU if available.')
 @option('--trust-pickle', is_flag=True,
-        help='Run the code inside the network file. Only for files from a source that you trust.')
+        help='Execute the code inside the network file. Only for files from a trusted source.')
 def run_projection(**options: Any) -> None:
     """Find the latent w whose generated image is closest to a target image."""
     options['label'].check()

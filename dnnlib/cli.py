@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How every script runs its click command: user errors become one line and exit status 2."""
+"""Runs the click command of a script: user errors become one line and exit status 2."""
 import os
 import re
 import sys
@@ -10,7 +10,7 @@ from dnnlib.util import UserError
 
 
 def run_command(command: click.Command, args: list[str] | None = None) -> None:
-    """Run a click command; print a UserError as one line on stderr and leave with status 2."""
+    """Run a click command; print a UserError as one line on stderr and exit with status 2."""
     try:
         command.main(args=[_expand_home(arg) for arg in (sys.argv[1:] if args is None else args)],
                      standalone_mode=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From network output to PNG files, one image per file or many on a contact sheet."""
+"""Writes network output as PNG files: one image per file, or a contact sheet."""
 import io
 import math
 import os
@@ -51,7 +51,7 @@ def save_png(path: str | os.PathLike, pixels: np.ndarray, info: Mapping[str, str
 
 
 def png_bytes(pixels: np.ndarray, info: Mapping[str, str] | None = None) -> bytes:
-    """What save_png would write, as bytes."""
+    """The PNG file of save_png as bytes."""
     with io.BytesIO() as file:
         _to_image(pixels).save(file, format='PNG', pnginfo=_texts(info))
         return file.getvalue()

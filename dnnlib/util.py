@@ -155,7 +155,7 @@ class Logger:
         self.close()
 
     def write(self, text: str | bytes) -> None:
-        """Write to the log and to what stdout was before."""
+        """Write to the log and to the original stdout."""
         self.stdout.write(text)
 
     def flush(self) -> None:
@@ -164,9 +164,9 @@ class Logger:
         self.stderr.flush()
 
     def close(self) -> None:
-        """Restore the streams that are still ours and close the file; more than once does no harm."""
+        """Restore the streams unless replaced meanwhile, and close the file. May be called repeatedly."""
         self.flush()
-        # Whoever replaced a stream after us keeps it.
+        # A stream that was replaced later stays replaced.
         if sys.stdout is self.stdout:
             sys.stdout = self.stdout.terminal
         if sys.stderr is self.stderr:
@@ -186,7 +186,7 @@ class _Tee(io.TextIOBase):
         self.terminal, self.file, self._should_flush = terminal, file, should_flush
 
     def write(self, text: str | bytes) -> int:
-        # Some programs write bytes to what they take for a binary stream.
+        # Some programs write bytes.
         if isinstance(text, bytes):
             text = text.decode('utf-8', errors='replace')
         if not text:
@@ -204,10 +204,10 @@ class _Tee(io.TextIOBase):
         try:
             action(self.file)
         except OSError as error:
-            # Printing must not end a long run because a disk is full.
+            # A full disk must not abort a run that only prints.
             self.file = None
             if self.terminal is not None:
-                self.terminal.write(f'The log file is given up: {error.strerror}\n')
+                self.terminal.write(f'Logging to the file has stopped: {error.strerror}\n')
 
     def flush(self) -> None:
         if self.terminal is not None and not self.terminal.closed:
@@ -274,7 +274,7 @@ def cache_file_name(url: str, server_name: str | None = None) -> str:
 
 
 def url_digest(url: str) -> str:
-    """The 32 hexadecimal digits that the cached file of a URL begins with."""
+    """The 32 hexadecimal digits with which the name of a URL's cached file begins."""
     return hashlib.md5(url.encode('utf-8', 'surrogatepass'), usedforsecurity=False).hexdigest()
 
 

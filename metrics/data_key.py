@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images a result is about: a key of their content, and the whole of a dataset a subset came from."""
+"""The images behind a result: a hash of their content, and the complete dataset of a subset."""
 import copy
 import hashlib
 import zlib
@@ -18,14 +18,14 @@ def whole_dataset(dataset: Dataset, *, keep_xflip: bool = False) -> Dataset:
     whole._raw_idx = np.tile(np.arange(count, dtype=np.int64), num_copies)
     whole._xflip = np.repeat(np.arange(num_copies, dtype=np.uint8), count)
     if len(np.unique(dataset._raw_idx)) < count:
-        whole._ram = None  # holds the subset alone
+        whole._ram = None  # has only the subset
     return whole
 
 
 def data_key(dataset: Dataset) -> str:
-    """32 hexadecimal digits that differ if an image, its name, the subset or the mirroring does.
+    """Hash, 32 hexadecimal digits, of images, their names, subset and mirroring.
 
-    The same for a folder and for a zip of it, wherever they lie. Reads the directory of a zip, all bytes of a
+    Equal for a folder and a zip of it, whatever their path. Reads the directory of a zip, all bytes of a
     folder, and the pixels of anything else.
     """
     digest = hashlib.sha256()

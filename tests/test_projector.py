@@ -65,7 +65,7 @@ def test_the_published_files_are_written(network, tmp_path, capsys):
     report = json.loads((out / 'projection.json').read_text())
     assert report['targets'] == [json.loads(capsys.readouterr().out)]
     row = report['targets'][0]
-    assert row['picture'] == 'proj.png' and row['steps'] == 3 and row['psnr'] > 3 and row['distance'] > 0
+    assert row['image'] == 'proj.png' and row['steps'] == 3 and row['psnr'] > 3 and row['distance'] > 0
     assert report['distance'] == 'pixel' and report['seed'] == 303 and report['space'] == 'w'
 
 

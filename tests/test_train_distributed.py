@@ -175,7 +175,7 @@ def test_the_first_process_killed_beside_a_second_start_is_started_again_and_the
     os.kill(first, signal.SIGKILL)  # it has the lock
     os.kill(second, signal.SIGCONT)
     assert run.status() == 0, run.output()
-    assert 'Started again by the launcher' in run.output() and 'Resuming from' in run.output()
+    assert 'Restarted by the launcher' in run.output() and 'Resuming from' in run.output()
     assert_same_end(run.run_dir(), whole)
 
 
@@ -190,7 +190,7 @@ def test_a_machine_that_is_gone_for_good_leaves_the_other_one_training(launch, t
     stays.wait_for_snapshots(before + 1)
     stays.process.terminate()
     stays.status()
-    assert 'Started again by the launcher, with 1 processes' in stays.output(), stays.output()
+    assert 'Restarted by the launcher with 1 processes' in stays.output(), stays.output()
     assert read_json(stays.run_dir() / OPTIONS_FILE)['num_gpus'] == 1
     assert 'Stopping at' in stays.output() and len(list(stays.folder.iterdir())) == 1
 

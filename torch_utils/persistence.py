@@ -167,7 +167,7 @@ class _Discard:
 
 
 def _module_source(name: str) -> str:
-    """Source code of an imported module with all that it needs, as in a checkout; cached at the first call."""
+    """Source code of an imported module and all that it needs, as in a checkout; cached at first use."""
     if name not in _sources:
         _sources[name] = bundle(naming.in_checkout(name), _file_source)
         _modules.setdefault(_sources[name], sys.modules[name])

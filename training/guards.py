@@ -150,7 +150,7 @@ def _explain(call: _Call) -> Finding:
     return Finding('activation', call.name, call.is_half)
 
 
-PATIENCE_TICKS = 4  # what lasts shorter happens in healthy runs, too
+PATIENCE_TICKS = 4  # shorter episodes also occur in healthy runs
 REPEAT_TICKS = 10  # between reports of one phase
 
 MIN_DIVERSITY = 0.1  # of the training images'; runs of the demo had 0.4 to 1 from 4 kimg on, 2 at the start

@@ -182,7 +182,7 @@ class Training:
         for rank, problem in enumerate(problems):
             if problem is not None:
                 raise UserError(f'{problem} (process {rank}); then use --resume=latest')
-        self.log.print(f'Stopping at {self.state.cur_nimg / 1000:.1f} kimg as asked to '
+        self.log.print(f'Stopping at {self.state.cur_nimg / 1000:.1f} kimg as requested '
                        f'({interrupt.reason or "by another process"}); --resume=latest resumes from here.')
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -209,7 +209,7 @@ def test_a_full_disk_ends_the_log_but_not_the_program(capsys):
         print('one')
         print('two')
     out = capsys.readouterr().out
-    assert out.count('The log file is given up') == 1 and out.endswith('two\n')
+    assert out.count('Logging to the file has stopped') == 1 and out.endswith('two\n')
 
 
 def test_local_paths_and_file_urls_need_no_download(tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_records_that_cannot_be_written_do_not_stop_the_training(config, whole):
     assert finish(start(config)) == 0, output(config)
     assert lines_with(config, 'stats.jsonl: cannot be written')
     # Once for each of the two streams that it copies.
-    assert 1 <= len(lines_with(config, 'The log file is given up')) <= 2
+    assert 1 <= len(lines_with(config, 'Logging to the file has stopped')) <= 2
     assert_ends_like(whole, config)
 
 

@@ -102,7 +102,7 @@ def load_by_execution(data: bytes, name: str) -> dnnlib.EasyDict:
             held = torch.load(file, 'cpu', weights_only=False) if is_torch else pickle.load(file)
     except CODE_ERRORS as error:
         raise UserError(f'{name}: cannot be unpickled ({type(error).__name__}: {shown(error)}); without '
-                        '--trust-pickle, official networks open whatever code they were made with') from error
+                        '--trust-pickle, official networks open whatever their code') from error
     modules = named_modules(name, held, torch.nn.Module, lambda module: type(module).__name__)
     for net in modules.values():
         net.eval().requires_grad_(requires_grad=False)

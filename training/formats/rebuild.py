@@ -96,7 +96,7 @@ def check_tensors(name: str, net: torch.nn.Module, shapes: Mapping[str, tuple[in
     ours = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
     wrong = [key for key in {**ours, **shapes} if ours.get(key) != shapes.get(key)]
     if wrong:
-        raise UserError(f'{name}: {len(wrong)} tensors are missing, superfluous or of another shape than its '
+        raise UserError(f'{name}: {len(wrong)} tensors are missing, unexpected or of another shape than its '
                         f'arguments say, first {shown(wrong[0])}')
     _check_feature_maps(name, net)
 

@@ -67,7 +67,7 @@ class TargetReport:
     """
 
     target: str
-    picture: str
+    image: str
     steps: int
     distance: float
     psnr: float

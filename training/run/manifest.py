@@ -99,7 +99,7 @@ def write_manifest(run_dir: str | os.PathLike, entries: Entries) -> None:
 
 
 def latest_state(run_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
-    """The newest undamaged training state of a run, and a line for each damaged one that is newer.
+    """The newest intact training state of a run, and one line per newer one that is damaged.
 
     None if there is none. Raises UserError as read_manifest does.
     """

@@ -23,7 +23,7 @@ from training.run.manifest import STATE, read_manifest
 from training.run.resume import ResumeRequest, find_state, rewind_records
 
 Plan = tuple[TrainConfig, ResumeRequest | None]
-SHARED_SEC = 30.0  # network file systems may show a new folder late
+SHARED_SEC = 30.0  # network file systems may show a new directory late
 BEFORE_EVERYTHING: dict[str, Any] = {'run': {'cur_nimg': -1}, 'loop': {'tick': 0}}
 
 
@@ -87,11 +87,11 @@ def _plan_again(memory: dict[str, Any], num_gpus: int) -> Plan:
         # It had not come so far as to save anything: from the beginning, in the same folder.
         with RunLock(folder):
             rewind_records(folder, BEFORE_EVERYTHING)
-    print(f'Note: Started again by the launcher, with {num_gpus} processes: resuming in {folder}'
+    print(f'Note: Restarted by the launcher with {num_gpus} processes: resuming in {folder}'
           f'{"" if state is None else f" from {state.name}"}.', flush=True)
     is_changed = num_gpus != before.num_gpus
     if is_changed:
-        print(f'Note: There were {before.num_gpus} processes before, so that random numbers are others from '
+        print(f'Note: There were {before.num_gpus} processes before; random numbers differ from '
               'here on.', flush=True)
         save_options(config, {**read_json(folder / FLAGS_FILE), 'gpus': num_gpus})
     if memory['deadline'] is not None:

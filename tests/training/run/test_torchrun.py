@@ -62,7 +62,7 @@ def test_a_second_start_goes_on_from_the_last_snapshot(meet, config, capsys):
     again, request = torchrun.plan_together(never)
     assert sizes == [2] and again == config and not request.allow_changes
     assert request.state_path.endswith('training-state-000004.pt') and request.given == frozenset()
-    assert 'Started again by the launcher, with 2 processes' in capsys.readouterr().out
+    assert 'Restarted by the launcher with 2 processes' in capsys.readouterr().out
 
 
 def test_a_start_without_a_snapshot_begins_anew_in_the_same_folder(meet, config, tmp_path):
