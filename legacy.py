@@ -102,7 +102,8 @@ def push_command(source: str, dest: str, license: str | None, private: bool) -> 
         click.echo(f'Uploaded to {where}')
 
 
-@legacy_tool.command('inspect', short_help='List the contents of a network file, executing nothing.', cls=GroupedCommand)
+@legacy_tool.command(
+    'inspect', short_help='List the contents of a network file, executing nothing.', cls=GroupedCommand)
 @click.argument('path_or_url', metavar='FILE|URL')
 def inspect_command(path_or_url: str) -> None:
     """List the contents of a network file without executing anything in it.

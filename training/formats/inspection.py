@@ -10,7 +10,7 @@ from dnnlib.util import UserError
 from torch_utils.pickles.budget import Damaged
 from torch_utils.pickles.describe import ALLOWED, NAMES
 from torch_utils.pickles.machine import Buildable, Global, Machine
-from training.formats import kinds
+from training.formats import kinds, lineage, rebuild
 from training.formats.exported import NEEDED, optional
 from training.formats.rebuild import MODULES, shown
 
@@ -118,7 +118,15 @@ def _network_lines(net: torch.nn.Module | None) -> list[str]:
     spaces = f', z {net.z_dim}, w {net.w_dim}, {net.num_ws} ws' if hasattr(net, 'num_ws') else ''
     precision = f', {half} levels in float16' if half else ''
     return [f'{type(net).__name__} of {height}x{width} (HxW), {net.img_channels} channels, '
-            f'{net.c_dim} classes{spaces}{precision}', counts]
+            f'{net.c_dim} classes{spaces}{precision}', counts, _elsewhere(net)]
+
+
+def _elsewhere(net: torch.nn.Module) -> str:
+    """Whether programs that construct networks of their own can construct this one."""
+    unknown = lineage.obstacles(net, rebuild.arguments_of('network', net))
+    if not unknown:
+        return 'other programs: pickle.load, and their own constructors'
+    return f'other programs: pickle.load; published constructors do not have {", ".join(unknown)}'
 
 
 def _archive_lines(data: bytes) -> list[str]:

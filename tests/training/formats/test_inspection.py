@@ -39,6 +39,14 @@ def test_networks_of_our_own_files_are_described(suffix, kind, contents, tmp_pat
     assert '1 levels in float16' in text and "{'path': 'x'}" in text and 'G  ' not in text
 
 
+def test_what_other_programs_can_construct_is_said(contents, tmp_path):
+    path = tmp_path / 'a.pkl'
+    convert.write(path, contents, convert.Choices())
+    lines = [line.split('other programs: ')[1] for line in described(path.read_bytes()) if 'other p' in line]
+    assert lines == ['pickle.load, and their own constructors',
+                     'pickle.load; published constructors do not have img_resolution=(12, 8)']
+
+
 def test_tensorflow_and_rosinality_files_are_described(tmp_path):
     assert any('Generator of 16x16' in line for line in described(tensorflow_pickle()))
     convert.write(tmp_path / 'a.pt', {'G_ema': small_generator()}, convert.Choices())
