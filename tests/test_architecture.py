@@ -29,7 +29,7 @@ LARGER = {'torch_utils/ops': 30}  # one operator per module
 # Optional packages, and slow ones that --help should not load: what may be imported inside functions, and
 # where.
 LATE_IMPORTS = {
-    'train': {'torch', 'torch_utils', 'training'},
+    'train': {'metrics', 'torch', 'torch_utils', 'training'},
     'torch_utils.distributed': {'torch.distributed'},
     'training.datasets.sources': {'lmdb'},
     'training.formats.load': {'torch_utils.pickles', 'training.formats'},

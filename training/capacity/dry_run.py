@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, printable
 from training.capacity.estimate import describe, slow_precision
 from training.config import DatasetInfo, TrainConfig
 from training.dataset import Dataset, ImageFolderDataset, find_dataset
@@ -33,8 +33,12 @@ def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None
     return info, text
 
 
-def summarise_options(config: TrainConfig) -> str:
-    """The options as JSON, followed by a short summary."""
+def summarise(config: TrainConfig, dataset: DatasetInfo, label_text: str | None, *, is_full: bool) -> str:
+    """What is trained on which data, as lines.  label_text: from open_dataset().
+
+    is_full: with the options as JSON and, before a dry run ends, an estimate of memory and time on this
+    machine, which takes a few seconds.
+    """
     height, width = config.data.size
     summary = {
         'Output directory': config.run_dir,
@@ -46,8 +50,11 @@ def summarise_options(config: TrainConfig) -> str:
         'Conditional model': config.data.use_labels,
         'Dataset x-flips': config.data.xflip,
     }
-    lines = [f'{name + ":":<20}{value}' for name, value in summary.items()]
-    return '\n'.join(['', 'Training options:', json.dumps(config.to_options(), indent=2), '', *lines])
+    lines = [f'{name + ":":<20}{printable(value)}' for name, value in summary.items()]
+    if is_full:
+        lines = ['', 'Training options:', json.dumps(config.to_options(), indent=2), '', *lines,
+                 summarise_needs(config, dataset)]
+    return '\n'.join([*lines, *([] if label_text is None else ['', label_text, ''])])
 
 
 def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:

@@ -29,21 +29,21 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
 
 
-def write_progress_page(run_dir: str | os.PathLike) -> Path:
+def write_progress_page(run_dir: str | os.PathLike, state: str = '') -> Path:
     """Write progress.html into a run directory; returns its path.
 
-    Needs stats.jsonl with a tick; training_options.json, metrics, sample sheets and log.txt are optional. The
-    page stays below 2 MB for runs of any length. Raises UserError if there is no tick or the page cannot be
-    written.
+    state: why the run has stopped, '' if it trains or is complete.  Needs stats.jsonl with a tick;
+    training_options.json, metrics, sample sheets and log.txt are optional. The page stays below 2 MB for runs
+    of any length. Raises UserError if there is no tick or the page cannot be written.
     """
     path = Path(run_dir, PAGE_NAME)
-    text = progress_page(run_dir)
+    text = progress_page(run_dir, state)
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
     return path
 
 
-def progress_page(run_dir: str | os.PathLike) -> str:
+def progress_page(run_dir: str | os.PathLike, state: str = '') -> str:
     """The text of the page: see write_progress_page."""
     folder = Path(run_dir).resolve()
     ticks, options = read_ticks(folder / 'stats.jsonl'), read_options(folder)
@@ -54,7 +54,7 @@ def progress_page(run_dir: str | os.PathLike) -> str:
     return TEMPLATES.get_template('page.html').render(
         name=folder.name, written=time.strftime('%Y-%m-%d %H:%M', time.localtime()), share=share,
         cards=[('kimg shown' if total is None else f'of {short_number(total)} kimg', short_number(kimg)),
-               *_time_cards(ticks, total, share), *_tick_cards(ticks[-1]), *_metric_cards(folder)],
+               *_time_cards(ticks, total, share, state), *_tick_cards(ticks[-1]), *_metric_cards(folder)],
         warnings=log_warnings(folder / 'log.txt'), sheets=_sheets(folder, options),
         strip=_strip(folder, options), charts=[chart(panel) for panel in training_panels(ticks, folder)],
         facts=_facts(options))
@@ -98,13 +98,15 @@ def _part(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
-def _time_cards(ticks: Ticks, total: float | None, share: float | None) -> list[tuple[str, str]]:
+def _time_cards(
+    ticks: Ticks, total: float | None, share: float | None, state: str,
+) -> list[tuple[str, str]]:
     cards = []
     elapsed = mean_of(ticks[-1], 'Timing/total_sec')
     if elapsed is not None:
         cards.append(('elapsed', format_time(elapsed)))
-    if share == 1:
-        return [*cards, ('state', 'finished')]
+    if state or share == 1:
+        return [*cards, ('state', state or 'finished')]
     eta = None if total is None else eta_sec(ticks, total)
     return cards if eta is None else [*cards, ('remaining (estimate)', format_time(eta))]
 

@@ -98,13 +98,13 @@ def write_manifest(run_dir: str | os.PathLike, entries: Entries) -> None:
         temporary.write_text(json.dumps(data, indent=1) + '\n', encoding='ascii')
 
 
-def latest_state(run_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
+def latest_state(run_dir: str | os.PathLike, entries: Entries) -> tuple[Path | None, list[str]]:
     """The newest undamaged training state of a run, and a line for each damaged one that is newer.
 
-    None if there is none. Raises UserError as read_manifest does.
+    None if there is none.
     """
     notes = []
-    for entry in reversed(read_manifest(run_dir)):
+    for entry in reversed(entries):
         if STATE not in entry.files:
             continue
         problem = entry.files[STATE].problem(run_dir)

@@ -27,7 +27,6 @@ from training.run.manifest import (
     describe_file,
     forget_files,
     prune,
-    read_manifest,
     state_name,
     with_snapshot,
     write_manifest,
@@ -57,16 +56,16 @@ class SnapshotWriter:
     """Writes snapshots into the folder of a run and lists them in its manifest; one process of a run has one.
 
     keep: see manifest.prune.  metric: the one that decides which snapshot is the best.  formats: of the
-    networks.  What goes wrong costs the snapshot, not the run: take_problems() tells. Raises UserError if
-    there is a manifest that it cannot read.
+    networks.  entries: what the manifest lists already.  What goes wrong costs the snapshot, not the run:
+    take_problems() tells.
     """
 
     def __init__(
         self, run_dir: str | os.PathLike, keep: int | None = None, metric: str | None = None,
-        formats: Sequence[str] = ('pkl',),
+        formats: Sequence[str] = ('pkl',), entries: Entries = (),
     ):
         self.run_dir, self.keep, self.metric, self.formats = Path(run_dir), keep, metric, tuple(formats)
-        self._entries: Entries = read_manifest(run_dir)
+        self._entries = entries
         self._results: dict[int, Mapping[str, float]] = {}
         self._problems: list[str] = []
         self.has_failed = False  # whether the snapshot before the last wait() is missing
@@ -97,6 +96,18 @@ class SnapshotWriter:
         """A line for each thing that went wrong since the last call."""
         problems, self._problems = self._problems, []
         return problems
+
+    def latest_state(self) -> str | None:
+        """Name of the newest training state, None without one."""
+        return self._latest((STATE,))
+
+    def latest_networks(self) -> str | None:
+        """Name of the newest network file, None without one."""
+        return self._latest((NETWORKS, SAFETENSORS))
+
+    def _latest(self, roles: Sequence[str]) -> str | None:
+        files = [entry.files[role] for entry in self._entries for role in roles if role in entry.files]
+        return files[-1].name if files else None
 
     def add_results(self, nimg: int, results: Mapping[str, float]) -> None:
         """Note the results of metrics for the snapshot at nimg, as soon as nothing is being written."""
