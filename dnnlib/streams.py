@@ -78,8 +78,9 @@ class _Tee(io.TextIOBase):
             text = text.decode('utf-8', errors='replace')
         if not text:
             return 0
-        self._to_terminal(lambda terminal: terminal.write(text))
+        # The file first: what is said of a terminal that is gone comes after the line.
         self._to_file(lambda file: file.write(text))
+        self._to_terminal(lambda terminal: terminal.write(text))
         if self._should_flush:
             self.flush()
         return len(text)
@@ -93,7 +94,7 @@ class _Tee(io.TextIOBase):
             self._is_gone = True
             _discard_output(self.terminal)
             # Told where somebody may still read it: in the file, and on the other stream.
-            line = (f'Warning: {getattr(self.terminal, "name", "an output")} cannot be written to any more '
+            line = (f'\nWarning: {getattr(self.terminal, "name", "an output")} cannot be written to any more '
                     f'({error.strerror or error}); the program continues.\n')
             self._to_file(lambda file: file.write(line))
             if sys.stderr is not None and sys.stderr is not self:

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """train.py --resume: the command line of a run that goes on. The training itself is replaced."""
 import functools
+import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import train
+from metrics.data_key import training_key
 from training import config as cfg
 from training.capacity import dry_run
+from training.dataset import ImageFolderDataset
 from training.formats.pickled import HostCopies
 from training.run import resume
-from training.run.folder import LOCK_FILE, RunLock, read_flags, save_options
+from training.run.folder import FLAGS_FILE, LOCK_FILE, RunLock, read_flags, save_options
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
 
 
@@ -146,3 +150,61 @@ def test_a_dry_run_says_where_it_would_go_on(folder, run, started, monkeypatch):
     ('ffhq256', False), ('a.pkl', False), ('A.PKL', False), ('https://example.com/net', False)])
 def test_runs_are_told_from_networks_by_the_value_alone(value, is_run):
     assert cfg.continues(value) == is_run
+
+
+@pytest.mark.parametrize('text', [
+    '[]', '3', '{"gamma": "high"}', '{"gamma": [1]}', '{"cond": 1}', '{"nonsense": 1}', '[' * 100_000,
+    '\x80'])
+def test_flags_of_another_type_are_refused_in_one_line(folder, run, started, text):
+    (folder / FLAGS_FILE).write_bytes(text.encode('latin1'))
+    status, _, stderr = run('--resume={out}/' + folder.name)
+    assert status == 2 and not started and stderr.count('\n') == 1
+    assert stderr.startswith('Error: --resume: ') and 'training_flags.json cannot be used' in stderr
+
+
+@pytest.mark.parametrize('text', ['[]', '{"G_kwargs": 3}', '[' * 100_000, '\x80', ''])
+def test_options_in_the_folder_do_not_matter_as_the_state_has_them(folder, run, started, text):
+    (folder / 'training_options.json').write_bytes(text.encode('latin1'))
+    assert run('--resume={out}/' + folder.name)[0] == 0
+    assert started[0][0].loss.r1_gamma == 3
+
+
+@pytest.mark.parametrize('change', ['images', 'labels'])
+def test_other_data_is_refused_or_said(run, started, tmp_path, change, folder_with_key):
+    folder, data = folder_with_key
+    assert run('--resume={out}/' + folder.name)[0] == 0 and len(started) == 1
+    if change == 'images':
+        # As many, of the same names and sizes.
+        (data / '0.png').write_bytes((data / '1.png').read_bytes())
+    else:
+        write_labels(data, [1, 0, 0, 1])
+    for extra in ([], ['-n']):
+        status, _, stderr = run('--resume={out}/' + folder.name, *extra)
+        assert status == 2 and 'other images or labels' in stderr and stderr.count('\n') == 1
+    assert len(started) == 1
+    status, stdout, _ = run('--resume={out}/' + folder.name, '--allow-changes=1')
+    assert status == 0 and 'Note: --data holds other images or labels than before' in stdout
+    assert started[1][1].data_key != started[0][1].data_key
+
+
+def write_labels(data, labels):
+    table = [[f'{i}.png', label] for i, label in enumerate(labels)]
+    (data / 'dataset.json').write_text(json.dumps({'labels': table}))
+
+
+@pytest.fixture
+def folder_with_key(run, started, tmp_path):
+    """(a conditional run with a snapshot that knows its data, the data)."""
+    data = tmp_path / 'pics'
+    for i in range(4):
+        Image.new('L', (32, 32), 10 * i).save(data / f'{i}.png')
+    write_labels(data, [0, 0, 1, 1])
+    assert run(*NEW, '--cond=1')[0] == 0
+    (config,) = started.pop()
+    key = training_key(ImageFolderDataset(**config.data.kwargs()))
+    writer = SnapshotWriter(config.run_dir)
+    options = config.for_device('cpu').to_options()
+    payload = make_payload(options, {'cur_nimg': 4}, {'tick': 1}, {'data_key': key})
+    writer.save(Snapshot(4, payload, HostCopies()))
+    writer.wait()
+    return Path(config.run_dir), data

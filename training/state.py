@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, first_line
 from torch_utils import distributed, misc
 from torch_utils.training_stats import Store
 from training import augment
@@ -94,8 +94,15 @@ class TrainingState:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore what state_dict() returned; settings such as learning rates stay those of this run.
 
-        Raises UserError if the networks differ.
+        Raises UserError if the networks differ, or something is missing.
         """
+        try:
+            self._load(saved)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(f'--resume: the training state lacks something or is of another program '
+                            f'({type(error).__name__}: {first_line(error)}); use an earlier one') from error
+
+    def _load(self, saved: Mapping[str, Any]) -> None:
         run, extra = saved['run'], saved['extra']
         for name, module in self._networks().items():
             _load_tensors(name, module, run[name])

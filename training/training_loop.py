@@ -77,10 +77,10 @@ def _train(config: TrainConfig, device: torch.device, request: ResumeRequest | N
     if request is not None:
         saved, entries = read_state(request.state_path), request.entries
         saved['extra']['data_key'] = request.data_key
-        if distributed.rank() == 0 and request.flags is not None:
-            save_options(config, request.flags)
     if distributed.rank() == 0:
         entries = rewind_records(config.run_dir, saved or BEGINNING, entries)
+        if request is not None and request.flags is not None:
+            save_options(config, request.flags)
     config = config.for_device(device.type)
     # Reduced on the CPU: the values are there already when they are read.
     store = Store(distributed.rank(), torch.device('cpu') if config.num_gpus > 1 else None)

@@ -262,3 +262,21 @@ def test_a_cache_that_cannot_be_created_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(util.download, 'fetch', lambda *args: (b'content', None))
     with pytest.raises(UserError, match='DNNLIB_CACHE_DIR'):
         open_url('https://example.com/net', cache_dir=str(tmp_path / 'file' / 'x'))
+
+
+@pytest.mark.parametrize('is_full', [False, True])
+def test_a_terminal_that_is_gone_costs_nothing_but_itself(tmp_path, is_full, monkeypatch, capsys):
+    if is_full and not os.path.exists('/dev/full'):
+        pytest.skip('no device that is always full')
+    read, write = os.pipe()
+    os.close(read)
+    gone = open('/dev/full' if is_full else write, 'w')
+    monkeypatch.setattr(sys, 'stdout', gone)
+    with Logger(tmp_path / 'log.txt'):
+        for i in range(3):
+            print(f'line {i}')
+    lines = (tmp_path / 'log.txt').read_text().splitlines()
+    assert lines[0] == 'line 0' and lines[-2:] == ['line 1', 'line 2']
+    assert sum('cannot be written to any more' in line for line in lines) >= 1
+    assert capsys.readouterr().err.count('the program continues') == 1
+    gone.close()  # what it still holds is discarded without an error

@@ -24,9 +24,9 @@ def open_dataset(name_or_path: str, cond: bool) -> tuple[DatasetInfo, str | None
     try:
         dataset = ImageFolderDataset(path=path, use_labels=True)
         # Errors in unused labels are ignored.
-        with contextlib.nullcontext() if cond else contextlib.suppress(LabelError):
+        with contextlib.nullcontext() if cond else contextlib.suppress(LabelError, OverflowError):
             labels = dataset.has_labels, dataset.label_dim
-    except (UserError, OSError) as error:
+    except (UserError, OSError, OverflowError) as error:
         raise UserError(f'--data: {error}') from error
     text = '\n'.join(describe_labels(dataset)) if cond else ignored_labels_notice(dataset)
     info = DatasetInfo(path, len(dataset), dataset.height, dataset.width, dataset.num_channels, *labels)
@@ -90,7 +90,7 @@ def describe_labels(dataset: Dataset) -> list[str]:
     """
     try:
         labels = raw_labels(dataset)
-    except UserError as error:
+    except (UserError, OverflowError) as error:
         return [f'Labels: cannot be used: {error}']
     if not dataset.has_labels:
         return ['Labels: none']

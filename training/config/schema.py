@@ -195,8 +195,8 @@ class TrainConfig:
         Raises UserError that names a missing or unknown key.
         """
         # Each section pops its keys; the remaining ones are fields of TrainConfig, or unknown.
-        rest = dict(options)
         try:
+            rest = dict(options)
             data, system = _read_data(rest), system_of(rest['G_kwargs'])
             settings = {
                 'data': data, 'augment': AugmentConfig.from_options(rest), 'system': system,
@@ -206,9 +206,13 @@ class TrainConfig:
                 'metrics': tuple(rest.pop('metrics')),
                 'snapshot_formats': tuple(rest.pop('snapshot_formats', ('pkl',))),
             }
+            return construct(cls, {**rest, **settings})
         except KeyError as error:
             raise UserError(f'training options lack {error.args[0]!r}') from error
-        return construct(cls, {**rest, **settings})
+        except (TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f'training options have a value of another type ({error})') from error
 
 
 _HEAD_FIELDS = ('num_gpus', 'image_snapshot_ticks', 'network_snapshot_ticks')

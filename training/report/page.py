@@ -12,7 +12,7 @@ import jinja2
 
 from dnnlib.util import format_time, replace_file
 from training.report.charts import chart, short_number
-from training.report.curves import mean_of, read_jsonl, read_ticks, training_panels
+from training.report.curves import is_number, mean_of, read_jsonl, read_ticks, training_panels
 from training.report.thumbnails import Thumbnail, evenly, fake_sheets, sheet_uri, thumbnail_uri
 
 PAGE_NAME = 'progress.html'
@@ -48,7 +48,7 @@ def progress_page(run_dir: str | os.PathLike, state: str = '') -> str:
     folder = Path(run_dir).resolve()
     ticks, options = read_ticks(folder / 'stats.jsonl'), read_options(folder)
     total = options.get('total_kimg')
-    total = total if isinstance(total, (int, float)) and total > 0 else None
+    total = total if is_number(total) and total > 0 else None
     kimg = mean_of(ticks[-1], 'Progress/kimg') or 0.0
     share = None if total is None else min(kimg / total, 1.0)
     return TEMPLATES.get_template('page.html').render(
@@ -88,7 +88,7 @@ def read_options(folder: Path) -> dict[str, Any]:
     """training_options.json of a run directory; {} if it cannot be read."""
     try:
         options = json.loads((folder / 'training_options.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}
 
@@ -126,7 +126,7 @@ def _metric_cards(folder: Path) -> list[tuple[str, str]]:
             continue
         name = next(iter(rows[-1]['results']))
         values = [row['results'].get(name) for row in rows]
-        numbers = [value for value in values if isinstance(value, (int, float)) and value == value]
+        numbers = [value for value in values if is_number(value)]
         if not numbers:
             continue
         if name.startswith(LOWER_IS_BETTER):

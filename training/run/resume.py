@@ -153,7 +153,9 @@ def rewind_records(run_dir: str | os.PathLike, payload: Mapping[str, Any], entri
     process may call it, before the records are opened. Each file is replaced in one step. Raises UserError
     if one cannot be written.
     """
-    run_dir, nimg, tick = Path(run_dir), payload['run']['cur_nimg'], payload['loop']['tick']
+    run_dir, nimg, tick = Path(run_dir), payload['run'].get('cur_nimg'), payload['loop'].get('tick')
+    if type(nimg) is not int or type(tick) is not int:
+        raise UserError(f'--resume: the training state in {run_dir} lacks its counters; use an earlier one')
     remove_leftovers(run_dir)
     later = {f.name for e in entries if e.nimg > nimg for f in e.files.values()}
     if later:
@@ -185,7 +187,7 @@ def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 def _is_wanted(line: bytes, wanted: Callable[[dict[str, Any]], bool]) -> bool:
     try:
         return line.endswith(b'\n') and wanted(json.loads(line))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -39,8 +39,8 @@ ROLES = {'pkl': NETWORKS, 'safetensors': SAFETENSORS}
 class Snapshot:
     """What is to be written of a run at `nimg` images; all tensors are from `copies`.
 
-    payload: see run_state_file.make_payload.  networks: see checkpoint.copy_networks, None for none, under
-    the name `networks_name`.  others: role -> name of files that belong to the snapshot and are written
+    payload: see make_payload.  networks: see training.formats.pickled.copy_networks, None for none, under the
+    name `networks_name`.  others: role -> name of files that belong to the snapshot and are written
     already.
     """
 
@@ -237,9 +237,10 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
         payload = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: not a training state ({first_line(error)}); use an earlier one') from error
-    if not isinstance(payload, dict) or not set(KEYS) <= set(payload):
+    parts = [payload.get(key) for key in KEYS] if isinstance(payload, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts[1:]):
         raise UserError(f'{path}: not a training state; give a training-state-*.pt or the folder of a run')
     if payload['format'] != FORMAT:
         raise UserError(f'{path}: written in format {payload["format"]}, but this program reads {FORMAT}; '

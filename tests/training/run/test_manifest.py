@@ -34,7 +34,15 @@ def test_a_folder_without_manifest_has_no_snapshots(tmp_path):
     assert manifest.read_manifest(tmp_path) == () and latest_state(tmp_path) == (None, [])
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"format": 1}', '{"format": 1, "snapshots": [3]}', '\xff'])
+LEADING_OUT = ('{"format": 1, "snapshots": [{"nimg": 1, "metrics": {}, "files": {"state": '
+               '{"name": "../x", "size": 1, "sha256": ""}}}]}')
+
+
+@pytest.mark.parametrize('text', [
+    '', '[]', '{"format": 1}', '{"format": 1, "snapshots": [3]}', '\xff', '[' * 100_000, LEADING_OUT,
+    LEADING_OUT.replace('../x', '..'),
+    '{"format": 1, "snapshots": [{"nimg": "1", "metrics": {}, "files": {}}]}',
+    '{"format": 1, "snapshots": [{"nimg": 1, "metrics": [], "files": {}}]}'])
 def test_a_manifest_that_is_none_is_refused_in_one_line(tmp_path, text):
     (tmp_path / manifest.MANIFEST).write_bytes(text.encode('latin1'))
     with pytest.raises(UserError, match=r'snapshots\.json: not a list of snapshots'):

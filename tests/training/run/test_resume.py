@@ -6,13 +6,13 @@ import pickle
 from pathlib import Path
 
 import pytest
-from small_run import small_config
+from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
 from training.formats.pickled import HostCopies
 from training.run.manifest import read_manifest
 from training.run.resume import find_state, missing_metrics, rewind_records
-from training.run.snapshots import Snapshot, SnapshotWriter, make_payload, read_state
+from training.run.snapshots import Snapshot, SnapshotWriter, make_payload, read_state, write_state
 
 
 def add_snapshot(run_dir, nimg, config=None, tick=3):
@@ -136,3 +136,35 @@ def test_metrics_that_were_cut_off_are_known(tmp_path):
 def test_a_request_can_be_sent_to_other_processes(tmp_path):
     request = dataclasses.replace(request_of(add_snapshot(tmp_path, 4000)), flags={'kimg': 3})
     assert pickle.loads(pickle.dumps(request)) == request
+
+
+def test_lines_of_another_type_and_folders_like_temporary_files_are_no_obstacle(tmp_path):
+    state = add_snapshot(tmp_path, 4000)
+    write_records(tmp_path, ticks=2, snapshots=[4])
+    odd = ['[]', '3', 'null', '{"Progress/tick": 3, "snapshot_pkl": 7}', '[' * 100_000, '\x80']
+    for name in ('stats.jsonl', 'metric-swd.jsonl'):
+        lines = (tmp_path / name).read_text().splitlines()[:-1 if name == 'stats.jsonl' else None]
+        (tmp_path / name).write_text('\n'.join([*odd, *lines]) + '\n', encoding='latin1')
+    folder = tmp_path / f'.{"0" * 32}.tmp.pt'
+    folder.mkdir()
+    rewind_records(tmp_path, read_state(state), read_manifest(tmp_path))
+    assert len((tmp_path / 'stats.jsonl').read_text().splitlines()) == 2 and folder.is_dir()
+    assert missing_metrics(tmp_path, ('swd',), 'network-snapshot-000004.pkl') == []
+
+
+def test_states_that_lack_something_are_refused_in_one_line(tmp_path):
+    counters = [({}, {'tick': 1}), ({'cur_nimg': 3}, {}), ({'cur_nimg': 'x'}, {'tick': 1})]
+    for i, (run, loop) in enumerate(counters):
+        payload = make_payload(small_config().to_options(), run, loop, {})
+        path = tmp_path / f'training-state-{i:06d}.pt'
+        with open(path, 'xb') as file:
+            write_state(file, payload)
+        with pytest.raises(UserError, match='lacks its counters') as caught:
+            rewind_records(tmp_path, read_state(path), ())
+        assert '\n' not in str(caught.value)
+    state = SmallRun(small_config()).state
+    saved = state.state_dict()
+    for part, key in [('run', 'G'), ('run', 'D_opt'), ('run', 'pl_mean'), ('loop', 'tick')]:
+        broken = {**saved, part: {name: value for name, value in saved[part].items() if name != key}}
+        with pytest.raises(UserError, match='the training state lacks something'):
+            state.load_state_dict(broken)
