@@ -145,7 +145,8 @@ def plan_training(
     run_dir = pick_run_dir(config, flags, dataset, request, dry_run=dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
     click.echo(needs.summarise(config, dataset, label_text, is_full=dry_run or config.verbose))
-    for note in [*notes, *needs.notes(config)]:
+    is_estimated = dry_run or config.verbose or request is not None
+    for note in [*notes, *needs.notes(config, dataset, is_estimated=is_estimated)]:
         click.echo(f'Note: {printable(note)}')
     if dry_run:
         click.echo('Dry run; exiting.')
@@ -210,6 +211,16 @@ command = TrainCommand(
                 help='Check options and data, print the configuration and its needs, then exit.')])
 
 
+def wait_without_spinning() -> None:
+    """Let threads that wait for others leave their core, unless the environment says otherwise.
+
+    By default OpenMP's threads spin for milliseconds: with another program on the cores, each of the
+    thousands of waits of a step then lasts until that one is preempted. Has no effect once torch is imported.
+    """
+    if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
+        os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
+
+
 def stop_early(number: int, _: object) -> None:
     """Handler of signals until the training sets its own: nothing has been trained, so nothing is lost."""
     # Not print(), which may be interrupted itself.
@@ -222,6 +233,7 @@ def main(args: list[str] | None = None) -> None:
     for name in ('SIGTERM', 'SIGUSR1'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop_early)
+    wait_without_spinning()
     # A reader of the output that is gone must not end a run.
     with Logger():
         run_command(command, args)

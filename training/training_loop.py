@@ -61,6 +61,8 @@ def train(config: TrainConfig, request: ResumeRequest | None = None) -> None:
     custom_ops.set_mode(config.ops)
     with distributed.Group(device, config.num_gpus, config.timeout_sec, ADVICE) as group:
         keep_freed_memory(group.device)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
         is_first = distributed.rank() == 0
         # Locked before anything in the run directory changes.
         with RunLock(config.run_dir) if is_first else contextlib.nullcontext() as lock:

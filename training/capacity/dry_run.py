@@ -2,13 +2,14 @@
 """Summary of a run before it starts: dataset, options, memory and time."""
 import contextlib
 import json
+import os
 import textwrap
 
 import numpy as np
 import torch
 
 from dnnlib.util import UserError, printable
-from training.capacity.estimate import describe, slow_precision
+from training.capacity.estimate import describe, local_device, slow_precision, slow_training
 from training.config import DatasetInfo, TrainConfig
 from training.dataset import Dataset, ImageFolderDataset, find_dataset
 from training.datasets.labels import LabelError
@@ -71,12 +72,34 @@ def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
     return '\n'.join([*counts, *describe(config, label_dim, dataset.channels)])
 
 
-def notes(config: TrainConfig) -> list[str]:
-    """Notes on options that are slow on this machine."""
-    note = slow_precision(config)
-    return [] if note is None else [note]
+def notes(config: TrainConfig, dataset: DatasetInfo, *, is_estimated: bool) -> list[str]:
+    """Notes on what makes the training slow on this machine. Takes seconds for long runs on a CPU.
+
+    is_estimated: the time has been estimated already, or is known from the run that is resumed.
+    """
+    device = local_device(config)
+    found = [slow_precision(config)]
+    if device is not None and device.type == 'cpu':
+        found.append(_busy_cores())
+        if not is_estimated and config.total_kimg >= LONG_KIMG:
+            label_dim = dataset.label_dim if config.data.use_labels else 0
+            found.append(slow_training(config, label_dim, dataset.channels))
+    return [note for note in found if note is not None]
 
 
+def _busy_cores() -> str | None:
+    """A note if other programs use this machine's cores; None where the system does not tell."""
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(AttributeError, OSError):
+        load = os.getloadavg()[0]
+        if load > BUSY_SHARE * cores:
+            return (f'Other programs use the {cores} cores (load {load:.1f}), so training is slower; '
+                    '--threads=N uses fewer of them.')
+    return None
+
+
+LONG_KIMG = 1000  # runs on a CPU that are estimated before they start; --cfg=demo has 32
+BUSY_SHARE = 0.5  # of the cores, by the load average of the last minute
 MAX_CLASSES_SHOWN = 12
 MAX_IMBALANCE = 10.0  # ratio of the sizes of the largest and the smallest class, without a warning
 NOTICE_WIDTH = 78

@@ -38,6 +38,7 @@ SLACK = 1.1  # rounding and fragmentation of allocators
 ADAM_ACCESSES, EMA_ACCESSES = 7, 3  # reads and writes per parameter, its gradient, moments and average
 AUGMENT_SIDE = 128  # maximum side of the image that augmentation is counted on, in pixels
 HALF_DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # by --precision
+DAY_SEC, LONG_DAYS = 86400, 3
 SLOW_HALF = 0.9  # of the speed of float32: slower 16-bit precision causes a note
 
 
@@ -61,6 +62,8 @@ def describe(config: TrainConfig, label_dim: int, channels: int) -> list[str]:
     result = estimate(config, label_dim, channels, device)
     available = None if device is None else device_memory(device)
     lines = [_memory_line(config, result, available), _speed_line(config, result)]
+    if device is not None and device.type == 'cpu' and (hint := _long_line(config, result)) is not None:
+        lines.append(hint)
     if available is not None and result.memory_bytes > available:
         lines.append(_shortage(config, label_dim, channels, available, device.type))
     return lines
@@ -106,6 +109,20 @@ def slow_precision(config: TrainConfig) -> str | None:
         return None
     return (f'--precision={config.precision}: this CPU convolves in 16 bits at {speed:.2g} times its speed '
             'in float32; --precision=fp32 trains faster.')
+
+
+def slow_training(config: TrainConfig, label_dim: int, channels: int) -> str | None:
+    """A note if a training on this CPU takes more than a few days. Takes seconds."""
+    device = torch.device('cpu')
+    return _long_line(config, estimate(config.for_device(device.type), label_dim, channels, device))
+
+
+def _long_line(config: TrainConfig, result: Estimate) -> str | None:
+    days = (result.sec_per_kimg or 0) * config.total_kimg / DAY_SEC
+    if days < LONG_DAYS:
+        return None
+    return (f'On this CPU {config.total_kimg:g} kimg take about {days:,.0f} days; --cfg=demo is small enough '
+            'for a CPU.')
 
 
 def _memory_line(config: TrainConfig, result: Estimate, available: float | None) -> str:

@@ -28,6 +28,7 @@ from training.config.values import (
 )
 
 MAX_SEED = 2 ** 32 - 1
+MAX_THREADS = 1024
 RESUME_ADA_KIMG = 100  # ADA adapts faster when fine-tuning
 HALF_PRECISION_LEVELS, HALF_PRECISION_CLAMP = 4, 256  # for --precision with a preset in float32
 
@@ -388,6 +389,8 @@ OPTIONS: tuple[Option, ...] = (
     Option('allow-tf32', str, SPEED,
            'TF32 on GPU. 1: for float32 convolutions and matrix products; 0: off; auto: for convolutions.',
            'auto', parse=functools.partial(parse_switch, 'allow-tf32'), paths=('allow_tf32',)),
+    Option('threads', int, SPEED, 'Number of CPU threads of each process.', 'its share of the cores',
+           minimum=1, maximum=MAX_THREADS, paths=('num_threads',)),
     Option('workers', int, SPEED, 'Number of processes or threads that load data.', '3', minimum=0,
            paths=('data.num_workers',)),
     Option('cache', CACHES, SPEED,

@@ -45,8 +45,8 @@ class TrainConfig:
     this time.  timeout_sec: abort once one process has stalled the others for this time.  ops: implementation
     of the custom ops.  cuda_graphs: whether phases are captured as CUDA graphs.  compile: whether main phases
     run networks compiled by torch.compile.  detector_dir: directory with feature networks of metrics.
-    snapshot_formats: suffixes.  verbose: print options and layer tables.  system: networks and losses, see
-    training.systems.table.
+    snapshot_formats: suffixes.  verbose: print options and layer tables.  num_threads: of each process
+    on a CPU, None for its share of the cores.  system: networks and losses, see training.systems.table.
     Raises UserError for settings that cannot be trained.
     """
 
@@ -91,6 +91,7 @@ class TrainConfig:
     detector_dir: str | None = field(default=None, metadata=MAY_CHANGE)
     snapshot_formats: tuple[str, ...] = field(default=('pkl',), metadata=MAY_CHANGE)
     verbose: bool = field(default=False, metadata=MAY_CHANGE)
+    num_threads: int | None = field(default=None, metadata=MAY_CHANGE)
     # The class names in the dictionary say it.
     system: str = 'stylegan2'
 

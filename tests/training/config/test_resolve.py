@@ -131,7 +131,7 @@ def test_the_size_that_the_error_proposes_fits_and_stays_square():
 
 EFFECTS = [
     ('gpus', 2, 'num_gpus', 2), ('wandb', True, 'wandb', True),
-    ('verbose', True, 'verbose', True),
+    ('verbose', True, 'verbose', True), ('threads', 3, 'num_threads', 3),
     ('snap', '10', 'network_snapshot_ticks', 10), ('ops', 'torch', 'ops', 'torch'),
     ('cuda_graphs', 'off', 'cuda_graphs', 'off'), ('compile', True, 'compile', True),
     ('snapshot_format', 'pkl,safetensors', 'snapshot_formats', ('pkl', 'safetensors')),
