@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a GAN on a directory or zip of images: python train.py --outdir=runs --data=images.zip"""
-import contextlib
 import dataclasses
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,48 +11,35 @@ import click
 
 from dnnlib.cli import run_command
 from dnnlib.cli_options import GroupedCommand, setting
-from dnnlib.launched import is_launched
-from dnnlib.util import UserError
+from dnnlib.launched import STOPPED, is_launched
+from dnnlib.util import Logger, UserError, printable
 from training import config as cfg
-from training.config.changes import check_changes
 from training.run.folder import (
-    FLAGS_FILE,
-    OPTIONS_FILE,
-    RunLock,
     claim_run_dir,
     discard_unstarted,
     next_run_number,
-    read_json,
+    read_flags,
     save_options,
 )
 
 if TYPE_CHECKING:
     from training.run.resume import ResumeRequest
 
-def find_run(flags: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
-    """(training state or None, flags) of the run that --resume names.
+def find_run(flags: dict[str, Any]) -> tuple['ResumeRequest | None', dict[str, Any]]:
+    """(what to resume or None, flags) of the run that --resume names.
 
     Flags that are not given are those of the run directory.
     """
     from training.run.resume import find_state
-    state, notes = find_state(flags['resume'], flags.get('outdir'))
+    request, notes = find_state(flags['resume'], flags.get('outdir'))
     for note in notes:
-        click.echo(f'Note: {note}')
-    if state is None:
+        click.echo(f'Note: {printable(note)}')
+    if request is None:
         return None, {**flags, 'resume': None}
-    before = read_json(state.parent / FLAGS_FILE)
+    before = read_flags(request.run_dir)
     given = {name: value for name, value in flags.items() if value is not None}
     # --resume of the first start, if it was fine-tuned from weights, remains an option of the run.
-    return state, {**dict.fromkeys(flags), **before, **given, 'resume': before.get('resume')}
-
-
-def resolve_run(flags: dict[str, Any], dataset: cfg.DatasetInfo, state: Path | None) -> cfg.TrainConfig:
-    """The configuration of the run. Raises UserError if that of a resumed run has changed."""
-    config = cfg.resolve(flags, dataset)
-    before = read_json(state.parent / OPTIONS_FILE) if state is not None else None
-    if before and not flags.get('allow_changes'):
-        check_changes(cfg.TrainConfig.from_options(before), config)
-    return config
+    return request, {**dict.fromkeys(flags), **before, **given, 'resume': before.get('resume')}
 
 
 def check_launch(config: cfg.TrainConfig) -> None:
@@ -69,10 +57,10 @@ def check_launch(config: cfg.TrainConfig) -> None:
         raise UserError(f'--resume={source}: no such file; give a network file, a URL, or a name from --help')
 
 
-def check_weights(config: cfg.TrainConfig, dataset: cfg.DatasetInfo, state: Path | None) -> None:
+def check_weights(config: cfg.TrainConfig, dataset: cfg.DatasetInfo) -> None:
     """Raise UserError in a dry run if the weights of --resume are unusable, as far as they are here."""
     source = config.resume_pkl
-    if source is None or state is not None:
+    if source is None:
         return
     # A dry run may precede a run on another machine.
     if '://' in source or not Path(source).parent.is_dir():
@@ -96,7 +84,7 @@ def run_training(dry_run: bool, **flags: Any) -> None:
         return
     try:
         start_training(*plan)
-    except UserError:
+    except (UserError, SystemExit):
         if plan[1] is None:
             discard_unstarted(plan[0].run_dir)
         raise
@@ -123,52 +111,69 @@ def plan_training(
     """
     # Importing torch takes seconds, so whatever needs no torch is checked first.
     cfg.check_flags(flags, before='data')
-    state = None
+    request = None
     if cfg.continues(flags.get('resume') or 'noresume'):
-        state, flags = find_run(flags)
-    for name in ('data',) if state is not None else ('outdir', 'data'):
+        request, flags = find_run(flags)
+    for name in ('data',) if request is not None else ('outdir', 'data'):
         if flags.get(name) is None:
             raise UserError(f'--{name} is missing; see --help')
     # Late imports, here and below: --help does not need torch.
     from training.capacity import dry_run as needs
+    from training.capacity.estimate import check_memory
     dataset, label_text = needs.open_dataset(
         flags['data'], bool(flags.get('cond')), flags.get('cfg'), strict=bool(flags.get('strict')))
-    config = resolve_run(flags, dataset, state)
-    run_dir = pick_run_dir(config, flags, dataset, state, dry_run=dry_run)
+    config = cfg.resolve(flags, dataset)
+    if request is None:
+        notes = cfg.notes(flags, dataset, config)
+    else:
+        config, request, notes = fit_to_run(config, request, given)
+    check_memory(config, dataset, is_dry=dry_run)
+    run_dir = pick_run_dir(config, flags, dataset, request, dry_run=dry_run)
     config = dataclasses.replace(config, run_dir=str(run_dir))
-    click.echo(needs.summarise_options(config))
+    click.echo(needs.summarise(config, dataset, label_text, is_full=dry_run or config.verbose))
+    is_estimated = dry_run or config.verbose or request is not None
+    for note in [*notes, *needs.notes(config, dataset, is_estimated=is_estimated)]:
+        click.echo(f'Note: {printable(note)}')
     if dry_run:
-        click.echo(needs.summarise_needs(config, dataset))
-    if label_text is not None:
-        click.echo(f'\n{label_text}\n')
-    for note in [*(cfg.notes(flags, dataset, config) if state is None else ()), *needs.notes(config)]:
-        click.echo(f'Note: {note}')
-    if state is not None:
-        click.echo(f'Note: Resuming from {state}.')
-    if dry_run:
-        check_weights(config, dataset, state)
+        if request is None:
+            check_weights(config, dataset)
         click.echo('Dry run; exiting.')
         return None
-    # Another process may be training in the run directory of a resumed run.
-    with contextlib.nullcontext() if state is None else RunLock(config.run_dir):
+    if request is None:
         save_options(config, flags)
-    if state is None:
         return config, None
-    from training.run.resume import ResumeRequest
-    return config, ResumeRequest(
-        str(state), bool(given.get('allow_changes')),
-        frozenset(name for name, value in given.items() if value is not None))
+    # Saved once the run directory is locked: another process may be training there.
+    return config, dataclasses.replace(request, flags=flags)
+
+
+def fit_to_run(
+    config: cfg.TrainConfig, request: 'ResumeRequest', given: dict[str, Any],
+) -> tuple[cfg.TrainConfig, 'ResumeRequest', list[str]]:
+    """(configuration, request, notes) of a run to be resumed.
+
+    Raises UserError for changes that affect training.
+    """
+    from metrics.data_key import training_key
+    from training.capacity.estimate import local_device
+    from training.dataset import ImageFolderDataset
+    device = local_device(config)
+    names = [name for name, value in given.items() if value not in (None, False)]
+    config = request.fit(config, 'cuda' if device is None else device.type, names)
+    key = training_key(ImageFolderDataset(**config.data.kwargs()))
+    notes = request.check_data(key, allow_changes='allow_changes' in names)
+    request = dataclasses.replace(request, data_key=key)
+    return config, request, [*notes, f'Resuming from {request.state_path}.']
 
 
 def pick_run_dir(
-    config: cfg.TrainConfig, flags: dict[str, Any], dataset: cfg.DatasetInfo, state: Path | None, *,
-    dry_run: bool,
+    config: cfg.TrainConfig, flags: dict[str, Any], dataset: cfg.DatasetInfo,
+    request: 'ResumeRequest | None', *, dry_run: bool,
 ) -> Path:
     """The run directory; created unless this is a dry run."""
     if not dry_run:
         check_launch(config)
-    if state is not None:
-        return state.parent
+    if request is not None:
+        return request.run_dir
     outdir, description = Path(flags['outdir']), cfg.run_description(flags, dataset)
     if dry_run:
         return outdir / f'{next_run_number(outdir):05d}-{description}'
@@ -178,7 +183,6 @@ def pick_run_dir(
 def start_training(config: cfg.TrainConfig, request: 'ResumeRequest | None') -> None:
     """Train in config.num_gpus processes."""
     from torch_utils import distributed
-    from training.run.interrupt import STOPPED
     from training.training_loop import train
     arguments = (config,) if request is None else (config, request)
     if config.num_gpus == 1:
@@ -195,9 +199,32 @@ command = GroupedCommand(
                 help='Check options and data, print configuration, memory and time estimates, then exit.')])
 
 
+def wait_without_spinning() -> None:
+    """Let threads that wait for others leave their core, unless the environment says otherwise.
+
+    By default OpenMP's threads spin for milliseconds: with another program on the cores, each of the
+    thousands of waits of a step then lasts until that one is preempted. Has no effect once torch is imported.
+    """
+    if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
+        os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
+
+
+def stop_early(number: int, _: object) -> None:
+    """Handler of signals until the training sets its own: nothing has been trained, so nothing is lost."""
+    # Not print(), which may be interrupted itself.
+    os.write(2, f'Stopped by {signal.Signals(number).name} before training began.\n'.encode())
+    sys.exit(STOPPED)
+
+
 def main(args: list[str] | None = None) -> None:
     """Entry point of the command line."""
-    run_command(command, args)
+    for name in ('SIGTERM', 'SIGUSR1'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop_early)
+    wait_without_spinning()
+    # A reader of the output that is gone must not end a run.
+    with Logger():
+        run_command(command, args)
 
 
 if __name__ == '__main__':

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the click command of a script: user errors become one line and exit status 2."""
+import contextlib
 import os
 import re
 import sys
 
 import click
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, printable
 
 
 def run_command(command: click.Command, args: list[str] | None = None) -> None:
     """Run a click command; print a UserError as one line on stderr and exit with status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may not be valid text; a stream that a test or a notebook put there has its own way.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors='backslashreplace')
     try:
         command.main(args=[_expand_home(arg) for arg in (sys.argv[1:] if args is None else args)],
                      standalone_mode=True)
     except UserError as error:
-        click.echo(f'Error: {error}', err=True)
+        # Messages hold names from archives and servers, which must not pass for lines of this program.
+        click.echo(f'Error: {printable(error)}', err=True)
         sys.exit(2)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from dnnlib.util import UserError
 
+STOPPED = 75  # exit status of a run that was asked to stop: "try again later" of sysexits.h
 PLACE = ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 

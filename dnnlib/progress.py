@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from dnnlib.streams import guarded
+
 LINE_INTERVAL_SEC = 10.0
 # Visible bars, which printing must clear.
 _active: list['Progress'] = []
@@ -143,5 +145,6 @@ def _terminal() -> TextIO | None:
 
 
 def _make_bar(state: Progress, terminal: TextIO) -> _Bar:
-    return _Bar(total=state.total, desc=state.desc, unit=state.unit, initial=state.n, file=terminal,
+    # A terminal that is closed must not end the task.
+    return _Bar(total=state.total, desc=state.desc, unit=state.unit, initial=state.n, file=guarded(terminal),
                 dynamic_ncols=True, leave=True)

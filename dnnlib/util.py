@@ -5,16 +5,15 @@ import hashlib
 import io
 import os
 import re
-import sys
 import tempfile
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from dnnlib import download
+from dnnlib.streams import Logger as Logger  # the published name
 
 HASH_CHUNK = 1 << 20  # bytes read at a time
 MAX_CACHE_NAME = 150  # characters besides the digest; file systems allow 255 in all
@@ -23,11 +22,6 @@ _cache = {'dir': None}  # set by set_cache_dir
 
 class UserError(ValueError):
     """An error that the user can fix: one line that names the option or file, the rule and the remedy."""
-
-
-def printable(text: str) -> str:
-    """Text in which nothing acts on a terminal: control characters and undecodable bytes are escaped."""
-    return ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in text)
 
 
 class EasyDict(dict):
@@ -131,103 +125,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class Logger:
-    """Copies everything printed to stdout and stderr to a file, until closed.
+def printable(text: object) -> str:
+    """Text of foreign origin on one line: control characters, line breaks and lone surrogates as escapes.
 
-    file_name: None for no file. file_mode: 'w' or 'a'. should_flush: write through at once. Each stream goes
-    on to where it went before (the published system joins both in stdout). Progress bars are not copied.
+    Names in archives and messages of servers must not move the cursor or pass for lines of this program.
     """
-
-    def __init__(
-        self, file_name: str | os.PathLike | None = None, file_mode: str = 'w', should_flush: bool = True,
-    ) -> None:
-        self._file = None if file_name is None else open(file_name, file_mode, encoding='utf-8')
-        self.stdout = _Tee(sys.stdout, self._file, should_flush)
-        self.stderr = _Tee(sys.stderr, self._file, should_flush)
-        sys.stdout, sys.stderr = self.stdout, self.stderr
-
-    def __enter__(self) -> 'Logger':
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def write(self, text: str | bytes) -> None:
-        """Write to the log and to the original stdout."""
-        self.stdout.write(text)
-
-    def flush(self) -> None:
-        """Hand everything to the operating system."""
-        self.stdout.flush()
-        self.stderr.flush()
-
-    def close(self) -> None:
-        """Restore the streams unless replaced meanwhile, and close the file. May be called repeatedly."""
-        self.flush()
-        # A stream that was replaced later stays replaced.
-        if sys.stdout is self.stdout:
-            sys.stdout = self.stdout.terminal
-        if sys.stderr is self.stderr:
-            sys.stderr = self.stderr.terminal
-        # Other code may hold a reference to a stream, which then works without the file.
-        self.stdout.file = self.stderr.file = None
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk has been reported when it was written to
-                self._file.close()
-            self._file = None
-
-
-class _Tee(io.TextIOBase):
-    """A text stream that passes everything on to `terminal` (None under pythonw) and to `file`."""
-
-    def __init__(self, terminal: TextIO | None, file: TextIO | None, should_flush: bool) -> None:
-        self.terminal, self.file, self._should_flush = terminal, file, should_flush
-
-    def write(self, text: str | bytes) -> int:
-        # Some programs write bytes.
-        if isinstance(text, bytes):
-            text = text.decode('utf-8', errors='replace')
-        if not text:
-            return 0
-        if self.terminal is not None:
-            self.terminal.write(text)
-        self._to_file(lambda file: file.write(text))
-        if self._should_flush:
-            self.flush()
-        return len(text)
-
-    def _to_file(self, action: Callable[[TextIO], object]) -> None:
-        if self.file is None:
-            return
-        try:
-            action(self.file)
-        except OSError as error:
-            # A full disk must not abort a run that only prints.
-            self.file = None
-            if self.terminal is not None:
-                self.terminal.write(f'Logging to the file has stopped: {error.strerror}\n')
-
-    def flush(self) -> None:
-        if self.terminal is not None and not self.terminal.closed:
-            self.terminal.flush()
-        self._to_file(lambda file: file.flush())
-
-    def isatty(self) -> bool:
-        return self.terminal is not None and self.terminal.isatty()
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        if self.terminal is None:
-            raise io.UnsupportedOperation('fileno')
-        return self.terminal.fileno()
-
-    @property
-    def encoding(self) -> str:
-        return getattr(self.terminal, 'encoding', None) or 'utf-8'
+    return ''.join(char if char.isprintable() else char.encode('unicode_escape').decode('ascii')
+                   for char in str(text))
 
 
 def set_cache_dir(path: str | None) -> None:

@@ -2,12 +2,16 @@
 """The images behind a result: a hash of their content, and the complete dataset of a subset."""
 import copy
 import hashlib
+import math
+import os
 import zlib
 
 import numpy as np
 
 from training.dataset import Dataset
 from training.datasets.files import ImageFiles
+
+MAX_READ = 4 * 2 ** 30  # bytes of a folder that are read before a run starts
 
 
 def whole_dataset(dataset: Dataset, *, keep_xflip: bool = False) -> Dataset:
@@ -22,15 +26,23 @@ def whole_dataset(dataset: Dataset, *, keep_xflip: bool = False) -> Dataset:
     return whole
 
 
-def data_key(dataset: Dataset) -> str:
+def training_key(dataset: Dataset) -> str:
+    """As data_key(), but labels in use count, too, and of folders larger than MAX_READ only a part of the
+    files, evenly spread, is read.
+    """
+    labels = hashlib.sha256(dataset._get_raw_labels().tobytes()).hexdigest()
+    return f'{data_key(dataset, MAX_READ)}-{labels[:32]}'
+
+
+def data_key(dataset: Dataset, max_read: float = math.inf) -> str:
     """Hash, 32 hexadecimal digits, of images, their names, subset and mirroring.
 
     Equal for a folder and a zip of it, whatever their path. Reads the directory of a zip, all bytes of a
-    folder, and the pixels of anything else.
+    folder, and the pixels of anything else.  max_read: bytes, beyond which only every n-th file is read.
     """
     digest = hashlib.sha256()
     files = getattr(dataset, '_files', None)
-    for entry in _images(dataset) if files is None else _files(files):
+    for entry in _images(dataset) if files is None else _files(files, max_read):
         digest.update(repr(entry).encode('utf-8'))
     for array in (getattr(dataset, '_raw_idx', None), getattr(dataset, '_xflip', None)):
         if array is not None:
@@ -38,8 +50,13 @@ def data_key(dataset: Dataset) -> str:
     return digest.hexdigest()[:32]
 
 
-def _files(files: ImageFiles) -> list[tuple[str, int, int]]:
-    return [(name, *files.size_and_checksum(name)) for name in files.names]
+def _files(files: ImageFiles, max_read: float) -> list[tuple[str, int, int]]:
+    step = 1
+    if not files.is_zip:
+        sizes = [os.path.getsize(os.path.join(files.path, name)) for name in files.names]
+        step = max(math.ceil(sum(sizes) / max_read), 1)
+    return [(name, *((sizes[i], 0) if i % step else files.size_and_checksum(name)))
+            for i, name in enumerate(files.names)]
 
 
 def _images(dataset: Dataset) -> list[tuple[list[int], int]]:

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from training.run.interrupt import STOPPED
+from dnnlib.launched import STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTDIR = ROOT / 'demo-run'

@@ -21,7 +21,7 @@ from training.config import DatasetInfo, resolve
 from training.report import sheet
 from training.run import log
 from training.run.manifest import read_manifest
-from training.run.resume import ResumeRequest, find_state
+from training.run.resume import find_state
 from training.run.snapshots import read_state
 
 NUM_IMAGES = 12
@@ -57,8 +57,7 @@ def configure(images, run_dir, *, steps=40, steps_per_tick=5, batch=4, side=8, *
 
 def request_for(run_dir):
     """To go on from the latest snapshot, if there is one."""
-    state = find_state(str(run_dir), None)[0] if read_manifest(run_dir) else None
-    return None if state is None else ResumeRequest(str(state))
+    return find_state(str(run_dir), None)[0] if read_manifest(run_dir) else None
 
 
 def start(config, request=None, before=None):
@@ -88,9 +87,9 @@ def leave_out_images(replace=setattr):
     replace: as setattr, which nothing undoes.
     """
     replace(sheet, 'CPU_GRID_IMAGES', 12)
-    replace(log.RunLog, 'plot', lambda self: None)
+    replace(log.RunLog, 'plot', lambda self, state='': None)
     replace(log, 'open_sinks', lambda *args, **kwargs: [])
-    replace(training_loop.Training, '_print_summaries', lambda self: None)
+    replace(training_loop.Training, '_describe_networks', lambda self: None)
 
 
 def train_briefly(config, request):
@@ -159,7 +158,7 @@ def output(config):
 
 def final_state(run_dir):
     """The training state of the latest snapshot, without what a clock decides."""
-    payload = read_state(find_state(str(run_dir), None)[0])
+    payload = read_state(find_state(str(run_dir), None)[0].state_path)
     payload['loop'].pop('elapsed_sec')
     payload['extra'].pop('statistics')
     payload['config'].pop('run_dir')

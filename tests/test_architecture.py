@@ -29,7 +29,7 @@ LARGER = {'torch_utils/ops': 30}  # one operator per module
 # Optional packages, and slow ones that --help should not load: what may be imported inside functions, and
 # where.
 LATE_IMPORTS = {
-    'train': {'torch', 'torch_utils', 'training'}, 'stylegan2_ada': {'training'},
+    'train': {'metrics', 'torch', 'torch_utils', 'training'}, 'stylegan2_ada': {'training'},
     'generate': {'training.sampling'}, 'style_mixing': {'training.sampling'},
     'legacy': {'training.formats', 'training.run'},
     'projector': {'training.projection'}, 'calc_metrics': {'metrics'}, 'profile_step': {'training.profiling'},

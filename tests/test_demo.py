@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from dnnlib.launched import STOPPED
 from scripts import demo
-from training.run.interrupt import STOPPED
 
 
 @pytest.fixture

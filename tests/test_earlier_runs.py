@@ -17,7 +17,7 @@ from dnnlib.util import UserError
 from training import training_loop
 from training.config import TrainConfig
 from training.report import sheet
-from training.run.resume import ResumeRequest
+from training.run.resume import find_state
 from training.run.snapshots import read_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +80,7 @@ def test_a_run_resumes_with_the_same_numbers(name, place, monkeypatch):
     state = run / 'training-state-000000-044.pt'
     config = TrainConfig.from_options(options_of(run))
     monkeypatch.setattr(sheet, 'CPU_GRID_IMAGES', 12)
-    training_loop.train(config, ResumeRequest(str(state)))
+    training_loop.train(config, find_state(str(state), None)[0])
     found = read_state(run / 'training-state-000000.pt')['run']
     assert found['cur_nimg'] == wanted['cur_nimg'] == 60
     for network in ('G', 'D', 'G_ema'):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """train.py: the command line, from words to a run folder. The training itself is replaced."""
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -16,7 +18,8 @@ from PIL import Image
 import train
 from dnnlib.util import UserError
 from training import config as cfg
-from training.capacity import dry_run
+from training.capacity import dry_run, estimate
+from training.run.folder import FLAGS_FILE
 
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 SUMMARY = ('Output directory', 'Training data', 'Training duration', 'Number of GPUs', 'Number of images',
@@ -253,8 +256,9 @@ def test_a_run_gets_a_folder_with_its_options_and_then_trains(run, trained, tmp_
         assert status == 0, stderr
         folder = tmp_path / 'deep/out' / f'0000{i}-pics-demo-first'
         options = json.loads((folder / 'training_options.json').read_text(encoding='utf-8'))
-        assert {path.name for path in folder.iterdir()} == {'training_options.json', train.FLAGS_FILE}
-        assert options == parse_output(stdout)[0] and options['run_dir'] == str(folder)
+        assert {path.name for path in folder.iterdir()} == {'training_options.json', FLAGS_FILE}
+        assert f'Output directory:   {folder}\n' in stdout and options['run_dir'] == str(folder)
+        assert '{' not in stdout and len(stdout.splitlines()) <= 15
         assert cfg.TrainConfig.from_options(options) == trained[i]
     assert 'Dry run' not in stdout
 
@@ -298,3 +302,59 @@ def test_help_needs_no_torch_and_the_copy_in_the_docs_is_current():
     documented = (ROOT / 'docs/train-help.txt').read_text(encoding='utf-8')
     # Spacing is click's affair and differs between its releases.
     assert result.stdout.split()[2:] == documented.split()[2:]
+
+
+# --- What an attacker or a slip of the pen may give
+
+@pytest.mark.parametrize('args, option', [
+    (['--batch=100000000'], '--batch'), (['--map-depth=1000000'], '--map-depth'),
+    (['--cmax=99999999999', '--cbase=99999999999'], '--cbase, --cmax'),
+    (['--batch=40000', '--batch-gpu=40000', '--cmax=512', '--cbase=99999'], '--batch-gpu')])
+@pytest.mark.parametrize('dry', [True, False])
+def test_sizes_that_no_memory_holds_are_refused_before_anything_is_built(
+        args, option, dry, run, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, 'free_memory', lambda device: 16e9)
+    args = [f'--outdir={tmp_path}/o', f'--data={make_dataset(tmp_path)}', '--cfg=demo', '--device=cpu', *args]
+    status, _, stderr = run(*args, *(['-n'] if dry else []))
+    assert status == 2 and re.fullmatch(r'Error: [^\n]* GB of memory, but 16.0 GB are free[^\n]*\n', stderr)
+    assert option in stderr and not trained and not (tmp_path / 'o').exists()
+
+
+def test_a_network_that_is_counted_to_be_too_large_for_a_cpu_is_refused(run, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, 'free_memory', lambda device: 1e9)
+    args = [f'--outdir={tmp_path}/o', f'--data={make_dataset(tmp_path)}', '--cfg=demo', '--device=cpu']
+    assert run(*args)[0] == 0 and len(trained) == 1
+    status, _, stderr = run(*args, '--batch=2048', '--batch-gpu=2048')
+    assert status == 2 and stderr.startswith('Error: --batch-gpu=2048: training needs about ')
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize('arg', [
+    '--metrics=', '--resume=', '--desc=.', '--desc=..', '--snapshot-format=pkl,pkl', '--detector-dir=none'])
+def test_values_without_a_meaning_are_refused(arg, run, trained, tmp_path):
+    status, _, stderr = run(f'--outdir={tmp_path}/o', f'--data={make_dataset(tmp_path)}', arg)
+    assert status == 2 and arg.split('=')[0] in stderr and stderr.count('\n') == 1 and not trained
+
+
+def test_a_path_that_is_no_text_and_labels_beyond_any_number_are_no_obstacle(run, trained, tmp_path):
+    data = make_dataset(tmp_path, name=os.fsdecode(b'pi\xffcs'), labels=[10 ** 400] * 4)
+    args = [f'--outdir={tmp_path}/o', f'--data={data}', '--cfg=demo']
+    status, stdout, stderr = run(*args)
+    assert status == 0, stderr
+    assert 'pi\\udcffcs' in stdout and trained[0].data.path == str(data)
+    status, _, stderr = run(*args, '--cond=1')
+    assert status == 2 and stderr.startswith('Error: --data: ') and stderr.count('\n') == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGUSR1'), reason='no such signal')
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+def test_a_signal_before_the_training_begins_ends_with_status_75_and_leaves_nothing(
+        name, run, tmp_path, monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.setattr(train, 'start_training', lambda *_: os.kill(os.getpid(), getattr(signal, name)))
+    try:
+        status, _, _ = run(f'--outdir={tmp_path}/o', f'--data={make_dataset(tmp_path)}', '--cfg=demo')
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert status == 75 and list((tmp_path / 'o').iterdir()) == []

@@ -160,8 +160,7 @@ def start_again(launch, capsys):
 
 def test_the_first_process_killed_beside_a_second_start_is_started_again_and_the_run_is_the_same(
         launch, whole, tmp_path, monkeypatch, capsys):
-    for module in (train, training_loop):
-        monkeypatch.setattr(module, 'RunLock', functools.partial(RunLock, wait_sec=0.2))
+    monkeypatch.setattr(training_loop, 'RunLock', functools.partial(RunLock, wait_sec=0.2))
     run = launch(tmp_path / 'runs', [*ALONE, '--max-restarts=1'])
     run.wait_for_snapshots(2)
     first, second = run.workers()

@@ -3,18 +3,21 @@
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from small_networks import small_discriminator, small_generator
 
 import train
+from metrics.data_key import training_key
 from training import config as cfg
 from training.capacity import dry_run
+from training.dataset import ImageFolderDataset
 from training.formats import convert
 from training.formats.pickled import HostCopies
 from training.run import resume
-from training.run.folder import LOCK_FILE, RunLock
+from training.run.folder import FLAGS_FILE, LOCK_FILE, RunLock, read_flags, save_options
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload
 from training.systems import dcgan
 
@@ -54,7 +57,7 @@ def folder(run, started, tmp_path):
     """A run with a snapshot."""
     assert run(*NEW)[0] == 0
     (config,) = started.pop()
-    payload = make_payload(config.to_options(), {'cur_nimg': 4000}, {'tick': 2}, {})
+    payload = make_payload(config.for_device('cpu').to_options(), {'cur_nimg': 4000}, {'tick': 2}, {})
     writer = SnapshotWriter(config.run_dir)
     writer.save(Snapshot(4000, payload, HostCopies()))
     writer.wait()
@@ -69,17 +72,18 @@ def test_a_run_goes_on_in_its_folder_with_its_options(folder, run, started, args
     assert status == 0, stderr
     config, request = started[0]
     assert config.run_dir == str(folder) and config.loss.r1_gamma == 3
-    assert request.state_path.endswith('training-state-000004.pt') and not request.allow_changes
+    assert request.state_path.endswith('training-state-000004.pt')
     assert 'Resuming from' in stdout and 'Fine-tuning' not in stdout
     assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name]
 
 
 def test_options_that_may_change_do_and_are_remembered(folder, run, started):
     assert run('--resume={out}/' + folder.name, '--kimg=99', '--keep=2')[0] == 0
+    save_options(started[0][0], started[0][1].flags)
     assert run('--resume={out}/' + folder.name, '--time-limit=1h')[0] == 0
     assert [c.total_kimg for c, _ in started] == [99, 99] and started[1][0].keep == 2
-    assert started[1][1].given == {'resume', 'time_limit'}
-    assert json.loads((folder / 'training_options.json').read_text())['total_kimg'] == 99
+    # Saved by the training, once it has locked the folder.
+    assert started[1][1].flags['time_limit'] == '1h' and started[1][1].flags['gamma'] == 3
 
 
 def test_options_that_may_not_change_are_refused_before_anything_is_written(folder, run, started):
@@ -90,9 +94,10 @@ def test_options_that_may_not_change_are_refused_before_anything_is_written(fold
     assert stderr.count('\n') == 1 and not started
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert run('--resume={out}/' + folder.name, '--gamma=5', '--allow-changes=1')[0] == 0
-    assert started[0][0].loss.r1_gamma == 5 and started[0][1].allow_changes
+    assert started[0][0].loss.r1_gamma == 5
     # Allowed once is not allowed for ever.
-    assert 'allow_changes' not in json.loads((folder / train.FLAGS_FILE).read_text())
+    save_options(started[0][0], started[0][1].flags)
+    assert 'allow_changes' not in read_flags(folder)
 
 
 def test_networks_that_a_run_started_from_stay_a_part_of_it(run, started, tmp_path):
@@ -101,7 +106,7 @@ def test_networks_that_a_run_started_from_stay_a_part_of_it(run, started, tmp_pa
     assert run(*NEW, f'--resume={source}')[0] == 0
     config = started.pop()[0]
     writer = SnapshotWriter(config.run_dir)
-    payload = make_payload(config.to_options(), {'cur_nimg': 4}, {'tick': 1}, {})
+    payload = make_payload(config.for_device('cpu').to_options(), {'cur_nimg': 4}, {'tick': 1}, {})
     writer.save(Snapshot(4, payload, HostCopies()))
     writer.wait()
     assert run('--outdir={out}', '--resume=latest')[0] == 0
@@ -202,3 +207,63 @@ def test_a_dry_run_says_which_weights_it_could_not_check(run, tmp_path):
     for source in (f'{tmp_path}/absent/net.pkl', 'https://example.com/net.pkl'):
         status, stdout, _ = run(*NEW, f'--resume={source}', '-n')
         assert status == 0 and f'--resume={source} is not on this machine and was not checked' in stdout
+
+
+# --- Files of another type, other data
+
+@pytest.mark.parametrize('text', [
+    '[]', '3', '{"gamma": "high"}', '{"gamma": [1]}', '{"cond": 1}', '{"nonsense": 1}', '[' * 100_000,
+    '\x80'])
+def test_flags_of_another_type_are_refused_in_one_line(folder, run, started, text):
+    (folder / FLAGS_FILE).write_bytes(text.encode('latin1'))
+    status, _, stderr = run('--resume={out}/' + folder.name)
+    assert status == 2 and not started and stderr.count('\n') == 1
+    assert stderr.startswith('Error: --resume: ') and 'training_flags.json cannot be used' in stderr
+
+
+@pytest.mark.parametrize('text', ['[]', '{"G_kwargs": 3}', '[' * 100_000, '\x80', ''])
+def test_options_in_the_folder_do_not_matter_as_the_state_has_them(folder, run, started, text):
+    (folder / 'training_options.json').write_bytes(text.encode('latin1'))
+    assert run('--resume={out}/' + folder.name)[0] == 0
+    assert started[0][0].loss.r1_gamma == 3
+
+
+@pytest.mark.parametrize('change', ['images', 'labels'])
+def test_other_data_is_refused_or_said(run, started, tmp_path, change, folder_with_key):
+    folder, data = folder_with_key
+    assert run('--resume={out}/' + folder.name)[0] == 0 and len(started) == 1
+    if change == 'images':
+        # As many, of the same names and sizes.
+        (data / '0.png').write_bytes((data / '1.png').read_bytes())
+    else:
+        write_labels(data, [1, 0, 0, 1])
+    for extra in ([], ['-n']):
+        status, _, stderr = run('--resume={out}/' + folder.name, *extra)
+        assert status == 2 and 'other images or labels' in stderr and stderr.count('\n') == 1
+    assert len(started) == 1
+    status, stdout, _ = run('--resume={out}/' + folder.name, '--allow-changes=1')
+    assert status == 0 and 'Note: --data holds other images or labels than before' in stdout
+    assert started[1][1].data_key != started[0][1].data_key
+
+
+def write_labels(data, labels):
+    table = [[f'{i}.png', label] for i, label in enumerate(labels)]
+    (data / 'dataset.json').write_text(json.dumps({'labels': table}))
+
+
+@pytest.fixture
+def folder_with_key(run, started, tmp_path):
+    """(a conditional run with a snapshot that knows its data, the data)."""
+    data = tmp_path / 'pics'
+    for i in range(4):
+        Image.new('L', (32, 32), 10 * i).save(data / f'{i}.png')
+    write_labels(data, [0, 0, 1, 1])
+    assert run(*NEW, '--cond=1')[0] == 0
+    (config,) = started.pop()
+    key = training_key(ImageFolderDataset(**config.data.kwargs()))
+    writer = SnapshotWriter(config.run_dir)
+    options = config.for_device('cpu').to_options()
+    payload = make_payload(options, {'cur_nimg': 4}, {'tick': 1}, {'data_key': key})
+    writer.save(Snapshot(4, payload, HostCopies()))
+    writer.wait()
+    return Path(config.run_dir), data

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from torch_utils import misc
 from training.phases import Phase
 from training.state import TrainingState
 
@@ -150,6 +151,20 @@ def _explain(call: _Call) -> Finding:
     return Finding('activation', call.name, call.is_half)
 
 
+def nonfinite_weight(state: TrainingState) -> str | None:
+    """Name of the first parameter, buffer or running mean of a run that is not finite. Waits for the device.
+
+    Such a value stays non-finite: Adam and the averages add to it.
+    """
+    modules = {'G': state.G, 'D': state.D, 'G_ema': state.G_ema, 'augment': state.augment_pipe}
+    named = {f'{network}.{name}': tensor for network, module in modules.items() if module is not None
+             for name, tensor in misc.named_params_and_buffers(module)}
+    named['pl_mean'] = state.loss.pl_mean
+    index = _first([_all_finite([tensor]) for tensor in named.values()])
+    return None if index is None else list(named)[index]
+
+
+NONFINITE_TICKS = 3  # in a row with a non-finite weight, after which a run stops
 PATIENCE_TICKS = 4  # shorter episodes also occur in healthy runs
 REPEAT_TICKS = 10  # between reports of one phase
 
@@ -234,7 +249,9 @@ class Guards:
         Findings of an AnomalyDetector are reported at the next tick, all others immediately.
         mean(name): mean of a statistic over the tick, NaN if there is none.  augment_p: current probability.
         """
-        self.state.guards.num_ticks += 1
+        counts = self.state.guards
+        counts.num_ticks += 1
+        counts.nonfinite = ticks_in_a_row(counts.nonfinite, nonfinite_weight(self.state) is not None)
         self._watch_broken_phases()
         lines, self._lines = self._lines, []
         return lines + self._collapse() + self._victory(mean, augment_p)

@@ -28,8 +28,8 @@ LOOP_FIELDS = ('tick', 'tick_start_nimg', 'num_snapshots', 'metrics_due', 'named
 class GuardCounts:
     """What training.guards counts, in ticks; dictionaries are by phase.
 
-    collapsed, won: ticks in a row in which the alarm's condition held.  num_broken: steps with a non-finite
-    loss or gradient.  quiet_until: the tick before which a phase is not reported again.
+    collapsed, won, nonfinite: ticks in a row in which the alarm's condition held.  num_broken: steps with a
+    non-finite loss or gradient.  quiet_until: the tick before which a phase is not reported again.
     """
 
     num_ticks: int = 0
@@ -37,6 +37,7 @@ class GuardCounts:
     won: int = 0
     num_broken: dict[str, int] = field(default_factory=dict)
     quiet_until: dict[str, int] = field(default_factory=dict)
+    nonfinite: int = 0
 
 
 @dataclass

@@ -34,3 +34,14 @@ def test_a_user_error_is_one_line_on_stderr_without_traceback(capsys):
 def test_a_usage_error_leaves_with_status_2_and_names_the_option(capsys):
     assert run(['--n', 'x']) == 2
     assert '--n' in capsys.readouterr().err
+
+
+def test_names_from_elsewhere_cannot_fake_a_line_or_move_the_cursor(capsys):
+    @click.command()
+    def fail():
+        raise UserError('a\nError: b\x1b[2J\u202e\udcff: h\u00e9 cannot be read')
+    with pytest.raises(SystemExit) as caught:
+        run_command(fail, [])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        'Error: a\\nError: b\\x1b[2J\\u202e\\udcff: h\u00e9 cannot be read\n')

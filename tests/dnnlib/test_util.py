@@ -278,3 +278,21 @@ def test_names_in_the_cache_are_short_and_hold_no_password():
     assert len(util.cache_file_name('https://example.com/x', 'b' * 500 + '.pkl')) < 200
     assert 'secret' not in util.cache_file_name('https://me:secret@example.com/x.pkl?token=secret')
     assert util.cache_file_name('https://example.com/\ud800').endswith('_https___example.com__')
+
+
+@pytest.mark.parametrize('is_full', [False, True])
+def test_a_terminal_that_is_gone_costs_nothing_but_itself(tmp_path, is_full, monkeypatch, capsys):
+    if is_full and not os.path.exists('/dev/full'):
+        pytest.skip('no device that is always full')
+    read, write = os.pipe()
+    os.close(read)
+    gone = open('/dev/full' if is_full else write, 'w')
+    monkeypatch.setattr(sys, 'stdout', gone)
+    with Logger(tmp_path / 'log.txt'):
+        for i in range(3):
+            print(f'line {i}')
+    lines = (tmp_path / 'log.txt').read_text().splitlines()
+    assert lines[0] == 'line 0' and lines[-2:] == ['line 1', 'line 2']
+    assert sum('cannot be written to any more' in line for line in lines) >= 1
+    assert capsys.readouterr().err.count('the program continues') == 1
+    gone.close()  # what it still holds is discarded without an error

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from resume_cases import (
 from metrics import metric_main
 from training import training_loop
 from training.run import snapshots
+from training.run.manifest import read_manifest
+from training.run.snapshots import read_state
 
 STEPS = 21
 
@@ -193,3 +196,51 @@ def test_metrics_that_a_kill_cut_off_are_made_up_for(images, tmp_path):
     for _ in range(2):
         assert finish(start(config, request_for(config.run_dir))) == 0, output(config)
         assert len(results.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'full'])
+def test_an_output_that_is_gone_does_not_stop_the_training(config, whole, kind):
+    if kind == 'full' and not os.path.exists('/dev/full'):
+        pytest.skip('no device that is always full')
+
+    def lose_output():
+        read, write = os.pipe()
+        os.close(read)
+        sys.stdout = sys.stderr = open('/dev/full' if kind == 'full' else write, 'w')
+    assert finish(start(config, before=lose_output)) == 0, output(config)
+    log = Path(config.run_dir, 'log.txt').read_text()
+    assert 'cannot be written to any more' in log and 'Complete: network-snapshot' in log
+    assert_ends_like(whole, config)
+
+
+def poison():
+    """Let a weight become NaN in step 12, in the third tick of five steps."""
+    original, steps = training_loop.run_iteration, []
+
+    def run_iteration(state, *args):
+        steps.append(1)
+        if len(steps) == 12:
+            state.G.synthesis.b4.const.data.view(-1)[0] = float('nan')
+        original(state, *args)
+    training_loop.run_iteration = run_iteration
+
+
+def test_broken_snapshots_never_replace_sound_ones_and_the_run_stops(images, tmp_path, whole):
+    config = configure(images, tmp_path / 'run', steps=40, keep=1)
+    assert finish(start(config, before=poison)) == 2
+    entries = read_manifest(config.run_dir)
+    assert [entry.nimg for entry in entries if 'state' in entry.files] == [24, 44]
+    last = Path(config.run_dir, entries[-1].files['state'].name)
+    assert len(lines_with(config, 'Snapshot not saved: G.synthesis.b4.const is not finite')) == 3
+    error = output(config).splitlines()[-1]
+    assert error.startswith('Error: G.') and f'--resume={last} --allow-changes=1' in error
+    # The remedy is there, and finite.
+    assert equal(final_state(config.run_dir)['run']['cur_nimg'], 44)
+    tensors = read_state(last)['run']['G_ema'].values()
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def test_a_run_that_ends_broken_does_not_end_well(images, tmp_path):
+    config = configure(images, tmp_path / 'run', steps=13)
+    assert finish(start(config, before=poison)) == 2
+    assert max(entry.nimg for entry in read_manifest(config.run_dir)) == 44

@@ -174,13 +174,14 @@ def images(num=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, [num, 3, 8, 8], dtype=np.uint8)
 
 
-class Painter:
+class Painter(torch.nn.Module):
     """A generator whose images are rows of a table, by the first number of the latent."""
 
     def __init__(self, table):
+        super().__init__()
         self.table = torch.from_numpy(table).float() / 127.5 - 1
 
-    def __call__(self, z, c, noise_mode):
+    def forward(self, z, c, noise_mode):
         return self.table[z[:, 0].long()]
 
 

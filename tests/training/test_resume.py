@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is killed and continued is, to the bit, the run that was not."""
-import dataclasses
 import os
 import random
 import signal
@@ -23,8 +22,9 @@ from resume_cases import (
     write_images,
 )
 
+from dnnlib.launched import STOPPED
+from dnnlib.util import UserError
 from training.run import interrupt
-from training.run.interrupt import STOPPED
 from training.run.manifest import read_manifest
 from training.run.resume import find_state
 from training.run.snapshots import read_state
@@ -139,9 +139,9 @@ def test_other_options_are_refused_by_name_unless_allowed(images, tmp_path):
     assert finish(start(config)) == 0
     request = request_for(config.run_dir)
     other = configure(images, tmp_path / 'run', steps=10, gamma=3.0)
-    assert finish(start(other, request)) == 2
-    assert '--gamma (loss.r1_gamma was 0.5, now 3.0)' in output(config)
-    assert finish(start(other, dataclasses.replace(request, allow_changes=True))) == 0, output(config)
+    with pytest.raises(UserError, match=r'--gamma \(loss\.r1_gamma was 0\.5, now 3\.0\)'):
+        request.fit(other, 'cpu', ('gamma',))
+    assert finish(start(request.fit(other, 'cpu', ('gamma', 'allow_changes')), request)) == 0, output(config)
     assert read_manifest(config.run_dir)[-1].nimg == 40
 
 
@@ -152,9 +152,9 @@ def test_a_damaged_state_is_passed_over_and_said_so(images, tmp_path):
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
-    state, notes = find_state(config.run_dir, None)
-    assert state == before and len(notes) == 1 and last.name in notes[0]
-    assert torch.is_tensor(read_state(state)['run']['pl_mean'])
+    request, notes = find_state(config.run_dir, None)
+    assert request.state_path == str(before) and len(notes) == 1 and last.name in notes[0]
+    assert torch.is_tensor(read_state(before)['run']['pl_mean'])
 
 
 @pytest.mark.gpu

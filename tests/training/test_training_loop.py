@@ -12,7 +12,11 @@ from small_networks import last_snapshot
 
 from dnnlib.util import UserError
 from legacy import load_network
+from training import training_loop
 from training.config import DatasetInfo, resolve
+from training.report import sheet
+from training.run.interrupt import Interrupt
+from training.run.manifest import read_manifest
 from training.training_loop import Training, train
 
 
@@ -73,7 +77,7 @@ def test_a_run_writes_the_published_files(images, tmp_path, capsys):
     assert ticks[-1]['Progress/kimg']['mean'] == pytest.approx(0.04)
     log = (folder / 'log.txt').read_text()
     assert 'tick 3' in log and 'compute' in log and 'maintenance' in log
-    assert 'Total' in capsys.readouterr().out  # the tables of the networks
+    assert 'Total' not in capsys.readouterr().out and 'Total' in (folder / 'networks.txt').read_text()
     snapshot = load_network(str(folder / 'network-snapshot-000000.pkl'))
     assert snapshot.training_set_kwargs['path'] == images.name
     assert snapshot.G_ema(torch.zeros(1, snapshot.G_ema.z_dim), None).shape == (1, 3, 8, 8)
@@ -158,3 +162,42 @@ def test_snapshots_within_a_thousand_images_keep_apart(images, tmp_path, no_shee
         names = sorted(path.name for path in (tmp_path / 'run').glob(f'{kind}0*'))
         ticks = len((tmp_path / 'run' / 'stats.jsonl').read_text().splitlines())
         assert len(names) == ticks > 2, names
+
+
+def test_a_run_that_is_stopped_writes_the_network_a_sheet_and_a_page_that_says_so(
+        images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sheet, 'CPU_GRID_IMAGES', 12)
+    steps = iter([False] * 6)
+    monkeypatch.setattr(Interrupt, 'should_stop', lambda self, also: next(steps, True))
+    monkeypatch.setattr(Interrupt, 'reason', 'SIGTERM')
+    with pytest.raises(SystemExit) as left:
+        train(configure(images, tmp_path / 'run', snap='1'))
+    assert left.value.code == 75
+    assert {'network-snapshot-000000-028.pkl', 'fakes000000-028.png'} <= {
+        path.name for path in (tmp_path / 'run').iterdir()}
+    (entry,) = [entry for entry in read_manifest(tmp_path / 'run') if entry.nimg == 28]
+    assert set(entry.files) == {'state', 'networks'}
+    assert 'stopped (SIGTERM) at 0.0 kimg' in (tmp_path / 'run' / 'progress.html').read_text()
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last[0].startswith('Stopped: network-snapshot-000000-028.pkl, progress.html')
+    assert last[1].startswith(f'Next: python train.py --resume={tmp_path}/run; or python generate.py --net')
+
+
+def test_a_run_that_fails_says_so_on_its_page(images, tmp_path, monkeypatch):
+    leave_out_images(lambda place, name, value: name != 'plot' and monkeypatch.setattr(place, name, value))
+
+    def fail(*_):
+        raise RuntimeError('no such kernel')
+    config = configure(images, tmp_path / 'run')
+    with pytest.raises(RuntimeError, match='kernel'), pytest.MonkeyPatch.context() as patch:
+        steps = iter([training_loop.run_iteration] * 5)
+        patch.setattr(training_loop, 'run_iteration', lambda *args: next(steps, fail)(*args))
+        train(config)
+    assert 'ended by an error at 0.0 kimg' in (tmp_path / 'run' / 'progress.html').read_text()
+
+
+def test_the_options_and_layers_are_printed_if_asked_for(images, tmp_path, capsys, no_sheets, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(sheet, 'CPU_GRID_IMAGES', 12)
+    run(configure(images, tmp_path / 'run', 0.004, verbose=True))
+    assert capsys.readouterr().out.count('Total') == 2

@@ -2,15 +2,16 @@
 """Summary of a run before it starts: dataset, options, memory and time."""
 import contextlib
 import json
+import os
 import textwrap
 
 import numpy as np
 import torch
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, printable
 from metrics.detectors import FILES, is_local
 from metrics.metric_main import detector_of
-from training.capacity.estimate import describe, slow_precision
+from training.capacity.estimate import describe, local_device, slow_precision, slow_training
 from training.config import DatasetInfo, TrainConfig
 from training.config.presets import PRESETS
 from training.config.systems import SYSTEM_FORMS
@@ -31,12 +32,12 @@ def open_dataset(
     try:
         dataset = ImageFolderDataset(path=path, use_labels=True)
         # Errors in unused labels are ignored.
-        with contextlib.nullcontext() if cond else contextlib.suppress(LabelError):
+        with contextlib.nullcontext() if cond else contextlib.suppress(LabelError, OverflowError):
             names = dataset.class_names
             labels = dataset.has_labels, dataset.label_dim, None if names is None else tuple(names)
         ledger = dataset.ledger()
         ledger.check(strict=strict)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, OverflowError) as error:
         raise UserError(f'--data: {error}') from error
     text = '\n'.join(describe_labels(dataset)) if cond else ignored_labels_notice(dataset, preset)
     if ledger.groups:
@@ -45,8 +46,12 @@ def open_dataset(
     return info, text
 
 
-def summarise_options(config: TrainConfig) -> str:
-    """The options as JSON, followed by a short summary."""
+def summarise(config: TrainConfig, dataset: DatasetInfo, label_text: str | None, *, is_full: bool) -> str:
+    """What is trained on which data, as lines.  label_text: from open_dataset().
+
+    is_full: with the options as JSON and, before a dry run ends, an estimate of memory and time on this
+    machine, which takes a few seconds.
+    """
     height, width = config.data.size
     summary = {
         'Output directory': config.run_dir,
@@ -58,8 +63,11 @@ def summarise_options(config: TrainConfig) -> str:
         'Conditional model': config.data.use_labels,
         'Dataset x-flips': config.data.xflip,
     }
-    lines = [f'{name + ":":<20}{value}' for name, value in summary.items()]
-    return '\n'.join(['', 'Training options:', json.dumps(config.to_options(), indent=2), '', *lines])
+    lines = [f'{name + ":":<20}{printable(value)}' for name, value in summary.items()]
+    if is_full:
+        lines = ['', 'Training options:', json.dumps(config.to_options(), indent=2), '', *lines,
+                 summarise_needs(config, dataset)]
+    return '\n'.join([*lines, *([] if label_text is None else ['', label_text, ''])])
 
 
 def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
@@ -76,10 +84,19 @@ def summarise_needs(config: TrainConfig, dataset: DatasetInfo) -> str:
     return '\n'.join([*counts, *describe(config, label_dim, dataset.channels)])
 
 
-def notes(config: TrainConfig) -> list[str]:
-    """Notes on options that are slow on this machine, and on feature networks that are missing."""
-    note = slow_precision(config)
-    return [*([] if note is None else [note]), *_missing_detectors(config)]
+def notes(config: TrainConfig, dataset: DatasetInfo, *, is_estimated: bool) -> list[str]:
+    """Notes on what makes the training slow on this machine. Takes seconds for long runs on a CPU.
+
+    is_estimated: the time has been estimated already, or is known from the run that is resumed.
+    """
+    device = local_device(config)
+    found = [slow_precision(config), *_missing_detectors(config)]
+    if device is not None and device.type == 'cpu':
+        found.append(_busy_cores())
+        if not is_estimated and config.total_kimg >= LONG_KIMG:
+            label_dim = dataset.label_dim if config.data.use_labels else 0
+            found.append(slow_training(config, label_dim, dataset.channels))
+    return [note for note in found if note is not None]
 
 
 def _missing_detectors(config: TrainConfig) -> list[str]:
@@ -93,6 +110,19 @@ def _missing_detectors(config: TrainConfig) -> list[str]:
             'metrics are skipped (--metrics=swd needs no download).']
 
 
+def _busy_cores() -> str | None:
+    """A note if other programs use this machine's cores; None where the system does not tell."""
+    cores = os.cpu_count() or 1
+    with contextlib.suppress(AttributeError, OSError):
+        load = os.getloadavg()[0]
+        if load > BUSY_SHARE * cores:
+            return (f'Other programs use the {cores} cores (load {load:.1f}), so training is slower; '
+                    '--threads=N uses fewer of them.')
+    return None
+
+
+LONG_KIMG = 1000  # runs on a CPU that are estimated before they start; --cfg=demo has 32
+BUSY_SHARE = 0.5  # of the cores, by the load average of the last minute
 MAX_CLASSES_SHOWN = 12
 MAX_IMBALANCE = 10.0  # ratio of the sizes of the largest and the smallest class, without a warning
 NOTICE_WIDTH = 78
@@ -106,7 +136,7 @@ def describe_labels(dataset: Dataset) -> list[str]:
     """
     try:
         labels = raw_labels(dataset)
-    except UserError as error:
+    except (UserError, OverflowError) as error:
         return [f'Labels: cannot be used: {error}']
     if not dataset.has_labels:
         return ['Labels: none']

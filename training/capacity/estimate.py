@@ -4,21 +4,26 @@
 The phases of an iteration run once on the meta device while their operations are counted; a short benchmark
 of the device converts the counts to time.
 """
+import contextlib
 import dataclasses
+import itertools
+import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from dnnlib.resolution import levels_of
-from dnnlib.util import format_time
+from dnnlib.util import UserError, format_time
 from torch_utils.misc import convolutions_in_tf32
 from training import augment
 from training.capacity.count import Counter, Work
 from training.capacity.memory import smaller_batches
 from training.capacity.speed import measure_speed, relative_speed
-from training.config import TrainConfig
+from training.config import DatasetInfo, TrainConfig
 from training.loss import MicroBatch
 from training.phases import Phase
 from training.systems.table import SYSTEMS
@@ -26,10 +31,14 @@ from training.systems.table import SYSTEMS
 GB, TERA, FLOAT_BYTES = 1e9, 1e12, 4
 # Of a process that has imported torch. Measured on CPU; not on GPU (context and cuDNN workspaces).
 PROCESS_BYTES = {'cpu': 0.4 * GB, 'cuda': 1.0 * GB}
+PERSISTENT_COPIES = 4  # of parameters: themselves, gradients and two moments
+HALF_BYTES = 2  # of an activation, at the least
+CLEARLY_SMALL = 20  # times the least that a run needs is more than it takes
 SLACK = 1.1  # rounding and fragmentation of allocators
 ADAM_ACCESSES, EMA_ACCESSES = 7, 3  # reads and writes per parameter, its gradient, moments and average
 AUGMENT_SIDE = 128  # maximum side of the image that augmentation is counted on, in pixels
 HALF_DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # by --precision
+DAY_SEC, LONG_DAYS = 86400, 3
 SLOW_HALF = 0.9  # of the speed of float32: slower 16-bit precision causes a note
 
 
@@ -53,6 +62,8 @@ def describe(config: TrainConfig, label_dim: int, channels: int) -> list[str]:
     result = estimate(config, label_dim, channels, device)
     available = None if device is None else device_memory(device)
     lines = [_memory_line(config, result, available), _speed_line(config, result)]
+    if device is not None and device.type == 'cpu' and (hint := _long_line(config, result)) is not None:
+        lines.append(hint)
     if available is not None and result.memory_bytes > available:
         lines.append(_shortage(config, label_dim, channels, available, device.type))
     return lines
@@ -100,6 +111,20 @@ def slow_precision(config: TrainConfig) -> str | None:
             'in float32; --precision=fp32 trains faster.')
 
 
+def slow_training(config: TrainConfig, label_dim: int, channels: int) -> str | None:
+    """A note if a training on this CPU takes more than a few days. Takes seconds."""
+    device = torch.device('cpu')
+    return _long_line(config, estimate(config.for_device(device.type), label_dim, channels, device))
+
+
+def _long_line(config: TrainConfig, result: Estimate) -> str | None:
+    days = (result.sec_per_kimg or 0) * config.total_kimg / DAY_SEC
+    if days < LONG_DAYS:
+        return None
+    return (f'On this CPU {config.total_kimg:g} kimg take about {days:,.0f} days; --cfg=demo is small enough '
+            'for a CPU.')
+
+
 def _memory_line(config: TrainConfig, result: Estimate, available: float | None) -> str:
     limit = '' if available is None else f' of {available / GB:.1f} GB'
     each = ' on each device' if config.num_gpus > 1 else ''
@@ -123,6 +148,62 @@ def device_memory(device: torch.device) -> float | None:
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Bytes of a device that a new program can have; None if unknown."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    limits = []
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        line = re.search(r'MemAvailable: +(\d+) kB', Path('/proc/meminfo').read_text(encoding='ascii'))
+        limits.append(float(line[1]) * 1024 if line else math.inf)
+    # Of a container, by versions 2 and 1 of cgroups; 'max' if there is none.
+    for name in ('memory.max', 'memory/memory.limit_in_bytes'):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(float(Path('/sys/fs/cgroup', name).read_text(encoding='ascii')))
+    return min(limits, default=device_memory(device))
+
+
+def least_bytes(config: TrainConfig, channels: int) -> dict[str, float]:
+    """{options: bytes per process that training needs at the least because of them}.
+
+    Builds nothing: counts one convolution per level of G and D, and one tensor of activations each.
+    """
+    height, width = config.data.size
+    levels = levels_of(config.data.resolution)[1]
+    maps = [min(config.G.channel_base // level, config.G.channel_max) for level in levels]
+    parameters = sum(9 * a * b for a, b in itertools.pairwise(maps)) * 2
+    parameters += (config.G.map_layers - 1) * config.G.w_dim ** 2
+    pixels = [height * width * (level / levels[-1]) ** 2 for level in levels]
+    features = sum(2 * count * size for count, size in zip(maps, pixels, strict=True))
+    share = config.batch_size // config.num_gpus
+    return {'--cbase, --cmax and --map-depth': PERSISTENT_COPIES * FLOAT_BYTES * parameters,
+            f'--batch={config.batch_size}': FLOAT_BYTES * share * channels * height * width,
+            f'--batch-gpu={config.batch_gpu}': HALF_BYTES * config.batch_gpu * features}
+
+
+def check_memory(config: TrainConfig, dataset: DatasetInfo, *, is_dry: bool) -> None:
+    """Raise UserError if a run needs more memory than is free here, naming the options to blame.
+
+    On a CPU memory does not run out before the system kills the process, so there the phases are counted as
+    in a dry run, for seconds, unless the run is clearly small.  is_dry: it may be meant for another machine;
+    only what no machine of this size can train is an error.
+    """
+    device = local_device(config)
+    free = None if device is None else free_memory(device)
+    if device is None or free is None:
+        return
+    processes = config.num_gpus if device.type == 'cpu' and not is_dry else 1
+    least = least_bytes(config, dataset.channels)
+    needed = processes * sum(least.values())
+    if device.type == 'cpu' and not is_dry and free / CLEARLY_SMALL < needed <= free:
+        label_dim = dataset.label_dim if config.data.use_labels else 0
+        rehearsal = Rehearsal(config.for_device(device.type), label_dim, dataset.channels)
+        needed = processes * rehearsal.memory_bytes(device.type)
+    if needed > free:
+        raise UserError(f'{max(least, key=least.__getitem__)}: training needs about {needed / GB:,.0f} GB of '
+                        f'memory, but {free / GB:,.1f} GB are free; choose smaller values')
 
 
 def _shortage(

@@ -21,6 +21,7 @@ from training.config.sections import AUGMENT_MODES, CACHES
 from training.config.values import (
     DatasetInfo,
     parse_duration,
+    parse_folder,
     parse_formats,
     parse_metrics,
     parse_snap,
@@ -28,6 +29,7 @@ from training.config.values import (
 )
 
 MAX_SEED = 2 ** 32 - 1
+MAX_THREADS = 1024
 RESUME_ADA_KIMG = 100  # ADA adapts faster when fine-tuning
 HALF_PRECISION_LEVELS, HALF_PRECISION_CLAMP = 4, 256  # for --precision with a preset in float32
 
@@ -124,6 +126,13 @@ class Option:
     def key(self) -> str:
         """Name of the option as a Python identifier."""
         return self.name.replace('-', '_')
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        """Of values, as JSON has them."""
+        if isinstance(self.kind, tuple):
+            return (str,)
+        return (int, float) if self.kind is float else (self.kind,)
 
     def read(self, value: Any) -> Any:
         """The value as the settings hold it. Raises UserError if it is wrong on its own."""
@@ -247,6 +256,12 @@ def _is_state(path: Path) -> bool:
         return False
 
 
+def _parse_resume(value: str) -> str:
+    if not value:
+        raise UserError('--resume= is empty; give latest, a run directory, a network file, or noresume')
+    return value
+
+
 def _set_resume(settings: Settings, value: str, _: Request) -> None:
     if value == 'noresume' or continues(value):
         return
@@ -283,7 +298,8 @@ def _set_levels(settings: Settings, num_fp16_res: int, conv_clamp: float | None)
 
 
 def _parse_desc(value: str) -> str:
-    if not re.fullmatch(r'[\w.+=-]+', value):
+    # The name of a folder may not consist of dots, which would also be lost at its end on Windows.
+    if not re.fullmatch(r'[\w.+=-]*[\w+=-]', value):
         raise UserError(f'--desc={value} becomes part of a directory name; use letters, digits and . _ + = -')
     return value
 
@@ -316,9 +332,12 @@ OPTIONS: tuple[Option, ...] = (
     Option('metrics-every', int, GENERAL, 'Evaluate the metrics only for every N-th snapshot.', '1',
            minimum=1, paths=('metrics_every',)),
     Option('detector-dir', str, GENERAL, 'Directory to search first for the feature networks of metrics.',
-           paths=('detector_dir',)),
+           parse=functools.partial(parse_folder, 'detector-dir'), paths=('detector_dir',)),
     Option('wandb', bool, GENERAL, 'Also log to Weights & Biases; requires the package wandb.', 'no',
            paths=('wandb',)),
+    Option('verbose', bool, GENERAL,
+           'Print all options and the layers of the networks, which are also in the run directory.', 'no',
+           paths=('verbose',)),
     Option('seed', int, GENERAL, 'Random seed.', '0', minimum=0, maximum=MAX_SEED, paths=('random_seed',)),
     Option('tick', float, GENERAL, 'Interval between status lines, in kimg.', BY_CFG + ', else 4',
            minimum=0.001, paths=('kimg_per_tick',)),
@@ -370,8 +389,8 @@ OPTIONS: tuple[Option, ...] = (
     Option('resume', str, TRANSFER,
            'Resume a run: latest (in --outdir), its run directory, or a training-state-*.pt; options that '
            'are not given keep their values. Or fine-tune from weights: any network file, URL, '
-           f'{", ".join(TRANSFER_SOURCES)}.', 'noresume', setter=_set_resume, also=('resume_pkl',),
-           slug=_resume_slug),
+           f'{", ".join(TRANSFER_SOURCES)}.', 'noresume', parse=_parse_resume, setter=_set_resume,
+           also=('resume_pkl',), slug=_resume_slug),
     Option('allow-changes', bool, TRANSFER, 'Resume even if options that affect training have changed.',
            'no'),
     Option('freezed', int, TRANSFER, 'Freeze the first N layers of D (Freeze-D).', '0', minimum=0,
@@ -400,6 +419,8 @@ OPTIONS: tuple[Option, ...] = (
     Option('allow-tf32', str, SPEED,
            'TF32 on GPU. 1: for float32 convolutions and matrix products; 0: off; auto: for convolutions.',
            'auto', parse=functools.partial(parse_switch, 'allow-tf32'), paths=('allow_tf32',)),
+    Option('threads', int, SPEED, 'Number of CPU threads of each process.', 'its share of the cores',
+           minimum=1, maximum=MAX_THREADS, paths=('num_threads',)),
     Option('workers', int, SPEED, 'Number of processes or threads that load data.', '3', minimum=0,
            paths=('data.num_workers',)),
     Option('cache', CACHES, SPEED,

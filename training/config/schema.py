@@ -45,7 +45,8 @@ class TrainConfig:
     this time.  timeout_sec: abort once one process has stalled the others for this time.  ops: implementation
     of the custom ops.  cuda_graphs: whether phases are captured as CUDA graphs.  compile: whether main phases
     run networks compiled by torch.compile.  detector_dir: directory with feature networks of metrics.
-    snapshot_formats: suffixes.  system: networks and losses, see training.systems.table.
+    snapshot_formats: suffixes.  verbose: print options and layer tables.  num_threads: of each process
+    on a CPU, None for its share of the cores.  system: networks and losses, see training.systems.table.
     Raises UserError for settings that cannot be trained.
     """
 
@@ -89,6 +90,8 @@ class TrainConfig:
     compile: bool = field(default=False, metadata=MAY_CHANGE)
     detector_dir: str | None = field(default=None, metadata=MAY_CHANGE)
     snapshot_formats: tuple[str, ...] = field(default=('pkl',), metadata=MAY_CHANGE)
+    verbose: bool = field(default=False, metadata=MAY_CHANGE)
+    num_threads: int | None = field(default=None, metadata=MAY_CHANGE)
     # The class names in the dictionary say it.
     system: str = 'stylegan2'
 
@@ -193,8 +196,8 @@ class TrainConfig:
         Raises UserError that names a missing or unknown key.
         """
         # Each section pops its keys; the remaining ones are fields of TrainConfig, or unknown.
-        rest = dict(options)
         try:
+            rest = dict(options)
             data, system = _read_data(rest), system_of(rest['G_kwargs'])
             settings = {
                 'data': data, 'augment': AugmentConfig.from_options(rest), 'system': system,
@@ -204,9 +207,13 @@ class TrainConfig:
                 'metrics': tuple(rest.pop('metrics')),
                 'snapshot_formats': tuple(rest.pop('snapshot_formats', ('pkl',))),
             }
+            return construct(cls, {**rest, **settings})
         except KeyError as error:
             raise UserError(f'training options lack {error.args[0]!r}') from error
-        return construct(cls, {**rest, **settings})
+        except (TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f'training options have a value of another type ({error})') from error
 
 
 _HEAD_FIELDS = ('num_gpus', 'image_snapshot_ticks', 'network_snapshot_ticks')

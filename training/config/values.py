@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parsers of option values, and properties of the dataset that the configuration depends on."""
+import os
 import re
 from dataclasses import dataclass
 
@@ -71,10 +72,10 @@ def parse_snap(text: str) -> tuple[int | None, float | None]:
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:
-    """Names of a comma-separated list; () for '' and 'none'. Raises UserError for unknown metrics."""
-    if text == '' or text.lower() == 'none':
+    """Names of a comma-separated list; () for 'none'. Raises UserError for unknown metrics."""
+    if text.lower() == 'none':
         return ()
-    names = tuple(text.split(','))
+    names = tuple(dict.fromkeys(text.split(',')))
     for name in names:
         if name not in METRICS:
             raise UserError(f'--metrics={text}: {name!r} is not a metric; use none or, comma-separated: '
@@ -90,9 +91,17 @@ def parse_switch(name: str, value: str | bool) -> bool | None:
     return SWITCH[word]
 
 
+def parse_folder(name: str, path: str) -> str:
+    """The path.  name: of the option. Raises UserError if there is no such folder."""
+    if not os.path.isdir(path):
+        raise UserError(f'--{name}={path}: no such folder; check the path, or omit it')
+    return path
+
+
 def parse_formats(text: str) -> tuple[str, ...]:
     """Snapshot formats of a comma-separated list. Raises UserError if it is empty or one is unknown."""
-    names = tuple(dict.fromkeys(text.split(',')))
-    if not set(names) <= set(SNAPSHOT_FORMATS):
-        raise UserError(f'--snapshot-format={text} must be one or more of {",".join(SNAPSHOT_FORMATS)}')
+    names = tuple(text.split(','))
+    if not set(names) <= set(SNAPSHOT_FORMATS) or len(set(names)) < len(names):
+        raise UserError(f'--snapshot-format={text} must be one or more of {",".join(SNAPSHOT_FORMATS)}, each '
+                        'once')
     return names

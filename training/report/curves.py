@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -85,17 +86,19 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
 def curve_points(rows: list[dict[str, Any]], x: Callable[[dict], Any], y: Callable[[dict], Any]) -> Points:
     """(x, y) of the rows where both are finite, ascending in x; the last row of each x counts."""
     pairs = ((x(row), y(row)) for row in rows)
-    return sorted({a: b for a, b in pairs if _is_number(a) and _is_number(b)}.items())
+    return sorted({a: b for a, b in pairs if is_number(a) and is_number(b)}.items())
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number that fits a float; JSON has integers of any length."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def mean_of(row: dict[str, Any], name: str) -> float | None:
     """The mean of a statistic in a line of stats.jsonl; None if it has no value."""
     moments = row.get(name)
-    return moments.get('mean') if isinstance(moments, dict) else None
+    mean = moments.get('mean') if isinstance(moments, dict) else None
+    return mean if is_number(mean) else None
 
 
 def _kimg(row: dict[str, Any]) -> float | None:
@@ -108,7 +111,7 @@ def _without_abandoned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     # From the end: a line counts if all later ones have a larger kimg.
     for row in reversed(rows):
         kimg = _kimg(row)
-        if _is_number(kimg) and kimg < earliest:
+        if is_number(kimg) and kimg < earliest:
             kept.append(row)
             earliest = kimg
     return kept[::-1]
@@ -170,7 +173,7 @@ def _metric_kimg(row: dict[str, Any], stats: list[dict[str, Any]]) -> float | No
         return nimg / 1000
     # Metrics that were evaluated without a snapshot have a timestamp only.
     times = curve_points(stats, lambda tick: tick.get('timestamp'), _kimg)
-    if not times or not _is_number(row.get('timestamp')):
+    if not times or not is_number(row.get('timestamp')):
         return None
     return float(np.interp(row['timestamp'], *zip(*times, strict=True)))
 

@@ -12,7 +12,7 @@ import jinja2
 
 from dnnlib.util import format_time, replace_file
 from training.report.charts import chart, short_number
-from training.report.curves import mean_of, read_jsonl, read_ticks, training_panels
+from training.report.curves import is_number, mean_of, read_jsonl, read_ticks, training_panels
 from training.report.thumbnails import Thumbnail, evenly, fake_sheets, sheet_uri, thumbnail_uri
 
 PAGE_NAME = 'progress.html'
@@ -29,33 +29,33 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
 
 
-def write_progress_page(run_dir: str | os.PathLike) -> Path:
+def write_progress_page(run_dir: str | os.PathLike, state: str = '') -> Path:
     """Write progress.html into a run directory; returns its path.
 
-    Needs stats.jsonl with a tick; training_options.json, metrics, sample sheets and log.txt are optional. The
-    page stays below 2 MB for runs of any length. Raises UserError if there is no tick or the page cannot be
-    written.
+    state: why the run has stopped, '' if it trains or is complete.  Needs stats.jsonl with a tick;
+    training_options.json, metrics, sample sheets and log.txt are optional. The page stays below 2 MB for runs
+    of any length. Raises UserError if there is no tick or the page cannot be written.
     """
     path = Path(run_dir, PAGE_NAME)
-    text = progress_page(run_dir)
+    text = progress_page(run_dir, state)
     with replace_file(path) as temporary:
         # The path of a dataset may hold bytes of no encoding.
         temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
     return path
 
 
-def progress_page(run_dir: str | os.PathLike) -> str:
+def progress_page(run_dir: str | os.PathLike, state: str = '') -> str:
     """The text of the page: see write_progress_page."""
     folder = Path(run_dir).resolve()
     ticks, options = read_ticks(folder / 'stats.jsonl'), read_options(folder)
     total = options.get('total_kimg')
-    total = total if isinstance(total, (int, float)) and total > 0 else None
+    total = total if is_number(total) and total > 0 else None
     kimg = mean_of(ticks[-1], 'Progress/kimg') or 0.0
     share = None if total is None else min(kimg / total, 1.0)
     return TEMPLATES.get_template('page.html').render(
         name=folder.name, written=time.strftime('%Y-%m-%d %H:%M', time.localtime()), share=share,
         cards=[('kimg shown' if total is None else f'of {short_number(total)} kimg', short_number(kimg)),
-               *_time_cards(ticks, total, share), *_tick_cards(ticks[-1]), *_metric_cards(folder)],
+               *_time_cards(ticks, total, share, state), *_tick_cards(ticks[-1]), *_metric_cards(folder)],
         warnings=log_warnings(folder / 'log.txt'), sheets=_sheets(folder, options),
         strip=_strip(folder, options), charts=[chart(panel) for panel in training_panels(ticks, folder)],
         facts=run_facts(options))
@@ -89,7 +89,7 @@ def read_options(folder: Path) -> dict[str, Any]:
     """training_options.json of a run directory; {} if it cannot be read."""
     try:
         options = json.loads((folder / 'training_options.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}
 
@@ -99,13 +99,15 @@ def _part(options: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
-def _time_cards(ticks: Ticks, total: float | None, share: float | None) -> list[tuple[str, str]]:
+def _time_cards(
+    ticks: Ticks, total: float | None, share: float | None, state: str,
+) -> list[tuple[str, str]]:
     cards = []
     elapsed = mean_of(ticks[-1], 'Timing/total_sec')
     if elapsed is not None:
         cards.append(('elapsed', format_time(elapsed)))
-    if share == 1:
-        return [*cards, ('state', 'finished')]
+    if state or share == 1:
+        return [*cards, ('state', state or 'finished')]
     eta = None if total is None else eta_sec(ticks, total)
     return cards if eta is None else [*cards, ('remaining (estimate)', format_time(eta))]
 
@@ -125,7 +127,7 @@ def _metric_cards(folder: Path) -> list[tuple[str, str]]:
             continue
         name = next(iter(rows[-1]['results']))
         values = [row['results'].get(name) for row in rows]
-        numbers = [value for value in values if isinstance(value, (int, float)) and value == value]
+        numbers = [value for value in values if is_number(value)]
         if not numbers:
             continue
         if name.startswith(LOWER_IS_BETTER):

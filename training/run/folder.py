@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from dnnlib.util import UserError, replace_file
-from training.config import TrainConfig
+from dnnlib.util import UserError, first_line, printable, replace_file
+from training.config import OPTIONS, TrainConfig
 
 RUN_NUMBER = re.compile(r'\d+')
 CLAIM_ATTEMPTS = 1000
@@ -81,14 +81,33 @@ def save_options(config: TrainConfig, flags: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a file of a run; empty if there is no such file."""
+    """The dictionary in a file of a run; empty if there is no such file. Raises UserError if it is none."""
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        data = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(data, dict):
+            return data
+        reason = 'no dictionary'
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f'--resume: {path} cannot be read; move it away and give all options as for a '
-                        'new run') from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+    raise _unusable(path, reason)
+
+
+def read_flags(run_dir: Path) -> dict[str, Any]:
+    """The flags that a run was started with. Raises UserError if the file is damaged or holds no flags."""
+    path = run_dir / FLAGS_FILE
+    flags = read_json(path)
+    kinds = {option.key: option.types for option in OPTIONS}
+    for name, value in flags.items():
+        if type(value) not in kinds.get(name, ()):
+            raise _unusable(path, f'{name!r} is no option of this program with such a value')
+    return flags
+
+
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(f'--resume: {path} cannot be used ({reason}); move it away and give all options as for '
+                     'a new run')
 
 
 try:
@@ -117,7 +136,7 @@ class RunLock:
     def __enter__(self) -> 'RunLock':
         deadline_sec = time.monotonic() + self._wait_sec
         try:
-            self._file = self._path.open('a+', encoding='utf-8')
+            self._file = self._path.open('a+', encoding='utf-8', errors='replace')
             while not self._try():
                 if time.monotonic() >= deadline_sec:
                     holder = self._holder()
@@ -158,4 +177,5 @@ class RunLock:
 
     def _holder(self) -> str:
         self._file.seek(0)
-        return self._file.read(200) or 'another program'
+        # A file of anybody's making, printed in a message.
+        return printable(self._file.read(200)) or 'another program'

@@ -8,7 +8,8 @@ early by `sbatch --signal=USR1@120`. Kubernetes: a Job makes another pod, and it
 needs the restartPolicy Never, can leave status 75 out of the count. torchrun always leaves with 1 where a
 process left with anything but 0, and names the 75 in its report; with --max-restarts it starts a process that
 alone was asked to stop again, except after --time-limit, which counts for the whole launch. A second signal
-stops the process at once with 128 + the signal's number, 130 for Ctrl-C.
+stops the process at once with 128 + the signal's number, 130 for Ctrl-C. Before the handlers are set,
+train.py leaves with STOPPED at the first signal, as nothing has been trained.
 """
 import os
 import signal
@@ -18,7 +19,6 @@ from types import FrameType, TracebackType
 
 from torch_utils import distributed
 
-STOPPED = 75
 STDERR = 2  # the file descriptor
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name))
 # Ctrl-C reaches every process of a terminal, and a launcher passes it on once more: one request.

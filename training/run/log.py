@@ -161,17 +161,18 @@ class RunLog:
             if name.startswith('fakes'):
                 self._writer.write_sheet(self.run_dir / name, self._cur_nimg)
 
-    def plot(self) -> Path:
+    def plot(self, state: str = '') -> Path:
         """Draw training_curves.png and fakes_over_time.png and write progress.html from what there is so far;
         returns the path of the curves.
 
-        What cannot be written costs a line of the log, not the run.
+        state: shown on the page, such as why the run has stopped; '' while it trains.  What cannot be written
+        costs a line of the log, not the run.
         """
         path = self.run_dir / 'training_curves.png'
         if self._writer is not None:
             self._show(lambda: plot_training_curves(self.run_dir / 'stats.jsonl', path))
             self._show(lambda: write_fakes_over_time(self.run_dir))
-            self._show(lambda: write_progress_page(self.run_dir))
+            self._show(lambda: write_progress_page(self.run_dir, state))
         return path
 
     def _show(self, write: Callable[[], object]) -> None:

@@ -81,14 +81,25 @@ def read_manifest(run_dir: str | os.PathLike) -> Entries:
         return ()
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f'{path}: not a list of snapshots; give --resume a training-state-*.pt instead') from error
 
 
 def _entry(row: Mapping[str, Any]) -> SnapshotEntry:
+    """Raises ValueError, TypeError or others for what no program of ours has written."""
     files = {role: FileEntry(**values) for role, values in row['files'].items()}
-    return SnapshotEntry(row['nimg'], files, row['metrics'])
+    for file in files.values():
+        # Pruning deletes by these names, so none may lead out of the folder.
+        is_name = file.name == Path(file.name).name and file.name not in ('', '..')
+        if not is_name or type(file.size) is not int or type(file.sha256) is not str:
+            raise ValueError(f'no file of a run: {file}')
+    metrics = {name: value for name, value in row['metrics'].items() if isinstance(value, (int, float))}
+    if type(row['nimg']) is not int:
+        raise ValueError(f'no number of images: {row["nimg"]}')
+    return SnapshotEntry(row['nimg'], files, metrics)
 
 
 def write_manifest(run_dir: str | os.PathLike, entries: Entries) -> None:
@@ -98,13 +109,13 @@ def write_manifest(run_dir: str | os.PathLike, entries: Entries) -> None:
         temporary.write_text(json.dumps(data, indent=1) + '\n', encoding='ascii')
 
 
-def latest_state(run_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
+def latest_state(run_dir: str | os.PathLike, entries: Entries) -> tuple[Path | None, list[str]]:
     """The newest intact training state of a run, and one line per newer one that is damaged.
 
-    None if there is none. Raises UserError as read_manifest does.
+    None if there is none.
     """
     notes = []
-    for entry in reversed(read_manifest(run_dir)):
+    for entry in reversed(entries):
         if STATE not in entry.files:
             continue
         problem = entry.files[STATE].problem(run_dir)
@@ -191,7 +202,8 @@ def remove_leftovers(run_dir: str | os.PathLike) -> list[str]:
     """Delete temporary files that a killed process left in the run directory; returns their names."""
     removed = []
     for path in sorted(Path(run_dir).iterdir()):
-        if TEMPORARY.fullmatch(path.name):
+        # A folder of such a name is none of ours.
+        if TEMPORARY.fullmatch(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
             removed.append(path.name)
     return removed

@@ -19,6 +19,7 @@ from training.config.changes import check_changes
 from training.report.ticks import nimg_of_name
 from training.run.folder import LOCK_FILE, RunLock
 from training.run.manifest import (
+    Entries,
     forget_files,
     latest_state,
     read_manifest,
@@ -28,22 +29,61 @@ from training.run.manifest import (
 from training.run.snapshots import read_state
 
 RUN_NUMBER = re.compile(r'\d+')
+# In place of a training state: what is known before the first image.
+BEGINNING: dict[str, Any] = {'run': {'cur_nimg': -1}, 'loop': {'tick': 0}}
 
 
 @dataclass(frozen=True)
 class ResumeRequest:
-    """A request to resume from a training state.
+    """A training state to resume from, as found once for all processes.
 
-    allow_changes: resume even if options that affect training have changed.  given: names of the flags of
-    this command line.
+    entries: the manifest of its run directory.  options: those that it was saved with.  data_key: of the
+    images and labels it was trained on, None if unknown.  flags: to be saved with the options, None to save
+    neither.
     """
 
     state_path: str
-    allow_changes: bool = False
-    given: frozenset[str] = frozenset()
+    entries: Entries
+    options: Mapping[str, Any]
+    data_key: str | None = None
+    flags: Mapping[str, Any] | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory."""
+        return Path(self.state_path).parent
+
+    def fit(self, config: TrainConfig, device_type: str, given: Collection[str]) -> TrainConfig:
+        """`config` with the batch_gpu of the state, which may have been halved when memory ran out, unless
+        the flags `given` decide otherwise. Raises UserError for other changes that affect training, unless
+        allow_changes is given.
+        """
+        try:
+            before = TrainConfig.from_options(self.options)
+        except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f'{self.state_path}: the options of this training state are unreadable ({error}); '
+                            'use an earlier one') from error
+        is_same_batch = (config.batch_size, config.num_gpus) == (before.batch_size, before.num_gpus)
+        if is_same_batch and not {'batch', 'batch_gpu', 'gpus'} & set(given):
+            D = dataclasses.replace(config.D, mbstd_group_size=before.D.mbstd_group_size)
+            config = dataclasses.replace(config, batch_gpu=before.batch_gpu, D=D)
+        if 'allow_changes' not in given:
+            check_changes(before, config.for_device(device_type))
+        return config
+
+    def check_data(self, data_key: str, *, allow_changes: bool) -> list[str]:
+        """A note if the images or labels are others than those of the state. Raises UserError unless they may
+        be.
+        """
+        if self.data_key in (None, data_key):
+            return []
+        if not allow_changes:
+            raise UserError('--resume: --data holds other images or labels than those the run was trained '
+                            'on; give the same ones, or add --allow-changes=1')
+        return ['--data holds other images or labels than before, as allowed by --allow-changes.']
 
 
-def find_state(resume: str, outdir: str | os.PathLike | None) -> tuple[Path | None, list[str]]:
+def find_state(resume: str, outdir: str | os.PathLike | None) -> tuple[ResumeRequest | None, list[str]]:
     """(the training state that --resume means, notes on the choice for the user).
 
     resume: 'latest' for the run of the highest number in `outdir` that has a complete snapshot; the folder
@@ -53,36 +93,57 @@ def find_state(resume: str, outdir: str | os.PathLike | None) -> tuple[Path | No
     path = Path(resume)
     if resume == 'latest':
         return _latest_of_runs(Path(outdir or '.'))
-    if path.suffix == '.pt':
+    if path.suffix == '.pt' or path.is_file():
         if not path.is_file():
             raise UserError(f'--resume={resume}: no such file; give the folder of a run, or latest')
-        return path, []
+        return _request(path, read_manifest(path.parent)), []
     if not path.is_dir():
         raise UserError(f'--resume={resume}: no such folder; give latest, the folder of a run, a '
                         'training-state-*.pt, or a network .pkl to start a new run from')
-    found, notes = latest_state(path)
+    found, notes = newest_state(path)
     if found is None:
-        raise UserError(_no_state(resume, notes))
+        raise UserError(_no_state(path, 'has no complete snapshot'))
     return found, notes
 
 
-def _no_state(resume: str, notes: list[str]) -> str:
-    reason = 'has no complete snapshot'
-    if notes:
-        reason = f'every training state is damaged ({notes[0].partition(";")[0]})'
-    return (f'--resume={resume}: {reason}; start a new run, perhaps with --resume from one of its '
+def newest_state(run_dir: Path) -> tuple[ResumeRequest | None, list[str]]:
+    """(the newest undamaged training state of a run, None without snapshots; a line for each damaged one that
+    is newer). Raises UserError if all are damaged.
+    """
+    entries = read_manifest(run_dir)
+    path, notes = latest_state(run_dir, entries)
+    if path is None and notes:
+        raise UserError(_no_state(run_dir, f'every training state is damaged ({notes[0].partition(";")[0]})'))
+    return None if path is None else _request(path, entries), notes
+
+
+def _request(path: Path, entries: Entries) -> ResumeRequest:
+    payload = read_state(path)
+    _check_parts(path, payload)
+    return ResumeRequest(str(path), entries, payload['config'], payload['extra'].get('data_key'))
+
+
+def _check_parts(path: Path, payload: Mapping[str, Any]) -> None:
+    """Raise UserError unless the parts of a training state are there that are used before it is loaded."""
+    run, loop = payload['run'], payload['loop']
+    parts = [payload['config'], run, loop, payload['extra']]
+    if not all(isinstance(part, dict) for part in parts) or not all(
+            type(number) is int for number in (run.get('cur_nimg'), loop.get('tick'))):
+        raise UserError(f'{path}: parts of this training state are missing; use an earlier one')
+
+
+def _no_state(run_dir: Path, reason: str) -> str:
+    return (f'--resume={run_dir}: {reason}; start a new run, perhaps with --resume from one of its '
             'network-snapshot-*.pkl')
 
 
-def _latest_of_runs(outdir: Path) -> tuple[Path | None, list[str]]:
+def _latest_of_runs(outdir: Path) -> tuple[ResumeRequest | None, list[str]]:
     runs = [path for path in (outdir.iterdir() if outdir.is_dir() else ())
             if path.is_dir() and RUN_NUMBER.match(path.name)]
     for run in sorted(runs, key=lambda path: int(RUN_NUMBER.match(path.name)[0]), reverse=True):
-        found, notes = latest_state(run)
+        found, notes = newest_state(run)
         if found is not None:
             return found, notes
-        if notes:
-            raise UserError(_no_state(str(run), notes))
         # It was killed before its first snapshot, unless it has only just started.
         _check_is_dead(run)
     return None, [f'--resume=latest: no run with a snapshot in {outdir}; this is a new one']
@@ -98,58 +159,23 @@ def _check_is_dead(run: Path) -> None:
         raise UserError(f'--resume=latest: {error}; to resume an older run, name its directory') from error
 
 
-def open_state(request: ResumeRequest, config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
-    """(the configuration to train with, the content of the training state).
-
-    config: that of the command line, resolved for the device.  Raises UserError if the state cannot be
-    read or the options do not fit it.
-    """
-    payload = read_state(request.state_path)
-    _check_parts(request.state_path, payload)
-    try:
-        before = TrainConfig.from_options(payload['config'])
-    except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f'{request.state_path}: the options in this training state cannot be read ({error}); '
-                        'use an earlier one') from error
-    config = _adopt_split(config, before, request.given)
-    if not request.allow_changes:
-        check_changes(before, config)
-    return config, payload
-
-
-def _check_parts(path: str, payload: Mapping[str, Any]) -> None:
-    """Raise UserError unless the parts of a training state are there that are used before it is loaded."""
-    run, loop = payload['run'], payload['loop']
-    parts = [payload['config'], run, loop, payload['extra']]
-    if not all(isinstance(part, dict) for part in parts) or not all(
-            type(number) is int for number in (run.get('cur_nimg'), loop.get('tick'))):
-        raise UserError(f'{path}: parts of this training state are missing; use an earlier one')
-
-
-def _adopt_split(config: TrainConfig, before: TrainConfig, given: Collection[str]) -> TrainConfig:
-    """Keep the saved batch_gpu unless flags say otherwise: the run may have halved it when memory ran out."""
-    if given & {'batch', 'batch_gpu', 'gpus'} or (config.batch_size, config.num_gpus) != (
-            before.batch_size, before.num_gpus):
-        return config
-    D = dataclasses.replace(config.D, mbstd_group_size=before.D.mbstd_group_size)
-    return dataclasses.replace(config, batch_gpu=before.batch_gpu, D=D)
-
-
-def rewind_records(run_dir: str | os.PathLike, payload: Mapping[str, Any]) -> None:
+def rewind_records(run_dir: str | os.PathLike, payload: Mapping[str, Any], entries: Entries) -> Entries:
     """Remove what the records of a run say about the time after a training state, and temporary files.
 
-    Only one process may call it, before the records are opened. Each file is replaced in one step. Raises
-    UserError if one cannot be written.
+    payload: of the state, or BEGINNING.  entries: of the manifest; returns those that are left. Only one
+    process may call it, before the records are opened. Each file is replaced in one step. Raises UserError
+    if one cannot be written.
     """
     run_dir, nimg, tick = Path(run_dir), payload['run']['cur_nimg'], payload['loop']['tick']
     remove_leftovers(run_dir)
-    entries = read_manifest(run_dir)
     later = {f.name for e in entries if e.nimg > nimg for f in e.files.values()}
     if later:
-        write_manifest(run_dir, forget_files(entries, later))
+        entries = forget_files(entries, later)
+        write_manifest(run_dir, entries)
     _keep_lines(run_dir / 'stats.jsonl', lambda line: line['Progress/tick']['mean'] < tick)
     for path in sorted(run_dir.glob('metric-*.jsonl')):
         _keep_lines(path, lambda line: _nimg_of(line) <= nimg)
+    return entries
 
 
 def _nimg_of(line: Mapping[str, Any]) -> int:
@@ -172,7 +198,7 @@ def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 def _is_wanted(line: bytes, wanted: Callable[[dict[str, Any]], bool]) -> bool:
     try:
         return line.endswith(b'\n') and wanted(json.loads(line))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return False
 
 

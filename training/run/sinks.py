@@ -157,7 +157,7 @@ def _run_id(run_dir: Path) -> str:
 def _training_options(run_dir: Path) -> dict[str, Any]:
     try:
         options = json.loads((run_dir / 'training_options.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}
 

@@ -27,7 +27,6 @@ from training.run.manifest import (
     describe_file,
     forget_files,
     prune,
-    read_manifest,
     state_name,
     with_snapshot,
     write_manifest,
@@ -40,8 +39,8 @@ ROLES = {'pkl': NETWORKS, 'safetensors': SAFETENSORS}
 class Snapshot:
     """What is to be written of a run at `nimg` images; all tensors are from `copies`.
 
-    payload: see run_state_file.make_payload.  networks: see checkpoint.copy_networks, None for none, under
-    the name `networks_name`.  others: role -> name of files that belong to the snapshot and are written
+    payload: see make_payload.  networks: see training.formats.pickled.copy_networks, None for none, under the
+    name `networks_name`.  others: role -> name of files that belong to the snapshot and are written
     already.
     """
 
@@ -57,16 +56,16 @@ class SnapshotWriter:
     """Writes snapshots into the folder of a run and lists them in its manifest; one process of a run has one.
 
     keep: see manifest.prune.  metric: the one that decides which snapshot is the best.  formats: of the
-    networks.  What goes wrong costs the snapshot, not the run: take_problems() tells. Raises UserError if
-    there is a manifest that it cannot read.
+    networks.  entries: what the manifest lists already.  What goes wrong costs the snapshot, not the run:
+    take_problems() tells.
     """
 
     def __init__(
         self, run_dir: str | os.PathLike, keep: int | None = None, metric: str | None = None,
-        formats: Sequence[str] = ('pkl',),
+        formats: Sequence[str] = ('pkl',), entries: Entries = (),
     ):
         self.run_dir, self.keep, self.metric, self.formats = Path(run_dir), keep, metric, tuple(formats)
-        self._entries: Entries = read_manifest(run_dir)
+        self._entries = entries
         self._results: dict[int, Mapping[str, float]] = {}
         self._problems: list[str] = []
         self.has_failed = False  # whether the snapshot before the last wait() is missing
@@ -97,6 +96,18 @@ class SnapshotWriter:
         """One line per problem since the last call."""
         problems, self._problems = self._problems, []
         return problems
+
+    def latest_state(self) -> str | None:
+        """Name of the newest training state, None without one."""
+        return self._latest((STATE,))
+
+    def latest_networks(self) -> str | None:
+        """Name of the newest network file, None without one."""
+        return self._latest((NETWORKS, SAFETENSORS))
+
+    def _latest(self, roles: Sequence[str]) -> str | None:
+        files = [entry.files[role] for entry in self._entries for role in roles if role in entry.files]
+        return files[-1].name if files else None
 
     def add_results(self, nimg: int, results: Mapping[str, float]) -> None:
         """Add results of metrics to the snapshot at nimg, as soon as nothing is being written."""
@@ -226,9 +237,10 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
         payload = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f'{path}: not a training state ({first_line(error)}); use an earlier one') from error
-    if not isinstance(payload, dict) or not set(KEYS) <= set(payload):
+    parts = [payload.get(key) for key in KEYS] if isinstance(payload, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts[1:]):
         raise UserError(f'{path}: not a training state; give a training-state-*.pt or the folder of a run')
     if payload['format'] != FORMAT:
         raise UserError(f'{path}: written in format {payload["format"]}, but this program reads {FORMAT}; '

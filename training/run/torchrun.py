@@ -14,17 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dnnlib.launched import STOPPED
 from dnnlib.util import UserError
 from torch_utils.processes.rendezvous import Rendezvous, meet
 from training.config import TrainConfig, fitting_group
-from training.run.folder import FLAGS_FILE, OPTIONS_FILE, RunLock, read_json, save_options
-from training.run.interrupt import STOPPED
-from training.run.manifest import STATE, read_manifest
-from training.run.resume import ResumeRequest, find_state, rewind_records
+from training.run.folder import FLAGS_FILE, OPTIONS_FILE, read_json, save_options
+from training.run.resume import ResumeRequest, newest_state
 
 Plan = tuple[TrainConfig, ResumeRequest | None]
 SHARED_SEC = 30.0  # network file systems may show a new directory late
-BEFORE_EVERYTHING: dict[str, Any] = {'run': {'cur_nimg': -1}, 'loop': {'tick': 0}}
 
 
 def with_world_size(flags: dict[str, Any], world_size: int) -> dict[str, Any]:
@@ -78,25 +76,22 @@ def _plan_again(memory: dict[str, Any], num_gpus: int) -> Plan:
     folder = Path(memory['run_dir'])
     before = TrainConfig.from_options(read_json(folder / OPTIONS_FILE))
     config = fit_layout(before, num_gpus)
-    state = None
-    if any(STATE in entry.files for entry in read_manifest(folder)):
-        state, notes = find_state(str(folder), None)
-        for note in notes:
-            print(f'Note: {note}', flush=True)
-    else:
-        # It had not come so far as to save anything: from the beginning, in the same folder.
-        with RunLock(folder):
-            rewind_records(folder, BEFORE_EVERYTHING)
-    print(f'Note: Restarted by the launcher with {num_gpus} processes: resuming in {folder}'
-          f'{"" if state is None else f" from {state.name}"}.', flush=True)
-    is_changed = num_gpus != before.num_gpus
-    if is_changed:
+    # None without a snapshot: from the beginning, in the same directory.
+    request, notes = newest_state(folder)
+    for note in notes:
+        print(f'Note: {note}', flush=True)
+    if request is not None:
+        config = request.fit(config, 'cpu', ('allow_changes',))
+    source = '' if request is None else f' from {Path(request.state_path).name}'
+    print(f'Note: Restarted by the launcher with {num_gpus} processes: resuming in {folder}{source}.',
+          flush=True)
+    if num_gpus != before.num_gpus:
         print(f'Note: There were {before.num_gpus} processes before; random numbers differ from '
               'here on.', flush=True)
         save_options(config, {**read_json(folder / FLAGS_FILE), 'gpus': num_gpus})
     if memory['deadline'] is not None:
         config = dataclasses.replace(config, time_limit_sec=memory['deadline'] - time.time())
-    return config, None if state is None else ResumeRequest(str(state), allow_changes=is_changed)
+    return config, request
 
 
 def fit_layout(config: TrainConfig, num_gpus: int) -> TrainConfig:

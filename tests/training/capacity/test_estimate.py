@@ -17,6 +17,7 @@ from training.capacity.estimate import (
     describe,
     device_memory,
     estimate,
+    least_bytes,
     local_device,
     slow_precision,
 )
@@ -230,3 +231,13 @@ def test_memory_of_this_machine_is_known_or_not_guessed(monkeypatch):
     assert device_memory(CPU) is None or device_memory(CPU) > 2 ** 28
     monkeypatch.delattr(estimate_module.os, 'sysconf', raising=False)
     assert device_memory(CPU) is None
+
+
+@pytest.mark.parametrize(('cfg', 'side'), [
+    ('demo', 32), ('stylegan2', 256), ('cifar', 32), ('dcgan', 64), ('stylegan1-demo', 32)])
+def test_the_least_that_a_run_needs_is_less_than_what_is_counted(cfg, side):
+    config = preset(cfg, side, device='cpu').for_device('cpu')
+    least, counted = sum(least_bytes(config, 3).values()), Rehearsal(config, 0, 3).memory_bytes('cpu')
+    assert 0 < least < counted
+    # Otherwise small runs would not be told from others.
+    assert counted - estimate_module.PROCESS_BYTES['cpu'] < estimate_module.CLEARLY_SMALL * least

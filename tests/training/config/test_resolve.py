@@ -131,14 +131,14 @@ def test_the_size_that_the_error_proposes_fits_and_stays_square():
 
 EFFECTS = [
     ('gpus', 2, 'num_gpus', 2), ('wandb', True, 'wandb', True),
+    ('verbose', True, 'verbose', True), ('threads', 3, 'num_threads', 3),
     ('snap', '10', 'network_snapshot_ticks', 10), ('ops', 'torch', 'ops', 'torch'),
     ('cuda_graphs', 'off', 'cuda_graphs', 'off'), ('compile', True, 'compile', True),
     ('snapshot_format', 'pkl,safetensors', 'snapshot_formats', ('pkl', 'safetensors')),
     ('snap', '10', 'image_snapshot_ticks', 10), ('snap', '30m', 'snapshot_minutes', 30.0),
     ('snap', '1.5m', 'network_snapshot_ticks', None), ('metrics', 'none', 'metrics', ()),
-    ('metrics', 'NONE', 'metrics', ()), ('metrics', '', 'metrics', ()),
-    ('metrics', 'swd,swd', 'metrics', ('swd', 'swd')), ('metrics_every', 3, 'metrics_every', 3),
-    ('detector_dir', 'nets', 'detector_dir', 'nets'),
+    ('metrics', 'NONE', 'metrics', ()), ('metrics', 'swd,swd', 'metrics', ('swd',)),
+    ('metrics_every', 3, 'metrics_every', 3), ('detector_dir', '.', 'detector_dir', '.'),
     ('keep', 3, 'keep', 3), ('time_limit', '2h', 'time_limit_sec', 7200),
     ('timeout', 30.0, 'timeout_sec', 30), ('gpus', 3, 'batch_size', 63), ('gpus', 3, 'batch_gpu', 21),
     ('seed', 7, 'random_seed', 7), ('tick', 0.5, 'kimg_per_tick', 0.5),

@@ -20,8 +20,7 @@ def test_anything_else_is_refused_with_examples(text):
         parse_duration(text)
 
 
-@pytest.mark.parametrize('text, expected', [('pkl', ('pkl',)), ('safetensors,pkl', ('safetensors', 'pkl')),
-                                            ('pkl,pkl', ('pkl',))])
+@pytest.mark.parametrize('text, expected', [('pkl', ('pkl',)), ('safetensors,pkl', ('safetensors', 'pkl'))])
 def test_formats_of_snapshots_are_a_list(text, expected):
     assert parse_formats(text) == expected
 

@@ -74,3 +74,16 @@ def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, 'fcntl', None)
     with RunLock(tmp_path) as lock:
         assert 'this system has no locks' in lock.note
+
+
+def test_a_lock_file_of_bytes_is_no_obstacle(tmp_path):
+    (tmp_path / LOCK_FILE).write_bytes(b'\xff\x00\x1b[2J')
+    with RunLock(tmp_path, wait_sec=0) as lock:
+        assert lock.note is None
+
+
+def test_the_holder_is_named_without_escape_sequences(holder, tmp_path):
+    (tmp_path / LOCK_FILE).write_bytes(b'\xff\x1b[2J')
+    with pytest.raises(UserError) as caught, RunLock(tmp_path, wait_sec=0):
+        pass
+    assert str(caught.value).isprintable()

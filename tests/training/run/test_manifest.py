@@ -9,6 +9,10 @@ from training.run import manifest
 from training.run.manifest import FAKES, NETWORKS, STATE, SnapshotEntry
 
 
+def latest_state(folder):
+    return manifest.latest_state(folder, manifest.read_manifest(folder))
+
+
 def snapshot(folder, nimg, roles=(STATE, NETWORKS), **metrics):
     """An entry with files on the disk."""
     names = {STATE: f'training-state-{nimg}.pt', NETWORKS: f'network-snapshot-{nimg}.pkl',
@@ -27,10 +31,18 @@ def test_a_manifest_comes_back(tmp_path):
 
 
 def test_a_folder_without_manifest_has_no_snapshots(tmp_path):
-    assert manifest.read_manifest(tmp_path) == () and manifest.latest_state(tmp_path) == (None, [])
+    assert manifest.read_manifest(tmp_path) == () and latest_state(tmp_path) == (None, [])
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"format": 1}', '{"format": 1, "snapshots": [3]}', '\xff'])
+LEADING_OUT = ('{"format": 1, "snapshots": [{"nimg": 1, "metrics": {}, "files": {"state": '
+               '{"name": "../x", "size": 1, "sha256": ""}}}]}')
+
+
+@pytest.mark.parametrize('text', [
+    '', '[]', '{"format": 1}', '{"format": 1, "snapshots": [3]}', '\xff', '[' * 100_000, LEADING_OUT,
+    LEADING_OUT.replace('../x', '..'),
+    '{"format": 1, "snapshots": [{"nimg": "1", "metrics": {}, "files": {}}]}',
+    '{"format": 1, "snapshots": [{"nimg": 1, "metrics": [], "files": {}}]}'])
 def test_a_manifest_that_is_none_is_refused_in_one_line(tmp_path, text):
     (tmp_path / manifest.MANIFEST).write_bytes(text.encode('latin1'))
     with pytest.raises(UserError, match=r'snapshots\.json: not a list of snapshots'):
@@ -46,11 +58,11 @@ def test_a_manifest_of_a_later_program_is_refused(tmp_path):
 def test_the_latest_undamaged_state_is_taken_and_the_damaged_ones_are_named(tmp_path):
     entries = tuple(snapshot(tmp_path, nimg) for nimg in (4, 8, 12, 16))
     manifest.write_manifest(tmp_path, entries)
-    assert manifest.latest_state(tmp_path) == (tmp_path / 'training-state-16.pt', [])
+    assert latest_state(tmp_path) == (tmp_path / 'training-state-16.pt', [])
     (tmp_path / 'training-state-16.pt').unlink()
     (tmp_path / 'training-state-12.pt').write_bytes(b'stat')
     (tmp_path / 'training-state-8.pt').write_bytes(b'state 9')
-    path, notes = manifest.latest_state(tmp_path)
+    path, notes = latest_state(tmp_path)
     assert path == tmp_path / 'training-state-4.pt'
     assert ['16.pt: cannot be read' in notes[0], '12.pt: 4 bytes instead of 8' in notes[1],
             '8.pt: its checksum' in notes[2]] == [True] * 3
@@ -59,12 +71,12 @@ def test_the_latest_undamaged_state_is_taken_and_the_damaged_ones_are_named(tmp_
 def test_files_that_are_not_listed_do_not_count(tmp_path):
     manifest.write_manifest(tmp_path, (snapshot(tmp_path, 4),))
     snapshot(tmp_path, 8)
-    assert manifest.latest_state(tmp_path)[0].name == 'training-state-4.pt'
+    assert latest_state(tmp_path)[0].name == 'training-state-4.pt'
 
 
 def test_snapshots_without_a_state_are_passed_over(tmp_path):
     manifest.write_manifest(tmp_path, (snapshot(tmp_path, 4), snapshot(tmp_path, 8, [NETWORKS])))
-    assert manifest.latest_state(tmp_path)[0].name == 'training-state-4.pt'
+    assert latest_state(tmp_path)[0].name == 'training-state-4.pt'
 
 
 def test_no_listed_state_is_ever_overwritten(tmp_path):

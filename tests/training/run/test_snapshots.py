@@ -58,7 +58,7 @@ def assert_sound(folder):
             assert (held['G_ema'].mapping.fc0.bias == entry.nimg).all()
     state, notes = find_state(str(folder), None)
     assert notes == []
-    return read_state(state)['run']['cur_nimg']
+    return read_state(state.state_path)['run']['cur_nimg']
 
 
 def test_a_snapshot_is_its_files_and_a_line_in_the_list(tmp_path):
@@ -69,7 +69,7 @@ def test_a_snapshot_is_its_files_and_a_line_in_the_list(tmp_path):
 
 def test_another_process_goes_on_with_the_list(tmp_path):
     for nimg in (4000, 8000, 12000):
-        write(SnapshotWriter(tmp_path), nimg, networks=False)
+        write(SnapshotWriter(tmp_path, entries=read_manifest(tmp_path)), nimg, networks=False)
     assert [e.nimg for e in read_manifest(tmp_path)] == [8000, 12000]
 
 
@@ -124,7 +124,7 @@ def test_what_training_does_meanwhile_is_not_in_the_snapshot(tmp_path, monkeypat
     with torch.no_grad():
         weight.fill_(1)
     writer.wait()
-    run = read_state(find_state(str(tmp_path), None)[0])['run']
+    run = read_state(find_state(str(tmp_path), None)[0].state_path)['run']
     assert not run['w'].any() and not run['w'].requires_grad and not run['again'][0].any()
 
 
