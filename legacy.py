@@ -81,7 +81,7 @@ def convert_command(
 @legacy_tool.command('push', cls=GroupedCommand)
 @click.option('--source', required=True, metavar='FILE|URL',
               help='Network file; or a folder that this command wrote, to upload as it is.')
-@click.option('--dest', required=True, metavar='URL|DIR',
+@click.option('--dest', required=True, metavar='DIR',
               help='Repository on the Hugging Face Hub, hf://user/repo, or a new folder to write everything '
                    'to.')
 @click.option('--license', metavar='NAME',

@@ -36,7 +36,7 @@ LATE_IMPORTS = {
     'torch_utils.distributed': {'torch.distributed'},
     'training.formats.hub': {'huggingface_hub'},
     'training.datasets.lsun': {'lmdb'},
-    'training.formats.load': {'torch_utils.pickles', 'training.formats'},
+    'training.formats.load': {'torch_utils.pickles', 'training.formats', 'training.report'},
     'training.run.sinks': {'torch.utils', 'wandb'}, 'training.report.ticks': {'psutil'},
     'training.report.curves': {'matplotlib'},
     'dnnlib.download': {'requests'}, 'dnnlib.video': {'imageio_ffmpeg'},

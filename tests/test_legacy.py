@@ -12,11 +12,11 @@ import torch
 from golden_cases import cases, golden_dir
 from recorded_networks import open_recorded
 from small_networks import save_small_network, small_discriminator, small_generator, without_end
+from strange_network import Impostor
 from tensorflow_files import tensorflow_pickle
 
 import legacy
 from dnnlib.util import UserError
-from torch_utils import persistence
 from torch_utils.pickles import describe
 from training import augment, networks
 from training.formats import pickled, rebuild
@@ -171,11 +171,6 @@ def refusal(contents, **kwargs):
 @pytest.mark.parametrize('contents', [[], {}, {'G_ema': None}, {'G_ema': 'text'}, 7])
 def test_a_pickle_without_networks_is_refused(contents):
     assert 'holds no networks' in refusal(contents)
-
-
-@persistence.persistent_class
-class Impostor(torch.nn.Module):
-    """A class that nobody knows."""
 
 
 @pytest.mark.parametrize('value', [*without_end(), {1}, np.zeros(2)], ids=['doubled', 'cycle', 'set', 'np'])

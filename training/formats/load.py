@@ -11,7 +11,6 @@ import torch
 import dnnlib
 from dnnlib.util import UserError
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
-from training.report.ticks import nimg_of_name
 
 __all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'fate_of_download', 'load_bytes', 'load_network',
            'load_network_pkl', 'network_path', 'read_file']
@@ -55,6 +54,7 @@ def network_path(path_or_url: str) -> str:
     """
     if not os.path.isdir(path_or_url):
         return path_or_url
+    from training.report.ticks import nimg_of_name
     found = [(number, kind, path) for path in Path(path_or_url).iterdir() if path.is_file()
              for kind, (prefix, suffix) in enumerate(SNAPSHOT_NAMES) if path.suffix == suffix
              for number in [nimg_of_name(path.name, f'^{prefix}')] if number is not None]

@@ -118,7 +118,7 @@ def test_what_training_does_meanwhile_is_not_in_the_snapshot(tmp_path, monkeypat
     original = snapshots.write_state
     monkeypatch.setattr(snapshots, 'write_state', lambda *args: (time.sleep(0.1), original(*args)))
     weight, copies = torch.zeros(5, requires_grad=True), HostCopies()
-    payload = make_payload({}, {'cur_nimg': 1, 'w': weight, 'again': [weight]}, {}, {})
+    payload = make_payload({}, {'cur_nimg': 1, 'w': weight, 'again': [weight]}, {'tick': 0}, {})
     writer = SnapshotWriter(tmp_path)
     writer.save(Snapshot(1, copies.tree(payload), copies))
     with torch.no_grad():
