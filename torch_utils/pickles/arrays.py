@@ -7,8 +7,8 @@ import numpy as np
 
 from torch_utils.pickles.budget import Damaged
 from torch_utils.pickles.machine import Buildable, Global
-from torch_utils.pickles.tensors import MAX_DIMS
 
+MAX_DIMS = 8  # also of tensors
 NUMBER_CODES = ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1')
 
 

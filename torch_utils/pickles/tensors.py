@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from torch_utils.pickles.arrays import MAX_DIMS
 from torch_utils.pickles.budget import Budget, Damaged
 from torch_utils.pickles.machine import Machine
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's non-zip format
 PROTOCOL = 1001  # second pickle
-MAX_DIMS = 8
 MAX_SIZE = 1 << 62  # of an axis, a stride, and all axes but the empty ones together; torch counts in 63 bits
 MAX_COPIES = 4  # of stored bytes, over all tensors of a network
 MAX_HEADER_OPCODES = 200  # per pickle of a storage; about 30 are usual

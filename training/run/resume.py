@@ -61,8 +61,8 @@ class ResumeRequest:
         try:
             before = TrainConfig.from_options(self.options)
         except (UserError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f'{self.state_path}: the options of this state cannot be read ({error}); use an earlier '
-                            'one') from error
+            raise UserError(f'{self.state_path}: the options of this state cannot be read ({error}); use an '
+                            'earlier one') from error
         is_same_batch = (config.batch_size, config.num_gpus) == (before.batch_size, before.num_gpus)
         if is_same_batch and not {'batch', 'batch_gpu', 'gpus'} & set(given):
             D = dataclasses.replace(config.D, mbstd_group_size=before.D.mbstd_group_size)
