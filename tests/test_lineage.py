@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our snapshots in other programs of the StyleGAN2-ADA lineage, for which tests/lineage stands in."""
 import io
+import pickle
 import pickletools
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from small_run import small_config
 from test_earlier_runs import SYSTEMS, extract
 
 import legacy
+from torch_utils.ops import layers
 from torch_utils.ops.plain_layers import PlainLayers
 from training import augment, networks
-from training.formats import lineage, pickled
+from training.formats import convert, lineage, pickled
 from training.systems import dcgan, stylegan1
 from training.systems.table import SYSTEMS as SYSTEMS_OF_TRAINING
 
@@ -126,6 +128,49 @@ def test_a_snapshot_pickles_for_python_3_7(tmp_path):
     assert max(arg for opcode, arg, _ in pickletools.genops(data) if opcode.name == 'PROTO') <= 4
     assert not any(opcode.proto > 4 for opcode, _, _ in pickletools.genops(data))
     assert b'numpy._core' not in data
+
+
+def test_class_names_are_no_argument_of_a_published_dataset(tmp_path):
+    kwargs = {'class_name': 'training.dataset.ImageFolderDataset', 'path': 'x.zip', 'use_labels': True}
+    path = pickled.save_network_snapshot(
+        tmp_path / 'net.pkl', G=None, D=None, G_ema=small_generator(c_dim=2),
+        training_set_kwargs={**kwargs, 'class_names': ['cat', 'dog']})
+    again = tmp_path / 'again.pkl'
+    convert.write(again, legacy.load_network(str(path)), convert.Choices())
+    for file in (path, again):
+        assert pickle.loads(file.read_bytes())['training_set_kwargs'] == kwargs
+        for trust in (False, True):
+            found = legacy.load_network(str(file), trust_pickle=trust)
+            assert found.training_set_kwargs == {**kwargs, 'class_names': ['cat', 'dog']}
+
+
+@pytest.mark.parametrize('name', ['fp16', 'bf16'])
+def test_16_bits_become_32_where_others_have_no_operators_for_them(name, monkeypatch):
+    G, _ = CASES[name]()
+    z = torch.randn(2, G.z_dim)
+    monkeypatch.setattr(networks, 'layers', PlainLayers)
+    half, full = (G(z, None, noise_mode='const', force_fp32=f) for f in (False, True))
+    assert torch.equal(half, full)
+
+
+def test_plain_layers_and_ours_agree_in_float16():
+    G, D = CASES['fp16']()
+    x, styles = torch.randn(2, 8, 8, 8).half(), torch.randn(2, 8)
+    layer = G.synthesis.b16.conv0
+    noise, weight = layer.noise_const * 0.3, layer.weight * 300
+    conv, torgb = D.b8.conv1, G.synthesis.b8.torgb
+    results = []
+    for choice in (layers, PlainLayers):
+        up = choice.synthesis(
+            x, weight, styles * 100, noise, layer.bias, layer.resample_filter, 'lrelu', 2 ** 0.5, 256, up=2,
+            padding=1)
+        down = choice.convolution(
+            x, conv.weight, conv.bias, conv.resample_filter, 0.1, 'lrelu', 1, 256, down=2, padding=1)
+        rgb = choice.to_image(x, torgb.weight, styles, torgb.bias, 256)
+        assert {t.dtype for t in (up, down, rgb)} == {torch.float16}
+        results.append([up, down, rgb])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize('shape', [{}, {'img_resolution': (8, 12)}, {'synthesis_kwargs': HALF}])

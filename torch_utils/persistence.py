@@ -38,10 +38,10 @@ _hooks: list[Hook] = []
 def persistent_class(cls: T) -> T:
     """Class decorator: a subclass of the same name that records its arguments and is pickled with its source.
 
-    Adds the properties init_args (tuple) and init_kwargs (EasyDict), both deep copies, and the class
-    attributes _orig_module_src and _orig_class_name. Decorating twice changes nothing. Constructing an
-    instance raises TypeError if its arguments cannot be pickled. Raises ValueError if the source code of the
-    module cannot be read.
+    Adds the properties init_args (tuple) and init_kwargs (EasyDict, as are all dictionaries in it), both deep
+    copies, and the class attributes _orig_module_src and _orig_class_name. Decorating twice changes nothing.
+    Constructing an instance raises TypeError if its arguments cannot be pickled. Raises ValueError if the
+    source code of the module cannot be read.
     """
     assert isinstance(cls, type), f'persistent_class decorates classes, not {cls!r}'
     if is_persistent(cls):
@@ -95,19 +95,22 @@ class _PersistentMixin:
     @property
     def init_kwargs(self) -> EasyDict:
         """Keyword constructor arguments, as a deep copy."""
-        return EasyDict(copy.deepcopy(self._init_kwargs))
+        return _with_attributes(copy.deepcopy(self._init_kwargs), EasyDict)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         plain = super().__reduce_ex__(max(int(protocol), 2))
         if not is_persistent(self):
             return plain  # an undecorated subclass: the source code of its parent does not contain it
         cls = type(self)
+        # By the names in files: in the wheel these may be the modules of another program.
+        reconstruct = importlib.import_module('torch_utils.persistence')._reconstruct_persistent_obj
+        state, easy_dict = dict(plain[2] or {}), importlib.import_module('dnnlib.util').EasyDict
+        if '_init_kwargs' in state:
+            state['_init_kwargs'] = _with_attributes(state['_init_kwargs'], easy_dict)
         meta = {'type': 'class', 'version': VERSION, 'module_src': cls._orig_module_src,
-                'class_name': cls._orig_class_name, 'state': plain[2] or {}}
+                'class_name': cls._orig_class_name, 'state': state}
         if _companions.get(cls.__module__):
             meta['companions'] = _companions[cls.__module__]
-        # By the name in files: in the wheel this may be the function of another program's torch_utils.
-        reconstruct = importlib.import_module('torch_utils.persistence')._reconstruct_persistent_obj
         return reconstruct, (meta,), None
 
     def __deepcopy__(self, memo: dict) -> Any:
@@ -157,6 +160,12 @@ def _checked_copy(class_name: str, args: tuple, kwargs: dict) -> tuple[tuple, di
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise TypeError(f'{class_name}: cannot be saved: its arguments cannot be pickled: {error}') from error
     return copy.deepcopy(args), copy.deepcopy(kwargs)
+
+
+def _with_attributes(kwargs: dict, kind: type[dict]) -> dict:
+    """The same with `kind`, an EasyDict, for each dictionary: programs set init_kwargs.synthesis_kwargs.x."""
+    return kind({name: _with_attributes(value, kind) if isinstance(value, dict) else value
+                 for name, value in kwargs.items()})
 
 
 class _Discard:

@@ -610,6 +610,9 @@ def _compute_format(
     TF32, and cuDNN transposes anything else. There, fp16_channels_last=False keeps NCHW.
     """
     half = block.use_fp16 and not force_fp32
+    if layers is PlainLayers:
+        # The published kernels have no bfloat16, and old PyTorch has no 16-bit convolutions on a CPU.
+        half = half and device.type != 'cpu' and block.half_dtype == 'float16'
     by_tensor_cores = half or torch.backends.cudnn.allow_tf32
     channels_last = device.type == 'cpu' or (by_tensor_cores and block.wants_nhwc is not False)
     dtype = getattr(torch, block.half_dtype) if half else torch.float32

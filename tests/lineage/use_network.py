@@ -53,7 +53,7 @@ def main(path, out):
     assert all(torch.equal(twin(z, c, **options), results['images']) for twin in same)
     kwargs = G.init_kwargs
     if 'synthesis_kwargs' in kwargs and 'num_fp16_res' in kwargs.synthesis_kwargs:
-        kwargs.synthesis_kwargs = dict(kwargs.synthesis_kwargs, num_fp16_res=4, conv_clamp=256)
+        kwargs.synthesis_kwargs.num_fp16_res, kwargs.synthesis_kwargs.conv_clamp = 4, 256
         results['half'] = rebuilt(G, kwargs)(z, c, noise_mode='const')
         results['noise'] = [name for name, _ in G.synthesis.named_buffers() if 'noise_const' in name]
         shapes = []

@@ -69,6 +69,15 @@ def test_arguments_are_remembered_as_deep_copies(make_module):
     assert type(shape)(*shape.init_args, **shape.init_kwargs).describe() == 'both has [3, 4] sides'
 
 
+def test_dictionaries_among_the_arguments_have_attributes_in_every_program(make_module):
+    shape = make_module('shapes', SHAPE).Shape(3, options={'a': {'b': 1}})
+    forget('shapes')
+    for kwargs in (shape.init_kwargs, pickle.loads(pickle.dumps(shape))._init_kwargs):
+        kwargs['options'].a.b = 2
+        assert type(kwargs['options'].a) is EasyDict and kwargs == {'options': {'a': {'b': 2}}}
+    assert shape.init_kwargs == {'options': {'a': {'b': 1}}}
+
+
 def test_the_decorated_class_looks_like_the_original_and_is_decorated_once(make_module):
     module = make_module('shapes', SHAPE)
     cls = module.Shape

@@ -21,6 +21,7 @@ from torch_utils.pickles import describe, torch_file
 from torch_utils.pickles.describe import TRUST, ModuleDescription, explained
 from torch_utils.pickles.tensors import make_tensors
 from training import networks
+from training.datasets.labels import CLASS_NAMES
 from training.formats import rebuild, tensorflow
 from training.formats.rebuild import KEYS, MODULES, NETWORKS, check_sizes, construct, shown
 
@@ -106,8 +107,8 @@ def load_by_execution(data: bytes, name: str) -> dnnlib.EasyDict:
     modules = named_modules(name, held, torch.nn.Module, lambda module: type(module).__name__)
     for net in modules.values():
         net.eval().requires_grad_(requires_grad=False)
-    kwargs = held.get('training_set_kwargs') if isinstance(held, dict) else None
-    return dnnlib.EasyDict({**dict.fromkeys(KEYS), **modules, 'training_set_kwargs': kwargs})
+    return dnnlib.EasyDict({
+        **dict.fromkeys(KEYS), **modules, 'training_set_kwargs': _training_set_kwargs(held)})
 
 
 def read(data: bytes, name: str) -> tuple[Mapping[str, Any], Any]:
@@ -124,9 +125,16 @@ def contents(name: str, held: Any) -> tuple[dict[str, Blueprint], Any]:
     Raises UserError if there are no networks.
     """
     modules = named_modules(name, held, ModuleDescription, lambda module: module.class_name)
-    kwargs = held.get('training_set_kwargs') if isinstance(held, dict) else None
     return ({key: Blueprint(f'{name}: {key}', module) for key, module in modules.items()},
-            describe.plain(kwargs, name))
+            describe.plain(_training_set_kwargs(held), name))
+
+
+def _training_set_kwargs(held: Any) -> Any:
+    """The options of the dataset, with the names of its classes, which have a key of their own in files."""
+    kwargs = held.get('training_set_kwargs') if isinstance(held, dict) else None
+    if isinstance(kwargs, dict) and CLASS_NAMES in held:
+        return {**kwargs, CLASS_NAMES: held[CLASS_NAMES]}
+    return kwargs
 
 
 def has_modules(held: Any) -> bool:
@@ -283,8 +291,14 @@ def copy_networks(
 
 def write_networks(path: str | os.PathLike, snapshot: Mapping[str, Any]) -> Path:
     """Pickle the result of copy_networks(); returns the path. Raises UserError if that fails."""
+    held = dict(snapshot)
+    kwargs = held.get('training_set_kwargs')
+    if isinstance(kwargs, Mapping) and CLASS_NAMES in kwargs:
+        # Other programs create their dataset with all of training_set_kwargs.
+        held['training_set_kwargs'] = {key: value for key, value in kwargs.items() if key != CLASS_NAMES}
+        held[CLASS_NAMES] = kwargs[CLASS_NAMES]
     with replace_file(path, durable=True) as temporary, open(temporary, 'xb') as file, naming.owned():
-        pickle.dump(dict(snapshot), file, protocol=4)  # that of Python 3.7
+        pickle.dump(held, file, protocol=4)  # that of Python 3.7
     return Path(path)
 
 
