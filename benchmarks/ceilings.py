@@ -20,6 +20,7 @@ PRODUCT_SIDE = {'cuda': 8192, 'cpu': 512}
 # Batch, channels, side of 3x3 convolutions: levels of --cfg=auto at 256x256, batch 16.
 CONVOLUTIONS = {'cuda': ((16, 64, 256), (16, 128, 128), (16, 256, 64), (16, 512, 32), (16, 512, 16)),
                 'cpu': ((2, 32, 32),)}
+PEAK_SHAPES = ((16, 64, 32), (1, 512, 32))  # of which a CPU convolves the fastest
 # (name, dtype, whether NHWC)
 KINDS = {'cuda': (('fp16', torch.float16, True), ('tf32', torch.float32, True),
                   ('fp32', torch.float32, False)),
@@ -76,6 +77,14 @@ def convolution_rows(name, dtype, is_nhwc, shape, device):
         sec = seconds(run, device)
         yield {'what': f'{part} {name} {"nhwc" if is_nhwc else "nchw"} {n}x{channels}x{side}x{side}',
                'ms': 1e3 * sec, 'per_sec': flop / sec / 1e12, 'unit': 'TFLOP/s'}
+
+
+def convolution_peak(device):
+    """The most FLOP/s of a float32 convolution or one of its gradients; None on a GPU, which has several."""
+    if device.type != 'cpu':
+        return None
+    rows = [row for shape in PEAK_SHAPES for row in convolution_rows(*KINDS['cpu'][0], shape, device)]
+    return max(row['per_sec'] for row in rows) * 1e12
 
 
 def measure(device):

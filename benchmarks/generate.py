@@ -9,6 +9,8 @@ import time
 import click
 import common
 import torch
+from ceilings import convolution_peak
+from torch.utils.flop_counter import FlopCounterMode
 
 from dnnlib.cli import run_command
 from torch_utils.misc import keep_freed_memory, pick_device
@@ -33,6 +35,14 @@ def images_per_second(G, z, device, fused):
     return len(z) / statistics.median(seconds[4:])
 
 
+@torch.inference_mode()
+def flop_per_image(G, z, fused):
+    """Of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        G(z, None, noise_mode='const', fused_modconv=fused)
+    return counter.get_total_flops() / len(z)
+
+
 @click.command(context_settings={'show_default': True})
 @click.option('--cfg', default='auto', help='Preset of train.py.')
 @click.option('--resolution', default=256, help='Side of the images.')
@@ -52,12 +62,14 @@ def main(cfg, resolution, device, precision, batch, json_path):
     variants, rows = [('default', G, None), ('fused', G, True), ('unfused', G, False)], []
     if device.type == 'cuda':
         variants.append(('graphs', by_graphs(G, device, 'auto'), None))
+    peak = convolution_peak(device)
     for size in map(int, batch.split(',')):
         z = torch.randn([size, G.z_dim], device=device)
         for name, call, fused in variants:
             speed = images_per_second(call, z, device, fused)
-            row = {'cfg': cfg, 'resolution': resolution, 'variant': f'{name} x{size}', 'img_per_sec': speed}
-            rows.append(row)
+            share = None if peak is None else round(100 * speed * flop_per_image(G, z, fused) / peak, 1)
+            rows.append({'cfg': cfg, 'resolution': resolution, 'variant': f'{name} x{size}',
+                         'img_per_sec': speed, 'peak_percent': share})
     common.write_json(json_path, device, rows)
     common.print_table(rows)
 

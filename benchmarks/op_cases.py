@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils.ops import modulated_conv2d, scaled_cast  # noqa: F401 (their import registers all operators)
+from torch_utils.ops import layers  # noqa: F401 (its import registers all operators)
 from torch_utils.ops._registry import OPS, Op
 from torch_utils.ops.upfirdn2d import setup_filter
 
@@ -119,6 +119,16 @@ CASES = {
         m.features(), m.features(), *ACT, CLAMP)),
     'bias_act_grad_both': Case(OPS['bias_act_grad_both'], lambda m: (
         m.features(), m.features(), *ACT, CLAMP)),
+    'bias_act_plus': Case(OPS['bias_act_plus'], lambda m: (
+        m.features(), m.bias(), m.features(), *ACT, CLAMP)),
+    'bias_act_input_grad': Case(OPS['bias_act_input_grad'], lambda m: (
+        m.features(), m.features(), m.bias(), True, *ACT, CLAMP)),
+    'activated_filter': Case(OPS['activated_filter'], lambda m: (
+        m.features(), m.layer_filter(), [2, 1, 2, 1], False, m.bias(), *ACT, CLAMP)),
+    'filtered_input_grad': Case(OPS['filtered_input_grad'], lambda m: (
+        m.features(extra=1), m.layer_filter(), [1] * 4, False, m.features(), m.bias(), True, *ACT, CLAMP)),
+    'filtered_scale_grad': Case(OPS['filtered_scale_grad'], lambda m: (
+        m.features(extra=1), m.layer_filter(), [1] * 4, False, 4.0, m.features(), m.styles())),
     'scale_channels': Case(OPS['scale_channels'], lambda m: (m.features(), m.styles())),
     'scale_channels_grad': Case(OPS['scale_channels_grad'], lambda m: (
         m.features(), m.features(), m.styles())),

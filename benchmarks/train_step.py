@@ -15,6 +15,7 @@ import click
 import common
 import torch
 from baseline import plain_adam, straightforward
+from ceilings import convolution_peak
 
 from dnnlib.cli import run_command
 from dnnlib.util import UserError
@@ -22,6 +23,7 @@ from torch_utils import custom_ops, training_stats
 from torch_utils.misc import keep_freed_memory, pick_device, set_gpu_arithmetic
 from training import state as state_module
 from training.accelerate import compile_networks, use_graphs
+from training.capacity.estimate import estimate
 from training.config import DatasetInfo, resolve
 from training.iteration import PhaseClock, run_iteration
 from training.state import build_state
@@ -207,12 +209,20 @@ def measure(configs, device, cycles, profile_path=None):
     for _ in range(cycles):
         for name, trainer in trainers.items():
             seconds[name].append(trainer.cycle())
-    first = next(iter(trainers))
-    rows = [{**row(name, trainers[name], seconds[name], seconds[first]), 'warm_up_sec': warmups[name]}
-            for name in trainers]
+    first, peak = next(iter(trainers)), convolution_peak(device)
+    rows = [{**row(name, trainers[name], seconds[name], seconds[first]), 'warm_up_sec': warmups[name],
+             'peak_percent': share_of(peak, trainers[name].config, seconds[name])} for name in trainers]
     if profile_path is not None:
         profile_cycle(trainers[first], rows[0], profile_path)
     return rows
+
+
+def share_of(peak, config, seconds):
+    """Percent of the speed of convolutions at which a float32 training computes; None without a peak."""
+    if peak is None or config.precision in ('fp16', 'bf16'):
+        return None
+    flop = estimate(config, label_dim=0, channels=3).flop_per_kimg * CYCLE * config.batch_size / 1000
+    return round(100 * flop / statistics.median(seconds) / peak, 1)
 
 
 def profile_cycle(trainer, measured, path):

@@ -16,7 +16,7 @@ from dnnlib.util import first_line
 from torch_utils import custom_ops
 from torch_utils.kernels import nvrtc
 from torch_utils.kernels.cubin_cache import CubinCache
-from torch_utils.ops import modulated_conv2d, scaled_cast, warp, warp_cuda  # noqa: F401 (registers operators)
+from torch_utils.ops import layers, warp, warp_cuda  # noqa: F401 (layers registers the other operators)
 from torch_utils.ops._registry import OPS, Op
 from torch_utils.ops.variants import HOT
 
@@ -247,6 +247,13 @@ _ARGUMENTS: dict[str, Callable[[Callable], tuple]] = {
     'bias_act': lambda r: (r(*SHAPE), r(_C), 1, *LRELU, 1.5),
     'bias_act_grad': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
     'bias_act_grad_both': lambda r: (r(*SHAPE), r(*SHAPE), *LRELU, 1.5),
+    'bias_act_plus': lambda r: (r(*SHAPE), r(_C), r(*SHAPE), *LRELU, 1.5),
+    'bias_act_input_grad': lambda r: (r(*SHAPE), r(*SHAPE), r(_C), True, *LRELU, 1.5),
+    'activated_filter': lambda r: (_nhwc(r(*SHAPE)), _taps(r), [1, 2, 1, 2], False, r(_C), *LRELU, 1.5),
+    'filtered_input_grad': lambda r: (
+        _nhwc(r(*SHAPE)), _taps(r), [1, 2, 1, 2], False, _nhwc(r(*SHAPE)), r(_C), True, *LRELU, 1.5),
+    'filtered_scale_grad': lambda r: (
+        _nhwc(r(*SHAPE)), _taps(r), [1, 2, 1, 2], False, 2.0, _nhwc(r(*SHAPE)), r(_N, _C)),
     'bias_act_curvature': lambda r: (r(*SHAPE), r(*SHAPE), r(*SHAPE), 'swish', 1.25, -1.0),
     'scaled_cast': lambda r: (r(OUT_CHANNELS, _C, 3, 3), 0.1, r(1).dtype),
     'scale_channels': lambda r: (r(*SHAPE), r(_N, _C)),

@@ -87,14 +87,18 @@ class Conv2dLayer(torch.nn.Module):
             else:
                 self.register_buffer('bias', values)
 
-    def forward(self, x: torch.Tensor, gain: float = 1, small: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, gain: float = 1, small: torch.Tensor | None = None, **fusion: Any,
+    ) -> torch.Tensor:
         """[N, I, H, W] -> [N, O, H * up // down, W * up // down]; gain multiplies the result and clamp.
 
         small: what fork_down() made of x, if the caller has it; only for kernel_size=1.
+        fusion: addend, before, is_deferred of layers.convolution().
         """
         return layers.convolution(
             x, self.weight, self.bias, self.resample_filter, self.weight_gain, self.activation,
-            self.act_gain * gain, _scaled(self.conv_clamp, gain), self.up, self.down, self.padding, small)
+            self.act_gain * gain, _scaled(self.conv_clamp, gain), self.up, self.down, self.padding, small,
+            **fusion)
 
 
 @persistence.persistent_class
@@ -300,7 +304,8 @@ class SynthesisBlock(torch.nn.Module):
             return self.conv1(x, w, **layer_kwargs)
         x = x.to(dtype=dtype, memory_format=layout)
         w0, w1, before, after = next(styles), next(styles), {}, {}
-        if not layer_kwargs['fused_modconv'] and (self.training or not self._is_watched()):
+        is_free = self.training or not _is_watched(self.conv0, self.conv1, self.conv1.affine)
+        if not layer_kwargs['fused_modconv'] and is_free:
             # Nobody else reads what conv0 makes, so it multiplies by conv1's styles before it writes.
             # Not conv1.affine(w1): hooks would see it outside of its layer.
             modulation = layers.modulate(self.conv1.weight, self.conv1.affine.forward(w1), dtype)
@@ -311,11 +316,6 @@ class SynthesisBlock(torch.nn.Module):
         y = self.skip(x, gain=math.sqrt(0.5))
         x = self.conv0(x, w0, **before, **layer_kwargs)
         return y + self.conv1(x, w1, gain=math.sqrt(0.5), **after, **layer_kwargs)
-
-    def _is_watched(self) -> bool:
-        """Whether hooks read what the layers exchange, as programs do that edit features."""
-        layers = self.conv0, self.conv1, self.conv1.affine
-        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
     def _prefers_fused(self, ws: torch.Tensor) -> bool:
         # A single image needs no scaling of activations if its weights are scaled; more would need a grouped
@@ -442,10 +442,20 @@ class DiscriminatorBlock(torch.nn.Module):
             x = y if x is None else x + y
             img = upfirdn2d.downsample2d(img, self.resample_filter) if self.architecture == 'skip' else None
         if self.architecture != 'resnet':
-            return self.conv1(self.conv0(x)), img
+            return self._convolve(x), img
         x, small = layers.fork_down(x, self.skip.resample_filter, self.skip.down)
         y = self.skip(x, gain=math.sqrt(0.5), small=small)
-        return y + self.conv1(self.conv0(x), gain=math.sqrt(0.5)), img
+        return self._convolve(x, gain=math.sqrt(0.5), addend=y), img
+
+    def _convolve(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """conv1(conv0(x)); nobody else reads what conv0 makes, so conv1's filter may activate it."""
+        before = None
+        if self.training or not _is_watched(self.conv0, self.conv1):
+            before = layers.defer(
+                x, self.conv0.bias, self.conv0.activation, self.conv0.act_gain, self.conv0.conv_clamp)
+        if before is None:
+            return self.conv1(self.conv0(x), **kwargs)
+        return self.conv1(self.conv0(x, is_deferred=True), before=before, **kwargs)
 
 
 @persistence.persistent_class
@@ -567,6 +577,11 @@ class Discriminator(torch.nn.Module):
             x, img = getattr(self, f'b{level}')(x, img, **block_kwargs)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
         return self.b4(x, img, cmap)
+
+
+def _is_watched(*layers: torch.nn.Module) -> bool:
+    """Whether hooks read what the layers exchange, as programs do that edit features."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def _normal(shape: list[int], deviation: float = 1.0) -> torch.nn.Parameter:

@@ -34,6 +34,17 @@ class FlatGradients:
         for p, view in zip(self.parameters, self.views, strict=True):
             p.grad = view
 
+    def add_gradient_of(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a scalar: all at once, where backward() adds parameter by parameter."""
+        found = [(view, grad) for view, grad in zip(
+            self.views, torch.autograd.grad(loss, self.parameters, allow_unused=True), strict=True)
+            if grad is not None]
+        # Tensors of other strides would keep all of them from being added together.
+        for is_alike in (True, False):
+            pairs = [pair for pair in found if (pair[0].stride() == pair[1].stride()) is is_alike]
+            if pairs:
+                torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+
     def require(self, *, wanted: bool) -> None:
         """Set requires_grad of all parameters."""
         for p in self.parameters:
@@ -107,7 +118,7 @@ class Phase:
         active = False
         for loss in self.losses(micro):
             mean = loss.mean() * (self.interval / num_rounds)
-            mean.backward()
+            self.gradients.add_gradient_of(mean)
             self.total_loss += mean.detach()
             active = True
         return active

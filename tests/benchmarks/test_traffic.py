@@ -41,10 +41,10 @@ class Budget:
 
 
 BUDGETS = [
-    Budget(256, 'noaug', 32.8, 1820, goal_gigabytes=24, goal_calls=1600),
-    Budget(1024, 'noaug', 65.7, 2242, goal_gigabytes=48, goal_calls=1900),
-    Budget(256, 'ada', 34.0, 1876, goal_gigabytes=25.5, goal_calls=None),
-    Budget(1024, 'ada', 70.6, 2298, goal_gigabytes=54, goal_calls=None),
+    Budget(256, 'noaug', 27.5, 1560, goal_gigabytes=24, goal_calls=1600),
+    Budget(1024, 'noaug', 54.8, 1900, goal_gigabytes=48, goal_calls=1900),
+    Budget(256, 'ada', 28.7, 1620, goal_gigabytes=25.5, goal_calls=None),
+    Budget(1024, 'ada', 59.7, 1960, goal_gigabytes=54, goal_calls=None),
 ]
 
 

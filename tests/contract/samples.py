@@ -9,7 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils.ops import bias_act, epilogue, modulated_conv2d, pixel_product, scaled_cast, upfirdn2d, warp
+from torch_utils.ops import (
+    activated,
+    bias_act,
+    epilogue,
+    modulated_conv2d,
+    pixel_product,
+    scaled_cast,
+    upfirdn2d,
+    warp,
+)
 from torch_utils.ops._registry import Op
 
 
@@ -84,6 +93,61 @@ BIAS_ACT = {
     'last_dim': _bias_act('lrelu', shape=(2, 3, 5), dim=2, alpha=0.2),
     'no_bias': _bias_act('relu', bias=False),
 }
+
+
+ACT_SPEC = ('lrelu', 0.2, 1.25, 0.8)
+
+
+def _bias_act_plus(act, alpha, clamp, layout=torch.contiguous_format):
+    def make(dtype, device):
+        x, r = (randn(3, 2, 4, 5, dtype=dtype, device=device, layout=layout) for _ in range(2))
+        return x, randn(2, dtype=dtype, device=device), r, act, alpha, 1.25, clamp
+    return make
+
+
+def _input_grad(wants_db, layout=torch.contiguous_format):
+    def make(dtype, device):
+        dy, x = (randn(3, 2, 4, 5, dtype=dtype, device=device, layout=layout) for _ in range(2))
+        return dy, x, randn(2, dtype=dtype, device=device), wants_db, *ACT_SPEC
+    return make
+
+
+def _activated_filter(act, layout=torch.contiguous_format, flip=False):
+    def make(dtype, device):
+        x = randn(2, 2, 5, 6, dtype=dtype, device=device, layout=layout)
+        taps = torch.tensor(FILTER_2D, dtype=torch.float32, device=device)
+        b = randn(2, dtype=dtype, device=device)
+        return x, taps, [1, 1, 2, 1], flip, b, act, 0.2 if act == 'lrelu' else 0.0, 1.25, 0.8
+    return make
+
+
+def _filtered_grad(*more, layout=torch.contiguous_format):
+    """more: functions of (dtype, device) or arguments, after x."""
+    def make(dtype, device):
+        dy = randn(2, 2, 7, 6, dtype=dtype, device=device, layout=layout)
+        x = randn(2, 2, 5, 6, dtype=dtype, device=device, layout=layout)
+        taps = torch.tensor(FILTER_2D, dtype=torch.float32, device=device)
+        rest = [randn(*m, dtype=dtype, device=device) if isinstance(m, tuple) else m for m in more]
+        before = [rest.pop(0)] if isinstance(rest[0], float) else []
+        return dy, taps, [1, 1, 0, -1], False, *before, x, *rest
+    return make
+
+
+BIAS_ACT_PLUS = {
+    'lrelu': _bias_act_plus('lrelu', 0.2, 0.8), 'linear': _bias_act_plus('linear', 0.0, -1.0),
+    'channels_last': _bias_act_plus('lrelu', 0.2, 0.8, torch.channels_last)}
+INPUT_GRAD = {
+    'both': _input_grad(True), 'only_image': _input_grad(False),
+    'channels_last': _input_grad(True, torch.channels_last)}
+ACTIVATED_FILTER = {
+    'nchw': _activated_filter('lrelu'), 'nhwc': _activated_filter('lrelu', torch.channels_last),
+    'flipped': _activated_filter('relu', torch.channels_last, flip=True)}
+FILTERED_INPUT_GRAD = {
+    'nchw': _filtered_grad((2,), True, *ACT_SPEC),
+    'nhwc': _filtered_grad((2,), True, *ACT_SPEC, layout=torch.channels_last),
+    'only_image': _filtered_grad((2,), False, *ACT_SPEC, layout=torch.channels_last)}
+FILTERED_SCALE_GRAD = {
+    'nchw': _filtered_grad(2.0, (2, 2)), 'nhwc': _filtered_grad(2.0, (2, 2), layout=torch.channels_last)}
 
 
 def _epilogue(noise_shape, clamp=-1.0, layout=torch.contiguous_format):
@@ -333,6 +397,13 @@ SAMPLES = [
     *[Sample(f'bias_act_curvature-{act}', bias_act.act_curvature,
              _tensors((2, 3), (2, 3), (2, 3), after=(act, 1.25, 0.4 if act == 'swish' else -1.0)))
       for act in SMOOTH],
+    *[Sample(f'bias_act_plus-{k}', activated.bias_act_plus, v) for k, v in BIAS_ACT_PLUS.items()],
+    *[Sample(f'bias_act_input_grad-{k}', activated.input_grad, v) for k, v in INPUT_GRAD.items()],
+    *[Sample(f'activated_filter-{k}', activated.activated_filter, v) for k, v in ACTIVATED_FILTER.items()],
+    *[Sample(f'filtered_input_grad-{k}', activated.filtered_input_grad, v)
+      for k, v in FILTERED_INPUT_GRAD.items()],
+    *[Sample(f'filtered_scale_grad-{k}', epilogue.filtered_scale_grad, v)
+      for k, v in FILTERED_SCALE_GRAD.items()],
     *[Sample(f'modulated_epilogue-{k}', epilogue.epilogue, v) for k, v in EPILOGUE.items()],
     *[Sample(f'modulated_epilogue_grad-{k}', epilogue.epilogue_grad, v) for k, v in EPILOGUE_GRAD.items()],
     *[Sample(f'filtered_epilogue-{k}', epilogue.filtered_epilogue, v) for k, v in FILTERED.items()],

@@ -23,7 +23,7 @@ def results(value):
 def filter_index(op):
     """Which argument is a filter: float32, and nobody differentiates it."""
     filtered = ('upfirdn2d', 'upfirdn2d_plus', 'filtered_epilogue', 'scaled_filtered_epilogue', 'warp',
-                'warp_adjoint')
+                'warp_adjoint', 'activated_filter', 'filtered_input_grad', 'filtered_scale_grad')
     return 1 if op.name in filtered else None
 
 

@@ -19,6 +19,8 @@ OF_FLOAT_AND_DOUBLE(expm1)
 OF_FLOAT_AND_DOUBLE(log1p)
 OF_FLOAT_AND_DOUBLE(tanh)
 OF_FLOAT_AND_DOUBLE(sqrt)
+static inline float fmaxf(float a, float b) { return __builtin_fmaxf(a, b); }
+static inline double fmax(double a, double b) { return __builtin_fmax(a, b); }
 
 #define __device__
 #define __host__

@@ -48,10 +48,21 @@ def test_flat_gradients_collect_what_autograd_computes():
     expected = torch.autograd.grad(value.mean(), parameters, allow_unused=True, retain_graph=True)
     flat = FlatGradients(parameters)
     flat.attach()
-    value.mean().backward(inputs=parameters)
+    flat.add_gradient_of(value.mean())
     for p, grad in zip(parameters, expected, strict=True):
         torch.testing.assert_close(p.grad, torch.zeros_like(p) if grad is None else grad)
     assert flat.buffer.norm() > 0
+
+
+def test_gradients_of_several_losses_and_of_other_strides_add_up():
+    used, turned, unused = (torch.nn.Parameter(torch.ones(shape)) for shape in ([3], [2, 4], [5]))
+    flat = FlatGradients([used, turned, unused])
+    flat.attach()
+    factors = torch.arange(8.0).view(4, 2)
+    flat.add_gradient_of((turned.t() * factors).sum() + used.sum())
+    flat.add_gradient_of(2 * used.sum())
+    assert used.grad.tolist() == [3, 3, 3] and unused.grad.tolist() == [0] * 5
+    assert torch.equal(turned.grad, factors.t()) and turned.grad.is_contiguous()
 
 
 def test_non_finite_gradients_are_sanitised_and_finite_ones_left_alone():

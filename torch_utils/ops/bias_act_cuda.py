@@ -13,31 +13,37 @@ ACT_NUMBERS = {name: number for number, name in enumerate(activation_funcs, star
 NO_BIAS, BIAS_PER_VECTOR, BIAS_ALONG_VECTOR = range(3)
 
 
-def bias_act_kernel(entry: str, dtype: torch.dtype, act: str, vec: int, bias: int = NO_BIAS) -> Kernel:
+def bias_act_kernel(
+    entry: str, dtype: torch.dtype, act: str, vec: int, bias: int = NO_BIAS, has_addend: bool = False,
+) -> Kernel:
     """One specialisation; entry: bias_act, bias_act_grad or bias_act_curvature."""
+    addend = {'ADDEND': 1} if has_addend else {}
     return native.kernel('bias_act.cu', entry, SCALAR_T=native.TYPE_NAMES[dtype], ACT=ACT_NUMBERS[act],
-                         VEC=vec, BIAS=bias)
+                         VEC=vec, BIAS=bias, **addend)
 
 
 def bias_act(
     x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float,
+    addend: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Native form of the operator bias_act."""
-    if not native.supports(x, b):
+    """Native form of the operator bias_act; of bias_act_plus with an addend that has the shape of x."""
+    if not native.supports(x, b, addend):
         return None
     y = empty_as(x)
-    x = native.dense(x, y)
+    x, addend = native.dense(x, y), None if addend is None else native.dense(addend, y)
     step, mode, run = 1, NO_BIAS, x.numel()
     if b is not None:
         b = b.contiguous()
         step = y.stride(dim) if y.shape[dim] > 1 else x.numel()
         mode = BIAS_ALONG_VECTOR if step == 1 else BIAS_PER_VECTOR
         run = b.numel() if step == 1 else step
-    vec = native.vector_width(run, x, y, b if mode == BIAS_ALONG_VECTOR else None)
+    vec = native.vector_width(run, x, y, b if mode == BIAS_ALONG_VECTOR else None, addend)
     count = 1 if b is None else b.numel()
+    last = () if addend is None else (addend,)
     native.launch(
-        bias_act_kernel('bias_act', x.dtype, act, vec, mode), native.blocks_for(x.numel() // vec),
-        (x, b, y, x.numel(), step, count, float(alpha), float(gain), float(clamp)), x.device)
+        bias_act_kernel('bias_act', x.dtype, act, vec, mode, addend is not None),
+        native.blocks_for(x.numel() // vec),
+        (x, b, y, x.numel(), step, count, float(alpha), float(gain), float(clamp), *last), x.device)
     return y
 
 

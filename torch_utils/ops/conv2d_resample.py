@@ -47,6 +47,11 @@ def fork_down(
     return fork(x, f, down, _total_padding(0, f, 1, down), flip_filter)
 
 
+def padding_before_down(padding: int | Sequence[int], f: torch.Tensor, down: int) -> list[int]:
+    """[x0, x1, y0, y1] by which conv2d_resample() pads before it filters and down-samples by `down`."""
+    return _total_padding(padding, f, 1, down)
+
+
 def convolve_before_filter(
     x: torch.Tensor, w: torch.Tensor, f: torch.Tensor | None, up: int, padding: int | Sequence[int] = 0,
     groups: int = 1, flip_weight: bool = True, down: int = 1,

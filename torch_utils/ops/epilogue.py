@@ -203,8 +203,52 @@ def _through_filter(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(dx, dd) of filter(x) * d, given its gradient g."""
     padding = adjoint_padding(filter_size(f), [1, 1], [1, 1], ctx.padding, x.shape[2:], g.shape[2:])
-    g = _upfirdn2d(g, f, [1, 1], [1, 1], padding, not ctx.flip, ctx.filter_gain)
-    return scale_channels_grad(g, x, d)
+    return filtered_scale_grad(g, f, padding, not ctx.flip, ctx.filter_gain, x, d)
+
+
+# scale_channels_grad() of the filtered dy.
+
+def _filtered_scale_reference(
+    dy: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, x: torch.Tensor,
+    s: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    filtered = _upfirdn2d.run(dy, f, [1, 1], [1, 1], padding, flip, filter_gain)
+    return scale_channels_grad.run(filtered, x, s)
+
+
+def _filtered_scale_fake(
+    dy: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, x: torch.Tensor,
+    s: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    filtered = _upfirdn2d.fake(dy, f, [1, 1], [1, 1], padding, flip, filter_gain)
+    return _scale_grad_fake(filtered, x, s)
+
+
+def _filtered_scale_setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    dy, f, ctx.padding, ctx.flip, ctx.filter_gain, x, s = inputs
+    ctx.save_for_backward(dy, f, x, s)
+    ctx.set_materialize_grads(False)
+
+
+def _filtered_scale_backward(ctx: Any, ddx: torch.Tensor | None, dds: torch.Tensor | None) -> tuple:
+    dy, f, x, s = ctx.saved_tensors
+    wants = ctx.needs_input_grad
+    to_dy = to_x = to_s = None
+    if wants[0]:
+        total = plus(None if ddx is None else scale_channels(ddx, s),
+                     None if dds is None else scale_channels(x, dds))
+        padding = adjoint_padding(filter_size(f), [1, 1], [1, 1], ctx.padding, dy.shape[2:], x.shape[2:])
+        to_dy = None if total is None else _upfirdn2d(
+            total, f, [1, 1], [1, 1], padding, not ctx.flip, ctx.filter_gain)
+    of_x, of_s = wants[5] and dds is not None, wants[6] and ddx is not None
+    filtered = None
+    if of_x or of_s:  # second derivatives are rare: computed again rather than stored
+        filtered = _upfirdn2d(dy, f, [1, 1], [1, 1], ctx.padding, ctx.flip, ctx.filter_gain)
+    if of_x:
+        to_x = scale_channels(filtered, dds)
+    if of_s:
+        to_s = (ddx * filtered).sum([2, 3])
+    return to_dy, None, None, None, None, to_x, to_s
 
 
 # filtered_epilogue() fused with the channel scaling of the next layer: (y * s, y). Without keeps_y, y is
@@ -312,6 +356,14 @@ scale_channels_grad = define_op(
     'scale_channels_grad(Tensor dy, Tensor x, Tensor s) -> (Tensor, Tensor)',
     reference=_scale_grad_reference, fake=_scale_grad_fake, setup_context=_scale_grad_setup_context,
     backward=_scale_grad_backward, cuda=epilogue_cuda.scale_grad,
+)
+
+filtered_scale_grad = define_op(
+    'filtered_scale_grad(Tensor dy, Tensor f, int[] padding, bool flip_filter, float filter_gain, Tensor x, '
+    'Tensor s) -> (Tensor, Tensor)',
+    reference=_filtered_scale_reference, fake=_filtered_scale_fake,
+    setup_context=_filtered_scale_setup_context, backward=_filtered_scale_backward,
+    cuda=epilogue_cuda.filtered_scale_grad,
 )
 
 epilogue = define_op(

@@ -81,13 +81,15 @@ class Walk:
 
 def epilogue_kernel(
     entry: str, dtype: torch.dtype, channels_last: bool, vec: int, act: str = 'linear', noise: bool = False,
-    bias: bool = False, is_scaled: bool = False,
+    bias: bool = False, of: str | None = None,
 ) -> Kernel:
-    """One specialisation; entry: epilogue or epilogue_grad; is_scaled: the gradient of a scaled result."""
-    scaled = {'NEXT': 1} if is_scaled else {}
+    """One specialisation; entry: epilogue or epilogue_grad. of: NEXT, the gradient of a scaled result; INPUT,
+    given the activation's input.
+    """
+    more = {} if of is None else {of: 1}
     return native.kernel(
         f'{entry}.cu', entry, SCALAR_T=native.TYPE_NAMES[dtype], CHANNELS_LAST=int(channels_last), VEC=vec,
-        ACT=ACT_NUMBERS[act], NOISE=int(noise), BIAS=int(bias), **scaled)
+        ACT=ACT_NUMBERS[act], NOISE=int(noise), BIAS=int(bias), **more)
 
 
 def scale(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor | None:
@@ -151,6 +153,48 @@ def act_grad_both(
     return None if grads is None else (grads[0], grads[3])
 
 
+def input_grad(
+    dy: torch.Tensor, x: torch.Tensor, b: torch.Tensor, wants_db: bool, act: str, alpha: float, gain: float,
+    clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Native form of the operator bias_act_input_grad."""
+    if not native.supports(dy, x, b) or not native.has_short_offsets(x):
+        return None
+    dy = native.packed(dy, x)
+    dx = torch.empty_like(dy)
+    db, _, _ = _launch_grad(
+        dy, None, native.dense(x, dy), b.contiguous(), dx, [b.shape if wants_db else None, None, None],
+        (act, alpha, gain, clamp), of='INPUT')
+    return dx, db
+
+
+def filtered_input_grad(  # noqa: PLR0913 (the operator's arguments)
+    dy: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, x: torch.Tensor, b: torch.Tensor,
+    wants_db: bool, act: str, alpha: float, gain: float, clamp: float,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Native form of the operator filtered_input_grad."""
+    gradient = upfirdn2d_cuda.Gradient(x, ACT_NUMBERS[act], float(alpha), float(gain), float(clamp), b=b)
+    return _filtered_gradient(dy, f, padding, flip, 1.0, gradient, b.shape if wants_db else None)
+
+
+def filtered_scale_grad(
+    dy: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, x: torch.Tensor,
+    s: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Native form of the operator filtered_scale_grad."""
+    gradient = upfirdn2d_cuda.Gradient(x, ACT_NUMBERS['linear'], 0.0, 1.0, -1.0, d=s)
+    return _filtered_gradient(dy, f, padding, flip, filter_gain, gradient, s.shape)
+
+
+def _filtered_gradient(
+    dy: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float,
+    gradient: upfirdn2d_cuda.Gradient, shape: Sequence[int] | None,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    gradient.wants_sums = shape is not None
+    dx = upfirdn2d_cuda.filtered_gradient(dy, f, padding, flip, filter_gain, gradient)
+    return None if dx is None else (dx, _sums([gradient.sums, None, None], [shape, None, None], dx)[0])
+
+
 def scaled_epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
     dscaled: torch.Tensor, dy: torch.Tensor | None, y: torch.Tensor, s: torch.Tensor,
     noise_shape: Sequence[int], wants: Sequence[bool], act: str, alpha: float, gain: float, clamp: float,
@@ -163,7 +207,7 @@ def scaled_epilogue_grad(  # noqa: PLR0913 (the operator's arguments)
     g = torch.empty_like(dscaled) if wants[0] else None
     shapes = _shapes(y, noise_shape, [wants[2], wants[3], wants[1]])
     db, ds, dnoise = _launch_grad(
-        dscaled, dy, y, s.contiguous(), g, shapes, (act, alpha, gain, clamp), is_scaled=True)
+        dscaled, dy, y, s.contiguous(), g, shapes, (act, alpha, gain, clamp), of='NEXT')
     return y.new_empty(0) if g is None else g, dnoise, db, ds
 
 
@@ -348,7 +392,7 @@ def _shapes(
 def _launch_grad(
     dy: torch.Tensor, x: torch.Tensor | None, y: torch.Tensor | None, d: torch.Tensor | None,
     dx: torch.Tensor | None, shapes: Sequence[Sequence[int] | None], spec: tuple[str, float, float, float],
-    is_scaled: bool = False,
+    of: str | None = None,
 ) -> list[torch.Tensor]:
     """Fill dx and return the sums that have a shape, else an empty tensor: of g and of g * x a channel, of g
     a pixel.
@@ -356,8 +400,7 @@ def _launch_grad(
     walk = _walk(dy, (x, y, dx), along_channels=(d,))
     parts = [None if shape is None else walk.partial_sums(i < 2, dy) for i, shape in enumerate(shapes)]
     act, *rest = spec
-    kernel = epilogue_kernel(
-        'epilogue_grad', dy.dtype, walk.channels_last, walk.vec, act, is_scaled=is_scaled)
+    kernel = epilogue_kernel('epilogue_grad', dy.dtype, walk.channels_last, walk.vec, act, of=of)
     arguments = (dy, x, y, d, dx, *parts, *walk.arguments(), *map(float, rest))
     native.launch(kernel, walk.blocks, arguments, dy.device)
     return _sums(parts, shapes, dy)

@@ -392,9 +392,10 @@ def _weight_backward(ctx: Any, grad: torch.Tensor) -> tuple:
     weight, styles, d = ctx.saved_tensors
     grad = grad.to(weight.dtype)
     to_weight = (grad * _weight_scale(styles, d)).sum(0) if ctx.needs_input_grad[0] else None
+    if d is None:
+        return to_weight, (grad * weight).sum([1, 3, 4]), None, None
     to_scale = (grad * weight).sum([3, 4])  # [N, O, I]
-    to_d = None if d is None else (to_scale * styles[:, None]).sum(2)
-    to_styles = (to_scale if d is None else to_scale * d[:, :, None]).sum(1)
+    to_d, to_styles = (to_scale * styles[:, None]).sum(2), (to_scale * d[:, :, None]).sum(1)
     return to_weight, to_styles, to_d, None
 
 

@@ -19,13 +19,21 @@ class PlainLayers:
     def convolution(  # noqa: PLR0913 (as there)
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, resample_filter: torch.Tensor,
         weight_gain: float, act: str, gain: float, clamp: float | None, up: int = 1, down: int = 1,
-        padding: int = 0, small: None = None,
+        padding: int = 0, small: None = None, addend: torch.Tensor | None = None, before: None = None,
+        is_deferred: bool = False,
     ) -> torch.Tensor:
-        """Convolution, bias, activation, gain, clamp: [N, I, H, W] -> [N, O, H * up // down, ...]."""
+        """Convolution, bias, activation, gain, clamp, addend: [N, I, H, W] -> [N, O, H * up // down, ...]."""
         x = conv2d_resample(
             x=x, w=(weight * weight_gain).to(x.dtype), f=resample_filter, up=up, down=down, padding=padding,
             flip_weight=up == 1)
-        return bias_act(x, None if bias is None else bias.to(x.dtype), act=act, gain=gain, clamp=clamp)
+        x = bias_act(x, None if bias is None else bias.to(x.dtype), act=act, gain=gain, clamp=clamp)
+        return x if addend is None else addend + x
+
+    @staticmethod
+    def defer(
+        x: torch.Tensor, bias: torch.Tensor | None, act: str, gain: float, clamp: float | None,
+    ) -> None:
+        """Every layer has its own activation."""
 
     @staticmethod
     def fork_down(

@@ -141,6 +141,75 @@ class Fused:
         return self.d, self.b, *self.last_pointers()
 
 
+@dataclass(frozen=True)
+class Prelude:
+    """What precedes the filter, in NHWC only: act(x + b) within +-clamp, for 0 <= alpha <= 1."""
+
+    b: torch.Tensor
+    act_number: int
+    alpha: float
+    clamp: float
+
+    def macros(self) -> dict[str, int]:
+        """For the compiler."""
+        return {'PRELUDE': 1, 'ACT': self.act_number}
+
+    def pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """As Plain.pointers()."""
+        return None, None, self.b
+
+    def numbers(self) -> tuple[int, float, float, float]:
+        """As Plain.numbers()."""
+        return 0, self.alpha, 1.0, self.clamp
+
+    def last_pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """Nothing."""
+        return ()
+
+    def vectors(self) -> tuple[torch.Tensor | None, ...]:
+        """As Plain.vectors()."""
+        return (self.b,)
+
+
+@dataclass
+class Gradient:
+    """The gradient of an operation on x, [N, C, H, W], of which the filtered image is that of the result; in
+    NHWC only. act(x + b) * gain within +-clamp, or x * d; the other one of b and d is None.
+    """
+
+    x: torch.Tensor
+    act_number: int
+    alpha: float
+    gain: float
+    clamp: float
+    d: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+    wants_sums: bool = True  # for the gradient of d or b
+    sums: torch.Tensor | None = None  # [N, parts, C], made with the launch
+
+    def macros(self) -> dict[str, int]:
+        """For the compiler."""
+        if self.b is None:
+            return {'GRADIENT': 2}
+        return {'GRADIENT': 1, 'BIAS': 1, 'ACT': self.act_number}
+
+    def pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """As Plain.pointers()."""
+        return self.d, None, self.b
+
+    def numbers(self) -> tuple[int, float, float, float]:
+        """As Plain.numbers()."""
+        return 0, self.alpha, self.gain, self.clamp
+
+    def last_pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """What kernels made with GRADIENT take after all else."""
+        return self.x, self.sums
+
+    def vectors(self) -> tuple[torch.Tensor | None, ...]:
+        """As Plain.vectors()."""
+        return self.x, self.d, self.b
+
+
 def upfirdn2d(
     x: torch.Tensor, f: torch.Tensor, up: list[int], down: list[int], padding: list[int], flip: bool,
     gain: float,
@@ -194,6 +263,35 @@ def filtered_epilogue(
     done = y.numel() > 0 and _launch_specialised(
         x, f.contiguous(), y, geometry, padding, flip, filter_gain, fused)
     return (y, fused.unscaled) if done else None
+
+
+def activated_filter(
+    x: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, prelude: Prelude,
+) -> torch.Tensor | None:
+    """Filter what the prelude makes of x in the same pass. None where that is left to separate operators."""
+    if not native.supports(x, prelude.b) or not _fits(f, x):
+        return None
+    x, geometry = native.packed(x), geometry_of(f, [1, 1], [1, 1], padding)
+    y = _empty_output(x, geometry, padding)
+    done = y.numel() > 0 and native.is_channels_last(x) and _launch_specialised(
+        x, f.contiguous(), y, geometry, padding, flip, filter_gain, prelude)
+    return y if done else None
+
+
+def filtered_gradient(
+    dy: torch.Tensor, f: torch.Tensor, padding: list[int], flip: bool, filter_gain: float, gradient: Gradient,
+) -> torch.Tensor | None:
+    """Filter dy and continue with the gradient in the same pass; makes gradient.sums if they are wanted. None
+    where that is left to separate operators.
+    """
+    if not native.supports(dy, gradient.x, gradient.b, gradient.d) or not _fits(f, dy):
+        return None
+    dy, geometry = native.packed(dy, gradient.x), geometry_of(f, [1, 1], [1, 1], padding)
+    dx = _empty_output(dy, geometry, padding)
+    gradient.x = native.dense(gradient.x, dx)
+    done = dx.numel() > 0 and native.is_channels_last(dy) and _launch_specialised(
+        dy, f.contiguous(), dx, geometry, padding, flip, filter_gain, gradient)
+    return dx if done else None
 
 
 def geometry_of(f: torch.Tensor, up: list[int], down: list[int], padding: list[int]) -> Geometry:
@@ -268,7 +366,7 @@ def _empty_output(x: torch.Tensor, geometry: Geometry, padding: list[int]) -> to
 
 def _launch_specialised(
     x: torch.Tensor, f: torch.Tensor, y: torch.Tensor, geometry: Geometry, padding: list[int], flip: bool,
-    filter_gain: float, fused: Fused | Plain,
+    filter_gain: float, fused: Fused | Plain | Prelude | Gradient,
 ) -> bool:
     """Fill y by a kernel made for this geometry, if there is one."""
     if not is_specialised(geometry):
@@ -280,7 +378,9 @@ def _launch_specialised(
     return fill(pointers, (*sizes, float(filter_gain), *rest), geometry, fused)
 
 
-def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | Plain) -> bool:
+def _fill_by_pixels(
+    pointers: tuple, numbers: tuple, geometry: Geometry, fused: Fused | Plain | Prelude | Gradient,
+) -> bool:
     x, _, y, *_ = pointers
     (n, c, h, w), (unit_x, unit_y) = y.shape, geometry.unit
     vec = native.vector_width(c, x, y, *fused.vectors())
@@ -299,6 +399,9 @@ def _fill_by_pixels(pointers: tuple, numbers: tuple, geometry: Geometry, fused: 
         blocks = n * strips * across * chunks
         if blocks >= PIXEL_BLOCKS:
             break
+    if isinstance(fused, Gradient) and fused.wants_sums:
+        fused.sums = torch.empty(
+            [n, strips * across, c], dtype=native.accumulator(x.dtype), device=x.device)
     *sizes, gain, alpha, act_gain, clamp = numbers
     kernel = pixel_kernel(x.dtype, geometry, vec, tuple(fused.macros().items()))
     arguments = (*pointers, *sizes, chunks, across, strips, strip, gain, alpha, act_gain, clamp)

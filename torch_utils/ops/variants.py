@@ -29,6 +29,10 @@ IMAGE_VECTORS = [1, 2, 4]  # pixels or channels at once, where there are too few
 EPILOGUE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('EPILOGUE', 1))
 
 ADDEND = (('ADDEND', 1),)  # of gradients that come back to the input of a discriminator's block
+# Of a discriminator's conv0, whose activation conv1's filter applies; and of up-sampling in the generator.
+PRELUDE = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('PRELUDE', 1))
+OF_ACTIVATION = (('ACT', bias_act_cuda.ACT_NUMBERS['lrelu']), ('BIAS', 1), ('GRADIENT', 1))
+OF_SCALING = (('GRADIENT', 2),)
 
 
 def all_variants() -> list[Kernel]:
@@ -62,6 +66,8 @@ def _filters() -> Iterator[Kernel]:
     for dtype in LAYERS:
         yield from _tiles(dtype, _layer_geometries()[2], ADDEND)
         yield upfirdn2d_cuda.pixel_kernel(dtype, _layer_geometries()[2], widest(dtype), ADDEND)
+        # Not hot: for Blackwell the path of filters that are no outer product spills.
+        yield upfirdn2d_cuda.pixel_kernel(dtype, _layer_geometries()[0], widest(dtype), OF_SCALING)
     for phase, (up, down) in itertools.product(PHASES, [(2, 1), (1, 2)]):
         size = (IMAGE_TAPS, IMAGE_TAPS)
         phase = phase if up == 2 else (0, 0)
@@ -78,6 +84,8 @@ def _hot_filters() -> Iterator[Kernel]:
         yield upfirdn2d_cuda.pixel_kernel(dtype, plain, widest(dtype), epilogue)
     for dtype in LAYERS:
         yield upfirdn2d_cuda.pixel_kernel(dtype, up, widest(dtype), ADDEND)
+        for fused in (PRELUDE, OF_ACTIVATION):
+            yield upfirdn2d_cuda.pixel_kernel(dtype, plain, widest(dtype), fused)
     for dtype, geometry in itertools.product(LAYERS, (plain, down)):
         yield next(_tiles(dtype, geometry))
         yield upfirdn2d_cuda.pixel_kernel(dtype, geometry, widest(dtype))
@@ -148,9 +156,11 @@ def _hot_elementwise() -> Iterator[Kernel]:
             noise = entry == 'epilogue'
             yield epilogue_cuda.epilogue_kernel(entry, dtype, last, vec, 'lrelu', noise, noise)
             yield epilogue_cuda.epilogue_kernel(entry, dtype, last, vec)
-        yield epilogue_cuda.epilogue_kernel('epilogue_grad', dtype, last, vec, 'lrelu', is_scaled=True)
+        for of in ('NEXT', 'INPUT'):
+            yield epilogue_cuda.epilogue_kernel('epilogue_grad', dtype, last, vec, 'lrelu', of=of)
         mode = bias_act_cuda.BIAS_ALONG_VECTOR if last else bias_act_cuda.BIAS_PER_VECTOR
-        yield bias_act_cuda.bias_act_kernel('bias_act', dtype, 'lrelu', vec, mode)
+        for has_addend in (False, True):
+            yield bias_act_cuda.bias_act_kernel('bias_act', dtype, 'lrelu', vec, mode, has_addend)
         yield bias_act_cuda.bias_act_kernel('bias_act_grad', dtype, 'lrelu', vec)
 
 

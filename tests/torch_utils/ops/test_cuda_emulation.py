@@ -12,6 +12,7 @@ from cuda_emulation import launcher
 
 from torch_utils import custom_ops
 from torch_utils.ops import (
+    activated,
     bias_act,
     epilogue,
     epilogue_cuda,
@@ -257,6 +258,60 @@ def test_a_scaled_epilogue_and_its_gradient(layout, dtype, keeps_y, shape, emula
     for wants in ([True] * 4, [True, False, False, True]):
         for of_y in (dy, None):
             agree(epilogue.scaled_epilogue_grad, dscaled, of_y, y, s, noise.shape, wants, *spec)
+
+
+def in_eighths(x):
+    """x rounded so that no rounding of act(x) * 1.5 crosses a clamp of 1, where gradients jump."""
+    return (8 * x).round() / 8
+
+
+@both_layouts
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('act', ['linear', 'relu', 'lrelu'])
+def test_an_activation_plus_a_tensor_and_the_gradient_from_its_input(layout, dtype, act, emulated):
+    for shape in [(2, 16, 7, 6), (3, 5, 5, 3), (2, 264, 9, 11)]:
+        x, r = (in_eighths(random_image(*shape, dtype=dtype, layout=layout)) for _ in range(2))
+        b = in_eighths(torch.randn(shape[1])).to(dtype)
+        agree(activated.bias_act_plus, x, b, r, act, 0.2, 1.5, 1.0)
+        agree(activated.bias_act_plus, x, b, r[:1, :1].expand(r.shape), act, 0.2, 1.5, -1.0)
+        for wants_db in (True, False):
+            agree(activated.input_grad, r, x, b, wants_db, act, 0.2, 1.5, 1.0)
+    assert {kernel.entry for kernel in emulated} == {'bias_act', 'epilogue_grad', 'partial_sums'}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('blocks', [1, 10 ** 6], ids=['long strips', 'short strips'])
+@pytest.mark.parametrize('act', ['linear', 'relu', 'lrelu'])
+def test_an_activation_before_a_filter_and_gradients_after_one(dtype, blocks, act, emulated, monkeypatch):
+    monkeypatch.setattr(upfirdn2d_cuda, 'PIXEL_BLOCKS', blocks)
+    outer = torch.outer(torch.tensor(OUTER), torch.tensor(OUTER)) / 81
+    for f in (torch.tensor(FILTER) / 8, outer):
+        for n, c, h, w in [(2, 24, 19, 35), (1, 8, 5, 4), (1, 128, 6, 3)]:
+            x = in_eighths(random_image(n, c, h, w, dtype=dtype, layout=torch.channels_last))
+            dy = random_image(n, c, h + 1, w + 1, dtype=dtype, layout=torch.channels_last)
+            b, s = in_eighths(torch.randn(c)).to(dtype), torch.randn(n, c).to(dtype)
+            agree(activated.activated_filter, x, f, [2] * 4, False, b, act, 0.2, 1.5, 1.0)
+            agree(activated.activated_filter, x, f, [2] * 4, True, b, act, 0.2, 1.5, -1.0)
+            for wants_db in (True, False):
+                agree(activated.filtered_input_grad, dy, f, [1] * 4, True, x, b, wants_db, act, 0.2, 1.5, 1.0)
+            agree(epilogue.filtered_scale_grad, dy, f, [1] * 4, True, 4.0, x, s)
+    assert [kernel.entry for kernel in emulated[-6:]] == [
+        'upfirdn2d_pixel', 'upfirdn2d_pixel', 'partial_sums', 'upfirdn2d_pixel', 'upfirdn2d_pixel',
+        'partial_sums']
+
+
+@pytest.mark.parametrize('changed', ['activated_filter', 'filtered_scale_grad'])
+def test_what_fusing_kernels_do_not_know_is_left_to_separate_ones(changed, emulated):
+    x, dy = random_image(2, 8, 9, 7), random_image(2, 8, 10, 8)  # NCHW
+    f, b = torch.tensor(FILTER) / 8, torch.randn(8)
+    if changed == 'activated_filter':
+        agree(activated.activated_filter, x, f, [2] * 4, False, b, 'lrelu', 0.2, 1.5, 1.5)
+        steep = x.contiguous(memory_format=torch.channels_last)
+        agree(activated.activated_filter, steep, f, [2] * 4, False, b, 'lrelu', 1.2, 1.5, 1.5)
+        agree(activated.filtered_input_grad, dy, f, [1] * 4, True, x, b, True, 'lrelu', 0.2, 1.5, 1.5)
+    else:
+        agree(epilogue.filtered_scale_grad, dy, f, [1] * 4, True, 4.0, x, torch.randn(2, 8))
+    assert not {'PRELUDE', 'GRADIENT'} & {name for kernel in emulated for name, _ in kernel.defines}
 
 
 def test_noise_of_another_shape_is_left_to_the_reference(emulated):

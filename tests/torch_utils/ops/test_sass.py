@@ -37,6 +37,9 @@ def code_of(tmp_path):
 @every_dtype
 @pytest.mark.parametrize('geometry, epilogue, budget', [
     pytest.param(PLAIN, (), 19, id='plain'), pytest.param(PLAIN, EPILOGUE, 28, id='epilogue'),
+    pytest.param(PLAIN, variants.PRELUDE, 34, id='prelude'),
+    pytest.param(PLAIN, variants.OF_ACTIVATION, 21, id='of_activation'),
+    pytest.param(PLAIN, variants.OF_SCALING, 21, id='of_scaling'),
     pytest.param(UP, variants.ADDEND, 15, id='addend'), pytest.param(DOWN, (), 30, id='down'),
     pytest.param(UP, (), 12, id='up'),
     pytest.param(UP_SHIFTED, (), 12, id='up_shifted')])

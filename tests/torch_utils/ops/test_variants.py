@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch_utils.ops import modulated_conv2d, upfirdn2d, variants
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.pixel_product import image_layer
 from torch_utils.ops.scaled_cast import scaled_cast
+from training import networks
+from training.networks import DiscriminatorBlock
 
 ARCHITECTURES = ['sm_75', 'sm_80', 'sm_90', 'sm_120']
 ALL = variants.all_variants()
@@ -20,7 +23,7 @@ COMPILED = {(kernel.source, kernel.defines): kernel for kernel in reversed(ALL)}
 HOT_OF_EACH = list({kernel.entry: kernel for kernel in variants.HOT}.values())
 NVCC = shutil.which('nvcc')
 MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
-WITH_ADDEND = 168  # three of 128
+WITH_ANOTHER_IMAGE = 168  # three of 128
 
 
 def check_nvrtc(kernel, arch):
@@ -47,7 +50,8 @@ def check_resources(kernel, arch, report):
     used = [int(n) for n in re.findall(r'Used (\d+) registers', report)]
     assert spilled and used, f'{kernel}: no figures in {report!r}'
     if kernel in variants.HOT:
-        limit = WITH_ADDEND if ('ADDEND', '1') in kernel.defines else MAX_REGISTERS
+        reads_two = kernel.entry == 'upfirdn2d_pixel' and {'ADDEND', 'GRADIENT'} & dict(kernel.defines).keys()
+        limit = WITH_ANOTHER_IMAGE if reads_two else MAX_REGISTERS
         assert not any(spilled) and max(used) <= limit, f'{kernel} for {arch}: {report}'
 
 
@@ -96,6 +100,24 @@ def test_a_layer_of_the_presets_asks_for_listed_kernels_only(dtype, layout, up, 
     torch.autograd.grad(small.float().sum() + cast.sum(), [x, weight, styles, b])
     missing = [str(kernel) for kernel in set(emulated) if kernel not in ALL]
     assert not missing, '\n'.join(missing)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['nchw', 'nhwc'])
+def test_a_block_of_a_discriminator_asks_for_listed_kernels_only(dtype, layout, emulated):
+    block = DiscriminatorBlock(
+        16, 16, 32, 16, 3, 0, conv_clamp=256, use_fp16=dtype == torch.float16,
+        fp16_channels_last=layout is torch.channels_last)
+    x = torch.randn(2, 16, 16, 16).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    with mock.patch.object(networks, '_compute_format', lambda *_: (dtype, layout)):
+        y, _ = block(x, None)
+    torch.autograd.grad(y.float().sum(), [x, *block.parameters()])
+    used = set(emulated)
+    missing = [str(kernel) for kernel in used if kernel not in ALL]
+    assert not missing, '\n'.join(missing)
+    macros = {name for kernel in used for name, _ in kernel.defines}
+    fused = {'PRELUDE', 'GRADIENT'} if layout is torch.channels_last else set()
+    assert macros & {'PRELUDE', 'GRADIENT'} == fused and 'INPUT' in macros
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])

@@ -63,6 +63,15 @@ __device__ __forceinline__ acc_t slope(acc_t u, acc_t alpha) {
     else return 1;
 }
 
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
+
+// The same for 0 <= alpha <= 1, in fewer instructions.
+__device__ __forceinline__ acc_t activate_flat(acc_t u, acc_t alpha) {
+    if constexpr (ACT == ACT_LRELU) return larger(u, u * alpha);
+    else return activate(u, alpha);
+}
+
 // act''(u)
 __device__ __forceinline__ acc_t curvature(acc_t u) {
     if constexpr (ACT == ACT_TANH) { const acc_t t = hyperbolic(u); return -2 * t * (1 - t * t); }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // y = act(x + b) * gain within +-clamp over a dense tensor of any layout, and its first two derivatives.
 // Macros: SCALAR_T, ACT, VEC (elements a thread, moved as one word), BIAS: 0 none, 1 one value for a whole
-// vector, 2 consecutive values along the vector.
+// vector, 2 consecutive values along the vector; ADDEND (0 or 1), a tensor like y that bias_act adds to it.
 #include "activation.cuh"
 
 #ifndef BIAS
 #define BIAS 0
+#endif
+#ifndef ADDEND
+#define ADDEND 0
 #endif
 
 // One vector a thread; `size` is a multiple of VEC.
@@ -20,17 +23,28 @@ __device__ __forceinline__ i64 bias_index(i64 i, i64 size, i64 step, i64 count) 
 extern "C" __global__ void __launch_bounds__(256) bias_act(
     const scalar_t* __restrict__ x, const scalar_t* __restrict__ b, scalar_t* __restrict__ y, i64 size,
     i64 step, i64 count, double alpha, double gain, double clamp
+#if ADDEND
+    , const scalar_t* __restrict__ addend
+#endif
 ) {
     const i64 i = first_element();
     if (i >= size) return;
     const Shape shape(alpha, gain, clamp);
     acc_t u[VEC], bias[VEC];
+#if ADDEND
+    acc_t more[VEC];
+    load(addend + i, more);
+#endif
     load(x + i, u);
     fill(bias, 0);
     if constexpr (BIAS == 1) fill(bias, widen(b[bias_index(i, size, step, count)]));
     if constexpr (BIAS == 2) load(b + bias_index(i, size, step, count), bias);
 #pragma unroll
     for (int k = 0; k < VEC; k++) u[k] = shape.value(u[k] + bias[k]);
+#if ADDEND
+#pragma unroll
+    for (int k = 0; k < VEC; k++) u[k] += more[k];
+#endif
     store(y + i, u);
 }
 

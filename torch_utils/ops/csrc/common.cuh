@@ -79,6 +79,12 @@ template <int N> struct Raw {
 #pragma unroll
         for (unsigned int& part : parts) part = 0;
     }
+    __device__ __forceinline__ void negate() {
+        constexpr unsigned int signs = sizeof(scalar_t) == 2 ? 0x80008000u : 0x80000000u;
+#pragma unroll
+        for (int i = 0; i < int(sizeof(parts) / 4); i++)
+            if (sizeof(scalar_t) < 8 || i % 2 == 1) parts[i] ^= signs;
+    }
     __device__ __forceinline__ void load(const scalar_t* p) {  // aligned to N elements
         const word value = *reinterpret_cast<const word*>(p);
         memcpy(parts, &value, sizeof(word));

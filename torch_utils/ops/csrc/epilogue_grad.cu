@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradients of epilogue.cu in one pass: sums along rows and columns leave it as partial sums of fixed order.
-// Macros: SCALAR_T, VEC, CHANNELS_LAST, ACT, NEXT.
+// Macros: SCALAR_T, VEC, CHANNELS_LAST, ACT, NEXT, INPUT (0 or 1).
 #include "walk.cuh"
+
+#ifndef INPUT
+#define INPUT 0
+#endif
 
 // What goes with the columns of a thread; nothing is read beyond the last.
 __device__ __forceinline__ void load_columns(const scalar_t* p, const Place& at, acc_t (&values)[VEC]) {
@@ -23,6 +27,7 @@ struct Vectors {  // what a thread reads of one row
 // sum_g: per channel, sum_gx: per channel, sum_noise: per pixel; each may be null. x is null if sum_gx is.
 // NEXT: dy is the gradient of y * d; that of y itself is x, which may be null. g = (dy * d + x) * slope(y), dx = g, and
 // sum_gx is of dy * y.
+// INPUT: y is the input of the activation, but for a bias d [C]: g = dy * slope(y + d), dx = g.
 // Partial sums: [n, col_chunks, rows] along a row, [n, row_chunks, cols] along a column.
 extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
     const scalar_t* __restrict__ dy, const scalar_t* __restrict__ x, const scalar_t* __restrict__ y,
@@ -37,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
     fill(scale, 1);
     fill(column_g, 0);
     fill(column_gx, 0);
-    if (CHANNELS_LAST && d) load_columns(d + at.n * channels + at.col, at, scale);
+    if (CHANNELS_LAST && d) load_columns(d + (INPUT ? 0 : at.n * channels) + at.col, at, scale);
     const i64 base = at.n * rows * cols + at.col;
     const int pitch = cols, own_row = at.own_row();
     acc_t* const row_target = CHANNELS_LAST ? sum_noise : sum_g;
@@ -70,6 +75,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) epilogue_grad(
             g[k] = shape.gradient(scaled * scale[k] + of_y[k], v[k], true);
             v[k] *= scaled;
         }
+        read(r + at.row_step);
+        if (dx && here) store(dx + base + r * pitch, g);
+#elif INPUT
+        if (!CHANNELS_LAST && here) fill(scale, widen(d[r]));
+#pragma unroll
+        for (int k = 0; k < VEC; k++) g[k] = here ? shape.gradient(g[k], v[k] + scale[k], false) : acc_t(0);
         read(r + at.row_step);
         if (dx && here) store(dx + base + r * pitch, g);
 #else

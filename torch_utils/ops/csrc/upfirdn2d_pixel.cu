@@ -4,10 +4,22 @@
 // while the one before is computed with; outputs that still lack inputs stay in registers. Offsets within a sample are
 // of 32 bits. Neighbouring threads have neighbouring channels (threadIdx.x), then neighbouring columns (threadIdx.y),
 // whose common inputs they find in the cache. Further macros: upfirdn2d.cuh, epilogue.cuh.
+// PRELUDE: the image that is filtered is act(x + b) within +-clamp.
+// GRADIENT: the filtered image is a gradient, and goes on through an operation whose input is `beside`. Its parameter's
+// gradient is summed up, over the pixels of a block. OF_ACTIVATION: act(beside + b) * gain, within +-clamp; OF_SCALING:
+// beside * d.
 #include "upfirdn2d.cuh"
 
 #ifndef ACROSS
 #define ACROSS 1
+#endif
+#ifndef PRELUDE
+#define PRELUDE 0
+#endif
+#define OF_ACTIVATION 1
+#define OF_SCALING 2
+#ifndef GRADIENT
+#define GRADIENT 0
 #endif
 #define THREADS 128
 
@@ -53,6 +65,26 @@ struct Window {  // the columns of inputs that a thread sees, in one row
     const scalar_t* at;  // the first of them; outside the image it is not read
     int row, left, in_h, in_w, channels;
     bool is_inside;  // all columns are
+#if PRELUDE
+    Raw<VEC> b;
+    acc_t alpha, limit;
+
+    // Outside the image, -b: the activation makes zero of it.
+    __device__ __forceinline__ void clear(Raw<VEC>& value) const {
+        value = b;
+        value.negate();
+    }
+
+    __device__ __forceinline__ void activate_all(acc_t (&v)[VEC]) const {
+        acc_t bias[VEC];
+        b.unpack(bias);
+#pragma unroll
+        for (int k = 0; k < VEC; k++) v[k] = limited(activate_flat(v[k] + bias[k], alpha), limit);
+    }
+#else
+    static __device__ __forceinline__ void clear(Raw<VEC>& value) { value.clear(); }
+    static __device__ __forceinline__ void activate_all(acc_t (&)[VEC]) {}
+#endif
 
     __device__ __forceinline__ void load(Raw<VEC> (&values)[columns]) const {
         const bool has_row = unsigned(row) < unsigned(in_h);
@@ -62,7 +94,7 @@ struct Window {  // the columns of inputs that a thread sees, in one row
         } else {
 #pragma unroll
             for (int p = 0; p < columns; p++) {
-                values[p].clear();
+                clear(values[p]);
                 if (has_row && unsigned(left + p) < unsigned(in_w)) values[p].load(at + p * channels);
             }
         }
@@ -74,7 +106,7 @@ struct Window {  // the columns of inputs that a thread sees, in one row
     }
 };
 
-typedef Raw<VEC> Addends[AxisY::unit][wide];  // what is added to the outputs of a unit of rows
+typedef Raw<VEC> Besides[AxisY::unit][wide];  // what the outputs of a unit of rows are combined with
 
 struct Target {  // where the outputs of one row go, and what becomes of them on the way
     scalar_t* at;  // the first of them
@@ -86,22 +118,47 @@ struct Target {  // where the outputs of one row go, and what becomes of them on
     Raw<VEC> next;
     i64 to_unscaled;  // elements from y to where the unscaled result goes; 0 if nobody asks for that
 #endif
-#if ADDEND
-    i64 to_addend;  // elements from y to it
+#if ADDEND || GRADIENT
+    i64 to_beside;  // elements from y to it
 
-    __device__ __forceinline__ void load(Addends& addends, int rows) const {
+    __device__ __forceinline__ void load(Besides& besides, int rows) const {
 #pragma unroll
         for (int o = 0; o < AxisY::unit; o++)
 #pragma unroll
             for (int u = 0; u < wide; u++)
-                if (o < rows && u < columns) addends[o][u].load(at + (o * pitch + u) * channels + to_addend);
+                if (o < rows && u < columns) besides[o][u].load(at + (o * pitch + u) * channels + to_beside);
     }
+#endif
+#if GRADIENT
+    acc_t sums[VEC];
 
-    static __device__ __forceinline__ void add(Line& line, const Raw<VEC> (&addends)[wide]) {
+    __device__ __forceinline__ void differentiate(Line& line, const Raw<VEC> (&besides)[wide]) {
+#pragma unroll
+        for (int u = 0; u < wide; u++) {
+            if (u >= columns) return;
+            acc_t v[VEC], factor[VEC];
+            besides[u].unpack(v);
+            (GRADIENT == OF_SCALING ? d : b).unpack(factor);
+#pragma unroll
+            for (int k = 0; k < VEC; k++) {
+                acc_t& g = line[u][k];
+                if constexpr (GRADIENT == OF_SCALING) {
+                    sums[k] += g * v[k];
+                    g *= factor[k];
+                } else {
+                    g = shape.gradient(g, v[k] + factor[k], false);
+                    sums[k] += g;
+                }
+            }
+        }
+    }
+#endif
+#if ADDEND
+    static __device__ __forceinline__ void add(Line& line, const Raw<VEC> (&besides)[wide]) {
 #pragma unroll
         for (int u = 0; u < wide; u++) {
             acc_t more[VEC];
-            addends[u].unpack(more);
+            besides[u].unpack(more);
 #pragma unroll
             for (int k = 0; k < VEC; k++) line[u][k] += more[k];
         }
@@ -155,7 +212,7 @@ __device__ __forceinline__ void add(acc_t (&sums)[VEC], const acc_t (&v)[VEC], a
         const int q = (pending - 1 - k) * AxisY::step + s; \
         if (!AxisY::has(q, o)) continue;
 template <bool IS_OUTER>
-__device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Target target, int rows) {
+__device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Target& target, int rows) {
     Line sums[pending][AxisY::unit];
 #pragma unroll
     for (int k = 0; k < pending; k++)
@@ -166,9 +223,9 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Ta
     // A round completes the outputs from `row` on; those above the strip are not stored.
 #pragma unroll 1
     for (int row = (1 - pending) * AxisY::unit; row < rows; row += AxisY::unit) {
-#if ADDEND
-        Addends addends;  // read while the outputs are computed
-        if (row >= 0) target.load(addends, rows - row);
+#if ADDEND || GRADIENT
+        Besides besides;  // read while the outputs are computed
+        if (row >= 0) target.load(besides, rows - row);
 #endif
 #pragma unroll
         for (int s = 0; s < AxisY::step; s++) {
@@ -179,6 +236,7 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Ta
                 for (int p = 0; p < columns; p++) {
                     acc_t v[VEC];
                     raw[p].unpack(v);
+                    window.activate_all(v);
 #pragma unroll
                     for (int u = 0; u < wide; u++)
                         if (AxisX::has(p, u)) add(line[u], v, taps.cols[AxisX::tap(p, u)]);
@@ -195,6 +253,7 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Ta
                 for (int p = 0; p < columns; p++) {
                     acc_t v[VEC];
                     raw[p].unpack(v);
+                    window.activate_all(v);
                     FOR_OUTPUTS(s)
 #pragma unroll
                         for (int u = 0; u < wide; u++)
@@ -210,9 +269,14 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Ta
 #pragma unroll
             for (int o = 0; o < AxisY::unit; o++) {
 #if ADDEND
-                target.add(sums[0][o], addends[o]);
+                target.add(sums[0][o], besides[o]);
 #endif
-                if (o == 0 || row + o < rows) target.put(sums[0][o]);
+                if (o == 0 || row + o < rows) {
+#if GRADIENT
+                    target.differentiate(sums[0][o], besides[o]);
+#endif
+                    target.put(sums[0][o]);
+                }
                 target.go_down();
             }
         }
@@ -229,8 +293,25 @@ __device__ __forceinline__ void filter_strip(Window window, const Taps& taps, Ta
     }
 }
 
-// With an addend, three blocks have as much memory on its way as four without, and need not spill.
-extern "C" __global__ void __launch_bounds__(THREADS, ADDEND ? 3 : 4) upfirdn2d_pixel(
+#if GRADIENT
+// Sum over the columns of the block for each of its channels, in a fixed order. blockDim.y is a power of two.
+__device__ __forceinline__ void add_up_columns(acc_t (&sums)[VEC]) {
+    __shared__ acc_t shared[THREADS][VEC];
+    const int own = threadIdx.y * blockDim.x + threadIdx.x;
+    for (int half = blockDim.y / 2; half > 0; half /= 2) {
+#pragma unroll
+        for (int k = 0; k < VEC; k++) shared[own][k] = sums[k];
+        __syncthreads();
+        if (threadIdx.y < half)
+#pragma unroll
+            for (int k = 0; k < VEC; k++) sums[k] += shared[own + half * blockDim.x][k];
+        __syncthreads();
+    }
+}
+#endif
+
+// With a second image to read, three blocks have as much memory on its way as four without, and need not spill.
+extern "C" __global__ void __launch_bounds__(THREADS, ADDEND || GRADIENT ? 3 : 4) upfirdn2d_pixel(
     const scalar_t* __restrict__ x, const float* __restrict__ f, scalar_t* __restrict__ y,
     const scalar_t* __restrict__ d, const scalar_t* __restrict__ noise, const scalar_t* __restrict__ b,
     i64 channels, i64 in_h, i64 in_w, i64 out_h, i64 out_w, i64 pad_x, i64 pad_y, i64 flip, i64 noise_step,
@@ -239,38 +320,68 @@ extern "C" __global__ void __launch_bounds__(THREADS, ADDEND ? 3 : 4) upfirdn2d_
 #if NEXT
     , const scalar_t* __restrict__ next_scale, scalar_t* __restrict__ unscaled
 #endif
-#if ADDEND
-    , const scalar_t* __restrict__ addend
+#if ADDEND || GRADIENT
+    , const scalar_t* __restrict__ beside
+#endif
+#if GRADIENT
+    , acc_t* __restrict__ partial_sums  // [N, strips * blocks_across, C], or null
 #endif
 ) {
     unsigned rest = blockIdx.x;
     const int c = (rest % unsigned(chunks) * blockDim.x + threadIdx.x) * VEC;
     rest /= unsigned(chunks);
-    const int left = (rest % unsigned(blocks_across) * blockDim.y + threadIdx.y) * wide;
+    const int part = rest % unsigned(blocks_across), left = (part * blockDim.y + threadIdx.y) * wide;
     rest /= unsigned(blocks_across);
-    const int top = rest % unsigned(strips) * unsigned(strip_units) * AxisY::unit;
+    const int strip_index = rest % unsigned(strips), top = strip_index * int(strip_units) * AxisY::unit;
     const i64 n = rest / unsigned(strips);
-    if (c >= channels || left >= out_w) return;
-    const int in_top = AxisY::first_input(top, pad_y), in_left = AxisX::first_input(left, pad_x);
-    const Window window = {
-        x + n * in_h * in_w * channels + c + (i64(in_top) * in_w + in_left) * channels, in_top, in_left, int(in_h),
-        int(in_w), int(channels), in_left >= 0 && in_left + columns <= in_w};
-    const i64 pixel = i64(top) * out_w + left;
-    Target target = {
-        y + (n * out_h * out_w + pixel) * channels + c, NOISE ? noise + n * noise_step + pixel : nullptr,
-        int(out_w) - left, int(out_w), int(channels), {}, {}, Shape(alpha, gain, clamp)};
-    if constexpr (EPILOGUE) target.d.load(d + n * channels + c);
-    if constexpr (BIAS) target.b.load(b + c);
+    const bool is_idle = c >= channels || left >= out_w;
+#if GRADIENT
+    acc_t sums[VEC];
+    fill(sums, 0);
+#else
+    if (is_idle) return;
+#endif
+    if (!is_idle) {
+        const int in_top = AxisY::first_input(top, pad_y), in_left = AxisX::first_input(left, pad_x);
+        Window window = {
+            x + n * in_h * in_w * channels + c + (i64(in_top) * in_w + in_left) * channels, in_top, in_left, int(in_h),
+            int(in_w), int(channels), in_left >= 0 && in_left + columns <= in_w};
+#if PRELUDE
+        window.b.load(b + c);
+        window.alpha = alpha, window.limit = Shape(alpha, gain, clamp).limit;
+#endif
+        const i64 pixel = i64(top) * out_w + left;
+        Target target = {
+            y + (n * out_h * out_w + pixel) * channels + c, NOISE ? noise + n * noise_step + pixel : nullptr,
+            int(out_w) - left, int(out_w), int(channels), {}, {}, Shape(alpha, gain, clamp)};
+        if constexpr (EPILOGUE || GRADIENT == OF_SCALING) target.d.load(d + n * channels + c);
+        if constexpr (BIAS) target.b.load(b + c);
 #if NEXT
-    target.next.load(next_scale + n * channels + c);
-    target.to_unscaled = unscaled ? unscaled - y : 0;
+        target.next.load(next_scale + n * channels + c);
+        target.to_unscaled = unscaled ? unscaled - y : 0;
 #endif
-#if ADDEND
-    target.to_addend = addend - y;
+#if ADDEND || GRADIENT
+        target.to_beside = beside - y;
 #endif
-    const int rows_left = int(out_h) - top, strip = int(strip_units) * AxisY::unit;
-    const int rows = rows_left < strip ? rows_left : strip;
-    const Taps taps(f, flip, float(filter_gain));
-    if (taps.is_outer) filter_strip<true>(window, taps, target, rows);
-    else filter_strip<false>(window, taps, target, rows);
+#if GRADIENT
+        fill(target.sums, 0);
+#endif
+        const int rows_left = int(out_h) - top, strip = int(strip_units) * AxisY::unit;
+        const int rows = rows_left < strip ? rows_left : strip;
+        const Taps taps(f, flip, float(filter_gain));
+        if (taps.is_outer) filter_strip<true>(window, taps, target, rows);
+        else filter_strip<false>(window, taps, target, rows);
+#if GRADIENT
+#pragma unroll
+        for (int k = 0; k < VEC; k++) sums[k] = target.sums[k];
+#endif
+    }
+#if GRADIENT
+    if (!partial_sums) return;
+    add_up_columns(sums);
+    if (threadIdx.y > 0 || c >= channels) return;
+    acc_t* const own = partial_sums + ((n * strips + strip_index) * blocks_across + part) * channels + c;
+#pragma unroll
+    for (int k = 0; k < VEC; k++) own[k] = sums[k];
+#endif
 }
