@@ -218,7 +218,7 @@ def stop_early(number: int, _: object) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the command line."""
-    for name in ('SIGTERM', 'SIGUSR1'):
+    for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop_early)
     wait_without_spinning()

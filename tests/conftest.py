@@ -3,6 +3,7 @@
 cuda.
 """
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -49,6 +50,14 @@ def device(request):
     if request.param == 'cuda':
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """train.main() sets a handler for Ctrl-C, which must not stay with pytest."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -199,6 +199,15 @@ def test_stretching_is_mentioned(tmp_path, tool):
     assert 'proportions' not in tool(source, tmp_path / 'b', *size, '--transform=center-crop')[1]
 
 
+def test_enlarging_is_mentioned(tmp_path, tool):
+    files = {'a.png': encode(make_image(0, 16, 32)), 'b.png': encode(make_image(0, 7, 32))}
+    source = write_folder(tmp_path / 's', files)
+    crop = ['--transform=center-crop', '--width=8', '--height=8']
+    assert 'Enlarged 1 that are smaller than the output, which blurs them (first: b.png).' in tool(
+        source, tmp_path / 'a', *crop)[1]
+    assert 'Enlarged' not in tool(source, tmp_path / 'b', *crop[:1], '--width=4', '--height=4')[1]
+
+
 def test_a_late_misfit_is_found_before_the_work(tmp_path, tool):
     files = {f'{i:03d}.png': encode(make_image(0)) for i in range(20)}
     files['999.png'] = encode(make_image(0, 8, 9))

@@ -347,10 +347,10 @@ def test_a_path_that_is_no_text_and_labels_beyond_any_number_are_no_obstacle(run
 
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGUSR1'), reason='no such signal')
-@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGUSR1'])
 def test_a_signal_before_the_training_begins_ends_with_status_75_and_leaves_nothing(
         name, run, tmp_path, monkeypatch):
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     monkeypatch.setattr(train, 'start_training', lambda *_: os.kill(os.getpid(), getattr(signal, name)))
     try:
         status, _, _ = run(f'--outdir={tmp_path}/o', f'--data={make_dataset(tmp_path)}', '--cfg=demo')

@@ -25,6 +25,7 @@ from training.config.values import DatasetInfo, split_resolution
 
 SECTIONS: dict[str, Any] = {
     f.name: f.type for f in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(f.type)}
+FEW_IMAGES = 100  # fewer: a note
 
 
 def check_flags(flags: Mapping[str, Any], before: str | None = None) -> None:
@@ -87,6 +88,9 @@ def notes(flags: Mapping[str, Any], dataset: DatasetInfo, config: TrainConfig) -
     request = Request(flags, dataset)
     preset = _preset(request)
     found = []
+    if config.data.max_size < FEW_IMAGES:
+        found.append(f'{config.data.max_size} images are few: a few hundred or more give better results; '
+                     '--resume from a trained network and --mirror=1 help (docs/configs.md).')
     if config.D.mbstd_group_size != preset.mbstd:
         found.append(f'Minibatch standard deviation uses groups of {config.D.mbstd_group_size} images, not '
                      f'{preset.mbstd}, so that they divide --batch-gpu={config.batch_gpu}.')

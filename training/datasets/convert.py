@@ -109,6 +109,7 @@ class PreparedImage:
     png: bytes | None = None
     shape: Shape | None = None
     error: str | None = None
+    is_enlarged: bool = False
     is_stretched: bool = False
     num_frames: int = 1
     remark: str | None = None
@@ -118,11 +119,14 @@ class PreparedImage:
 class Summary:
     """Result of a conversion: numbers of images; `unreadable` has a line per skipped image.
 
-    first_unlabelled: name of an image. ledger: what of the source was not used. remarks: on decoding.
+    first_enlarged, first_unlabelled: names of images. ledger: what of the source was not used. remarks: on
+    decoding.
     """
 
     num_written: int = 0
     num_dropped: int = 0
+    num_enlarged: int = 0
+    first_enlarged: str = ''
     num_stretched: int = 0
     num_unlabelled: int = 0
     first_unlabelled: str = ''
@@ -137,6 +141,9 @@ class Summary:
         if self.num_dropped:
             lines.append(f'Dropped {self.num_dropped} that are smaller than the output; numbering keeps gaps '
                          'for them.')
+        if self.num_enlarged:
+            lines.append(f'Enlarged {self.num_enlarged} that are smaller than the output, which blurs them '
+                         f'(first: {self.first_enlarged}).')
         if self.num_stretched:
             lines.append(f'Resizing changed the proportions of {self.num_stretched}; --transform=center-crop '
                          'keeps them.')
@@ -165,6 +172,7 @@ def prepare_image(settings: TransformSettings, image: SourceImage) -> PreparedIm
     if pixels is None:
         return PreparedImage(image.name, image.label)
     return PreparedImage(image.name, image.label, encode_png(pixels), pixels.shape,
+                         is_enlarged=settings.is_enlarging(decoded.pixels.shape),
                          is_stretched=settings.is_stretching(decoded.pixels.shape),
                          num_frames=decoded.num_frames, remark=decoded.remark)
 
@@ -292,6 +300,9 @@ class _Conversion:
         self.labels.append((name, prepared.label))
         self.summary.num_written += 1
         self.summary.num_stretched += prepared.is_stretched
+        if prepared.is_enlarged:
+            self.summary.first_enlarged = self.summary.first_enlarged or prepared.name
+            self.summary.num_enlarged += 1
         if prepared.label is None:
             self.summary.first_unlabelled = self.summary.first_unlabelled or prepared.name
             self.summary.num_unlabelled += 1

@@ -73,6 +73,14 @@ class TransformSettings:
             return pixels
         return from_pillow(to_pillow(pixels).resize((width, height), RESIZE_FILTERS[self.resize_filter]))
 
+    def is_enlarging(self, shape: Shape) -> bool:
+        """Whether resizing enlarges what the transform keeps of an image [H, W, C]."""
+        # center-crop-wide drops smaller images.
+        if self.transform == 'center-crop-wide':
+            return False
+        height, width = shape[:2] if self.transform is None else [min(shape[:2])] * 2
+        return (self.height or height) > height or (self.width or width) > width
+
     def is_stretching(self, shape: Shape) -> bool:
         """Whether plain resizing changes the aspect ratio of an image [H, W, C] by more than rounding."""
         if self.transform is not None:

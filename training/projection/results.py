@@ -110,7 +110,8 @@ def run(
         results.write_videos()
     # Not on stdout, which holds the report.
     words = [f'--network={network}', f'--projected-w={folder / "projected_w.npz"}', f'--outdir={folder}']
-    print(f'Wrote {len(paths)} projections to {folder}\nNext: python generate.py {shlex.join(words)}',
+    noun = 'projection' if len(paths) == 1 else 'projections'
+    print(f'Wrote {len(paths)} {noun} to {folder}\nNext: python generate.py {shlex.join(words)}',
           file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from training.report.curves import COLORS, Curve, Panel, Points
 
 WIDTH_PX, HEIGHT_PX = 440, 230
-LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 48, 14, 10, 38
+LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 58, 14, 10, 38
 MAX_POINTS = 200  # per curve
 SPIKE = 3.0  # times the 98th percentile: higher values are cut off
 Band = list[tuple[float, float, float]]  # (kimg, lowest, highest)

@@ -51,6 +51,9 @@ def progress_page(run_dir: str | os.PathLike, state: str = '') -> str:
     total = options.get('total_kimg')
     total = total if is_number(total) and total > 0 else None
     kimg = mean_of(ticks[-1], 'Progress/kimg') or 0.0
+    # A run that is stopped writes a sample sheet, but no tick.
+    if state:
+        kimg = max([kimg, *(shown for shown, _ in fake_sheets(folder))])
     share = None if total is None else min(kimg / total, 1.0)
     return TEMPLATES.get_template('page.html').render(
         name=folder.name, written=time.strftime('%Y-%m-%d %H:%M', time.localtime()), share=share,

@@ -23,6 +23,12 @@ def test_check_accepts_a_good_dataset_and_writes_nothing(tmp_path, tool):
         assert text in output
 
 
+def test_check_counts_the_label_table_as_used(tmp_path, tool):
+    files = {'a.png': encode(make_image(0)), 'dataset.json': {'labels': None}}
+    status, output = tool(write_folder(tmp_path / 's', files), None, '--check', '--strict')
+    assert status == 0 and 'no labels' in output and 'Not used' not in output
+
+
 @pytest.mark.parametrize(('files', 'message'), [
     ({'a.png': b'junk', 'b.png': encode(make_image())}, 'a.png cannot be decoded'),
     ({'a.png': encode(make_image()), 'b.png': encode(make_image(0, 4, 8)), 'c.png': encode(make_image(1))},

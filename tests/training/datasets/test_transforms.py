@@ -44,6 +44,14 @@ def test_the_wide_band_lies_in_a_black_square():
     assert wide.shape == (8, 8, 3) and wide[2:6].min() == 9 and wide[:2].max() == wide[6:].max() == 0
 
 
+@pytest.mark.parametrize(('transform', 'shape', 'is_enlarging'), [
+    (None, (16, 16, 3), False), (None, (15, 40, 3), True), ('center-crop', (16, 40, 3), False),
+    ('center-crop', (40, 15, 3), True), ('center-crop-wide', (40, 16, 3), False),
+])
+def test_enlarging_is_known_from_what_the_crop_keeps(transform, shape, is_enlarging):
+    assert TransformSettings(transform, width=16, height=16).is_enlarging(shape) == is_enlarging
+
+
 @pytest.mark.parametrize(('shape', 'is_stretching'), [
     ((32, 32, 3), False), ((32, 64, 3), True), ((64, 32, 3), True), ((33, 32, 3), False),
     ((333, 332, 3), False),

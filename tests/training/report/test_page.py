@@ -123,6 +123,12 @@ def test_images_stand_side_by_side_and_over_time(run_dir):
     assert captions == ['Generated at 20 kimg', 'Training images', 'at the start', '10 kimg', '20 kimg']
 
 
+def test_a_stopped_run_shows_the_kimg_of_its_last_samples(run_dir):
+    save_sheet(run_dir / 'fakes000020-528.png')
+    assert cards(progress_page(run_dir, 'stopped (SIGTERM)'))['of 100 kimg'] == '20.53'
+    assert cards(progress_page(run_dir))['of 100 kimg'] == '20'
+
+
 def test_broken_and_missing_images_are_skipped(run_dir):
     (run_dir / 'fakes000010.png').write_bytes(b'no image')
     save_sheet(run_dir / 'reals.png')
