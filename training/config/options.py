@@ -295,7 +295,7 @@ OPTIONS: tuple[Option, ...] = (
     Option('tick', float, GENERAL, 'Interval between status lines, in kimg.', BY_CFG + ', else 4',
            minimum=0.001, paths=('kimg_per_tick',)),
     Option('data', str, DATA,
-           'Training images: directory or .zip made by dataset_tool.py, or emoji32, the bundled dataset.',
+           'Training images: directory or .zip made by dataset_tool.py, or a bundled dataset: emoji32, smileys.',
            required=True, also=('data.path', 'data.max_size', 'data.resolution')),
     Option('cond', bool, DATA, 'Train a conditional model on the labels in dataset.json.', 'no',
            paths=('data.use_labels',), setter=_check_cond, slug='cond'),
