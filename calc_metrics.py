@@ -19,7 +19,7 @@ from torch_utils import distributed, misc
 from torch_utils.misc import keep_freed_memory, pick_device
 from training.config.values import parse_metrics
 from training.dataset import ImageFolderDataset, find_dataset
-from training.formats.load import load_network
+from training.formats.load import find_network, load_network
 
 # \b keeps click from joining the lines.
 EXAMPLES = '''\b
@@ -102,9 +102,10 @@ def check_network(network: str | None) -> str:
     """The value of --network. Raises UserError if it is missing, or names a file that is."""
     if network is None:
         raise UserError('--network is required, such as --network=network-snapshot-000500.pkl')
-    if '://' not in network and not os.path.isfile(network):
+    found = find_network(network)
+    if '://' not in network and not os.path.isfile(found):
         raise UserError(f'--network={network}: no such file; give a network file or a URL')
-    return network
+    return found
 
 
 def check_gpus(gpus: int, started: int, device_type: str) -> None:

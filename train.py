@@ -92,8 +92,9 @@ def check_launch(config: cfg.TrainConfig) -> None:
         if available < int(os.environ.get('LOCAL_WORLD_SIZE', config.num_gpus)):
             raise UserError(f'--gpus={config.num_gpus}: this machine has {available}; use '
                             f'--gpus={available}, or torchrun for several nodes')
+    from training.formats.load import find_network
     source = config.resume_pkl
-    if source is not None and '://' not in source and not os.path.isfile(source):
+    if source is not None and '://' not in source and not os.path.isfile(find_network(source)):
         raise UserError(f'--resume={source}: no such file; give a network .pkl, a URL, or a name from --help')
 
 

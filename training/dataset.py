@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dnnlib.progress import progress
-from dnnlib.util import EasyDict, UserError
+from dnnlib.util import EasyDict, UserError, find_bundled
 from training.datasets.files import LABEL_FILE, DatasetPathError, ImageFiles
 from training.datasets.images import ImageError, decode_image
 from training.datasets.labels import label_array, parse_label_json
@@ -25,10 +25,7 @@ PRELOAD_CHUNK = 64  # images per task
 
 def find_dataset(name_or_path: str) -> str:
     """The path of a bundled dataset ('emoji32', 'smileys'); anything else is returned unchanged."""
-    # './emoji32' and 'data/emoji32' are paths; only a bare name is looked up.
-    is_name = name_or_path == os.path.basename(name_or_path)
-    bundled = [DATA_FOLDER / f'{name_or_path}{suffix}' for suffix in ('.zip', SUBSET_SUFFIX)]
-    return next((str(path) for path in bundled if is_name and path.is_file()), name_or_path)
+    return find_bundled(name_or_path, DATA_FOLDER, ('.zip', SUBSET_SUFFIX))
 
 
 def _open_files(path: str) -> tuple[ImageFiles, bool]:

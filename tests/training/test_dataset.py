@@ -293,7 +293,8 @@ def test_the_smileys_are_a_class_of_the_bundled_dataset():
     assert len(part) == 20 and all(any(np.array_equal(image, one) for one in wanted) for image, _ in part)
 
 
-@pytest.mark.parametrize('path', ['nothing', 'data/emoji32', './emoji32', 'emoji32.zip', 'smileys.json', '', '/tmp/x.zip'])
+@pytest.mark.parametrize('path', [
+    'nothing', 'data/emoji32', './emoji32', 'emoji32.zip', 'smileys.json', '', '/tmp/x.zip'])
 def test_other_names_are_paths(path):
     assert find_dataset(path) == path
 

@@ -3,17 +3,24 @@
 import io
 import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 import dnnlib
-from dnnlib.util import UserError
+from dnnlib.util import UserError, find_bundled
 from training.formats import hub
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
 
-__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'load_bytes', 'load_network', 'load_network_pkl',
-           'read_network_file']
+__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'find_network', 'load_bytes', 'load_network',
+           'load_network_pkl', 'read_network_file']
+NETWORK_FOLDER = Path(__file__).resolve().parent
+
+
+def find_network(name_or_path: str) -> str:
+    """The path of the bundled network ('emoji32'); anything else is returned unchanged."""
+    return find_bundled(name_or_path, NETWORK_FOLDER, ('.safetensors',))
 
 
 def load_network(
@@ -22,9 +29,9 @@ def load_network(
     """Contents of a network file or URL: G, D, G_ema, training_set_kwargs, augment_pipe; None where missing.
 
     The file: a pickle (official, own, or TensorFlow), .safetensors, or a rosinality checkpoint; also of the
-    Hugging Face Hub, as hf://user/repo[@revision][/file]. Networks are on the CPU, in eval mode, without
-    gradients. Nothing in the file is executed unless trust_pickle, which is for files of your own or from a
-    source that you trust, and refused for the Hub.
+    Hugging Face Hub, as hf://user/repo[@revision][/file]; or emoji32, the bundled one. Networks are on the
+    CPU, in eval mode, without gradients. Nothing in the file is executed unless trust_pickle, which is for
+    files of your own or from a source that you trust, and refused for the Hub.
     force_fp16: build G, D and G_ema with num_fp16_res=4 and conv_clamp=256.  only: build just these keys.
     Raises UserError naming the file if it is missing, is no network file, or asks for anything else.
     """
@@ -36,8 +43,8 @@ def load_network(
 
 
 def read_network_file(name: str) -> bytes:
-    """The bytes of a network file: path, URL, or hf://user/repo[@revision][/file]. Raises UserError."""
-    path_or_url = hub.fetch(name) if hub.is_hub_name(name) else name
+    """The bytes of a network file: name, path, URL, or hf://user/repo[@revision][/file]. Raises UserError."""
+    path_or_url = hub.fetch(name) if hub.is_hub_name(name) else find_network(name)
     with dnnlib.util.open_url(path_or_url) as file:
         return file.read()
 
