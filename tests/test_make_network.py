@@ -93,7 +93,8 @@ def test_tools_find_it_in_any_folder(tmp_path, monkeypatch, capsys):
 
 def test_a_run_fine_tunes_from_it(tmp_path, capfd):
     status = run(train, f'--outdir={tmp_path}', '--data=smileys', '--cfg=demo', '--kimg=1', '--batch=64',
-                 '--cbase=128', '--cmax=8', '--aug=noaug', '--metrics=none', '--resume=emoji32', '--workers=0')
+                 '--cbase=128', '--cmax=8', '--aug=noaug', '--metrics=none', '--resume=emoji32',
+                 '--workers=0')
     printed = capfd.readouterr()
     assert status == 0, printed.err
     assert 'Transfer from emoji32' in printed.out
