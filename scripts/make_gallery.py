@@ -2,7 +2,7 @@
 """Make the images of README.md, docs/generation.md and docs/first-hour.md: python -m scripts.make_gallery
 
 From the bundled network, by the command lines in docs/generation.md, in a minute or two on two CPU cores.
---run=DIR, the run that the network is from: also its samples over training.
+--run=DIR, the run that the network is from: also its samples over training, and its curves.
 """
 import shlex
 import subprocess
@@ -23,6 +23,7 @@ NETWORK = '--network=emoji32'
 SIDE = 32  # of an image of the network
 SCALE, GAP_PX, CAPTION_PX = 2, 16, 20
 MILESTONES = (10, 100, 1000)  # kimg
+CURVES = 'training_curves.png'
 PANEL = (5, 9)  # columns and rows that are shown of a sheet
 
 
@@ -138,6 +139,7 @@ def main(outdir: Path, run: Path | None) -> None:
     outdir = make_folder(outdir)
     if run is not None:
         save(over_training(run), outdir / 'first_hour.png')
+        save(Image.open(run / CURVES), outdir / 'emoji32_curves.png')
     with tempfile.TemporaryDirectory() as name:
         save(hero(Path(name)), outdir / 'hero.png')
         for entry in DOCS:

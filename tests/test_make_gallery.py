@@ -52,6 +52,15 @@ def test_every_image_is_made_and_enlarged(tmp_path, monkeypatch):
     assert grid.shape == (4, 8, 3) and (grid[:, :, 0] == 4).all()
 
 
+def test_a_run_adds_its_samples_and_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_gallery, 'produce', produce_blank([]))
+    for name, size in (('fakes000020.png', (320, 480)), ('training_curves.png', (6, 3))):
+        Image.new('RGB', size).save(tmp_path / name)
+    make_gallery.main(['--outdir', str(tmp_path / 'out'), '--run', str(tmp_path)], standalone_mode=False)
+    assert Image.open(tmp_path / 'out' / 'emoji32_curves.png').size == (6, 3)
+    assert (tmp_path / 'out' / 'first_hour.png').is_file()
+
+
 def test_images_are_joined_in_order():
     red, blue = Image.new('RGB', (2, 3), 'red'), Image.new('RGB', (4, 1), 'blue')
     row = make_gallery.joined([red, blue], is_row=True)
