@@ -15,7 +15,7 @@ from training.run.interrupt import STOPPED
 ROOT = Path(__file__).resolve().parent.parent
 OUTDIR = ROOT / 'demo-run'
 DATA = 'smileys'
-TIME_LIMIT = '170s'  # of training; a slow machine shows what it has learned by then
+TIME_LIMIT = '175s'  # of training; a slow machine shows what it has learned by then
 TRAINING = (f'--data={DATA}', '--mirror=1', '--cfg=demo', f'--time-limit={TIME_LIMIT}')
 COLUMNS, ROWS = 6, 6  # of each half of the sheet
 SCALE, MARGIN_PX = 3, 24
@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
         folder = latest(f'*-{DATA}-*', OUTDIR)
         network = latest('network-snapshot-*.pkl', folder)
         run('generate.py', f'--network={network}', f'--seeds=0-{COLUMNS * ROWS - 1}',
-            f'--batch={COLUMNS * ROWS}', f'--outdir={folder / "generated"}')
+            '--trunc=0.7', f'--batch={COLUMNS * ROWS}', f'--outdir={folder / "generated"}')
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
     except KeyboardInterrupt:
@@ -84,7 +84,7 @@ def how_to_go_on(folder: Path, network: Path) -> str:
   {here}/fakes_over_time.png    how they came about
   {here}/progress.html          curves and samples, for a browser
 More smileys:
-  {generate} --network={net} --seeds=1000-1099 --grid --batch=25 --outdir=demo-out
+  {generate} --network={net} --seeds=1000-1099 --trunc=0.7 --grid --batch=25 --outdir=demo-out
 Better smileys, in about twenty minutes:
   {train} --resume={here} --kimg=200 --time-limit=1h
 All emoji, from a network that was trained for longer:
