@@ -103,7 +103,7 @@ def _auto_gamma(scale: Scale) -> float:
 # Visible progress within minutes on two CPU cores: 1,750 steps of a small network. EMA over the last hundred
 # steps or so. No noise: after so few steps it would be visible as a pattern over all images.
 _DEMO = Preset(
-    ref_gpus=1, kimg=28, batch=16, mbstd=4, fmaps=1 / 64, lrate=0.006, gamma=0.5, ema_kimg=1, ema_rampup=None,
+    ref_gpus=1, kimg=28, batch=16, mbstd=4, fmaps=1 / 64, lrate=0.006, gamma=1, ema_kimg=1, ema_rampup=None,
     map_depth=2, z_dim=128, w_dim=128, channel_max=64, num_fp16_res=0, conv_clamp=None, pl_weight=0,
     style_mixing_prob=0, use_noise=False, ada_kimg=100, kimg_per_tick=1, snap=4, metrics=('swd',))
 
