@@ -140,7 +140,7 @@ def test_other_options_are_refused_by_name_unless_allowed(images, tmp_path):
     request = request_for(config.run_dir)
     other = configure(images, tmp_path / 'run', steps=10, gamma=3.0)
     assert finish(start(other, request)) == 2
-    assert '--gamma (loss.r1_gamma was 0.5, now 3.0)' in output(config)
+    assert '--gamma (loss.r1_gamma was 1, now 3.0)' in output(config)
     assert finish(start(other, dataclasses.replace(request, allow_changes=True))) == 0, output(config)
     assert read_manifest(config.run_dir)[-1].nimg == 40
 
