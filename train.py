@@ -52,16 +52,19 @@ def check_launch(config: cfg.TrainConfig) -> None:
         if available < int(os.environ.get('LOCAL_WORLD_SIZE', config.num_gpus)):
             raise UserError(f'--gpus={config.num_gpus}: this machine has {available}; use '
                             f'--gpus={available}, or torchrun for several nodes')
+    from training.formats.load import find_network
     source = config.resume_pkl
-    if source is not None and '://' not in source and not os.path.isfile(source):
+    if source is not None and '://' not in source and not os.path.isfile(find_network(source)):
         raise UserError(f'--resume={source}: no such file; give a network file, a URL, or a name from --help')
 
 
 def check_weights(config: cfg.TrainConfig, dataset: cfg.DatasetInfo) -> None:
     """Raise UserError in a dry run if the weights of --resume are unusable, as far as they are here."""
+    from training.formats.load import find_network
     source = config.resume_pkl
     if source is None:
         return
+    source = find_network(source)
     # A dry run may precede a run on another machine.
     if '://' in source or not Path(source).parent.is_dir():
         click.echo(f'Note: --resume={source} is not on this machine and was not checked.')

@@ -111,6 +111,14 @@ def make_folder(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
+def find_bundled(name_or_path: str, folder: Path, suffixes: tuple[str, ...]) -> str:
+    """The path of a file of a folder that a bare name means; anything else is returned unchanged."""
+    # './emoji32' and 'data/emoji32' are paths; only a bare name is looked up.
+    is_name = name_or_path == os.path.basename(name_or_path)
+    found = [folder / f'{name_or_path}{suffix}' for suffix in suffixes]
+    return next((str(path) for path in found if is_name and path.is_file()), name_or_path)
+
+
 def file_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file in hexadecimal digits. Raises OSError."""
     digest = hashlib.sha256()

@@ -52,9 +52,10 @@ def check_network(network: str | None) -> str:
     """The value of --network, or the newest snapshot of a run. Raises UserError if there is no such file."""
     if network is None:
         raise UserError('--network is required, such as --network=network-snapshot-000500.pkl')
-    if '://' not in network and not os.path.exists(network):
+    path = network_path(network)
+    if '://' not in path and not os.path.exists(path):
         raise UserError(f'--network={network}: no such file; give a network file, a run directory or a URL')
-    return network_path(network)
+    return path
 
 
 def check_gpus(gpus: int, started: int, device_type: str) -> None:

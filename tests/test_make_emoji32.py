@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The script behind the bundled dataset: halves images, keeps labels, repeatable to the byte."""
+import json
+import zipfile
+
 import numpy as np
 from dataset_cases import encode, make_image, write_zip
 
-from scripts.make_emoji32 import main, shrink_dataset
+from scripts.make_emoji32 import CLASS_NAMES, main, shrink_dataset
 from training.dataset import ImageFolderDataset
 
 
@@ -18,6 +21,8 @@ def test_shrinking_averages_and_is_repeatable(tmp_path):
     mean = make_image(1, 64, 64).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
     assert np.abs(dataset[1][0] - mean).max() <= 1  # both passes of the filter round
     assert dataset.label_dim == 3
+    with zipfile.ZipFile(tmp_path / 'a.zip') as archive:
+        assert json.loads(archive.read('dataset.json')) == {**labels, 'class_names': list(CLASS_NAMES)}
 
 
 def test_the_script_reports_mistakes(tmp_path, capsys):

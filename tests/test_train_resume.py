@@ -151,7 +151,8 @@ def test_a_dry_run_says_where_it_would_go_on(folder, run, started, monkeypatch):
 
 @pytest.mark.parametrize('value, is_run', [
     ('latest', True), ('runs/00003-x', True), ('a/training-state-000004.pt', True), ('noresume', False),
-    ('ffhq256', False), ('a.pkl', False), ('A.PKL', False), ('https://example.com/net', False)])
+    ('ffhq256', False), ('emoji32', False), ('a.pkl', False), ('A.PKL', False),
+    ('https://example.com/net', False)])
 def test_runs_are_told_from_networks_by_the_value_alone(value, is_run):
     assert cfg.continues(value) == is_run
 

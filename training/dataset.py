@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image datasets with optional labels, and the order in which training reads them."""
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,23 +12,33 @@ import numpy as np
 import torch
 
 from dnnlib.progress import progress
-from dnnlib.util import EasyDict, UserError
+from dnnlib.util import EasyDict, UserError, find_bundled
 from training.datasets.files import LABEL_FILE, DatasetPathError, ImageFiles
 from training.datasets.images import ImageError, decode_image
 from training.datasets.labels import label_array, read_labels
 from training.datasets.ledger import Ledger, account
 
 DATA_FOLDER = Path(__file__).resolve().parent / 'datasets'
+SUBSET_SUFFIX = '.json'  # of a bundled file {"dataset": zip beside it, "class": number of a class}
 MAX_DECODE_THREADS = 16
 PRELOAD_CHUNK = 64  # images per task
 
 
 def find_dataset(name_or_path: str) -> str:
-    """The path of a bundled dataset ('emoji32'); anything else is returned unchanged."""
-    bundled = DATA_FOLDER / f'{name_or_path}.zip'
-    # './emoji32' and 'data/emoji32' are paths; only a bare name is looked up.
-    is_name = name_or_path == os.path.basename(name_or_path)
-    return str(bundled) if is_name and bundled.is_file() else name_or_path
+    """The path of a bundled dataset ('emoji32', 'smileys'); anything else is returned unchanged."""
+    return find_bundled(name_or_path, DATA_FOLDER, ('.zip', SUBSET_SUFFIX))
+
+
+def _open_files(path: str) -> tuple[ImageFiles, bool]:
+    """The images of a folder or zip; whether they are one class of a bundled zip, named by a bundled file."""
+    if Path(path).parent != DATA_FOLDER or not path.endswith(SUBSET_SUFFIX):
+        return ImageFiles(path), False
+    subset = json.loads(Path(path).read_text(encoding='utf-8'))
+    whole = ImageFolderDataset(str(DATA_FOLDER / subset['dataset']), use_labels=True)
+    files = whole._files
+    files.names = [name for i, name in enumerate(files.names)
+                   if whole.get_details(i).raw_label == subset['class']]
+    return files, True
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -254,8 +265,9 @@ def _shape_text(shape: list[int] | tuple[int, ...]) -> str:
 class ImageFolderDataset(Dataset):
     """The images of a folder or zip, by sorted relative name, with the labels of its `dataset.json`.
 
-    path: folder (searched recursively) or `.zip`. resolution: required side or (height, width). class_names:
-    accepted, since options of datasets record them; those of the folder or zip count.
+    path: folder (searched recursively), `.zip`, or what find_dataset() returns. resolution: required side or
+    (height, width). class_names: accepted, since options of datasets record them; those of the folder or zip
+    count.
     Images are decoded by `training.datasets.images.decode_image`: true colors, upright, 1 to 4 channels.
     Raises UserError, which is an OSError too, for an invalid path or size.
     """
@@ -265,7 +277,9 @@ class ImageFolderDataset(Dataset):
         class_names: list[str] | None = None, **super_kwargs: Any,
     ) -> None:
         self._path = path
-        self._files = ImageFiles(path)
+        self._files, is_one_class = _open_files(path)
+        if is_one_class:
+            super_kwargs['use_labels'] = False  # all would be the same
         # The first image determines the shape; the others are checked when they are read.
         height, width, channels = self._decode(0).shape
         if resolution is not None and _as_pair(resolution) != (height, width):

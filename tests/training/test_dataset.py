@@ -3,10 +3,12 @@
 import collections
 import hashlib
 import itertools
+import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -278,7 +280,21 @@ def test_the_bundled_dataset_is_found_and_whole():
     assert np.median(corners) == 255  # on white
 
 
-@pytest.mark.parametrize('path', ['nothing', 'data/emoji32', './emoji32', 'emoji32.zip', '', '/tmp/x.zip'])
+def test_the_smileys_are_a_class_of_the_bundled_dataset():
+    whole = ImageFolderDataset(find_dataset('emoji32'), use_labels=True)
+    with zipfile.ZipFile(find_dataset('emoji32')) as archive:
+        number = json.loads(archive.read('dataset.json'))['class_names'].index('smileys')
+    wanted = [whole[i][0] for i in range(len(whole)) if whole.get_details(i).raw_label == number]
+    dataset = ImageFolderDataset(find_dataset('smileys'), resolution=32, use_labels=True, xflip=True)
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert dataset.name == 'smileys' and not dataset.has_labels and len(dataset) == 2 * len(wanted) == 338
+    assert all(np.array_equal(copied[i][0], image) for i, image in enumerate(wanted))
+    part = ImageFolderDataset(find_dataset('smileys'), max_size=20)
+    assert len(part) == 20 and all(any(np.array_equal(image, one) for one in wanted) for image, _ in part)
+
+
+@pytest.mark.parametrize('path', [
+    'nothing', 'data/emoji32', './emoji32', 'emoji32.zip', 'smileys.json', '', '/tmp/x.zip'])
 def test_other_names_are_paths(path):
     assert find_dataset(path) == path
 

@@ -139,7 +139,7 @@ def test_other_options_are_refused_by_name_unless_allowed(images, tmp_path):
     assert finish(start(config)) == 0
     request = request_for(config.run_dir)
     other = configure(images, tmp_path / 'run', steps=10, gamma=3.0)
-    with pytest.raises(UserError, match=r'--gamma \(loss\.r1_gamma was 0\.5, now 3\.0\)'):
+    with pytest.raises(UserError, match=r'--gamma \(loss\.r1_gamma was 1, now 3\.0\)'):
         request.fit(other, 'cpu', ('gamma',))
     assert finish(start(request.fit(other, 'cpu', ('gamma', 'allow_changes')), request)) == 0, output(config)
     assert read_manifest(config.run_dir)[-1].nimg == 40

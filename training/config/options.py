@@ -56,6 +56,7 @@ COLOR_CHANNELS = (1, 3, 4)  # numbers of channels that colour transforms can han
 TRANSFER_FOLDER = ('https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/'
                    'transfer-learning-source-nets/')
 TRANSFER_SOURCES = {
+    'emoji32': None,  # in this package
     'ffhq256': 'ffhq-res256-mirror-paper256-noaug.pkl',
     'ffhq512': 'ffhq-res512-mirror-stylegan2-noaug.pkl',
     'ffhq1024': 'ffhq-res1024-mirror-stylegan2-noaug.pkl',
@@ -266,7 +267,8 @@ def _set_resume(settings: Settings, value: str, _: Request) -> None:
     if value == 'noresume' or continues(value):
         return
     # Pretrained weights need no EMA ramp-up, and overfit sooner, so p must adapt faster.
-    url = TRANSFER_FOLDER + TRANSFER_SOURCES[value] if value in TRANSFER_SOURCES else value
+    file = TRANSFER_SOURCES.get(value)
+    url = value if file is None else TRANSFER_FOLDER + file
     settings.update(resume_pkl=url, ada_kimg=RESUME_ADA_KIMG, ema_rampup=None)
 
 
@@ -342,7 +344,7 @@ OPTIONS: tuple[Option, ...] = (
     Option('tick', float, GENERAL, 'Interval between status lines, in kimg.', BY_CFG + ', else 4',
            minimum=0.001, paths=('kimg_per_tick',)),
     Option('data', str, DATA,
-           'Training images: directory or .zip made by dataset_tool.py, or emoji32, the bundled dataset.',
+           'Training images: directory or .zip made by dataset_tool.py, or bundled ones: emoji32, smileys.',
            required=True, also=('data.path', 'data.max_size', 'data.resolution')),
     Option('cond', bool, DATA, 'Train a conditional model on the labels in dataset.json.', 'no',
            paths=('data.use_labels',), setter=_set_cond, also=('data.class_names',), slug='cond'),

@@ -9,15 +9,21 @@ from typing import Any, BinaryIO
 import torch
 
 import dnnlib
-from dnnlib.util import UserError
+from dnnlib.util import UserError, find_bundled
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
 
-__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'fate_of_download', 'load_bytes', 'load_network',
-           'load_network_pkl', 'network_path', 'read_file']
+__all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'fate_of_download', 'find_network', 'load_bytes',
+           'load_network', 'load_network_pkl', 'network_path', 'read_file']
 HUB = 'hf://'  # of names on the Hugging Face Hub
 # Files of a run with networks, the last being preferred among those of the same images.
 SNAPSHOT_NAMES = (
     ('training-state-', '.pt'), ('network-snapshot-', '.safetensors'), ('network-snapshot-', '.pkl'))
+NETWORK_FOLDER = Path(__file__).resolve().parent
+
+
+def find_network(name_or_path: str) -> str:
+    """The path of the bundled network ('emoji32'); anything else is returned unchanged."""
+    return find_bundled(name_or_path, NETWORK_FOLDER, ('.safetensors',))
 
 
 def load_network(
@@ -26,10 +32,10 @@ def load_network(
     """Contents of a network file or URL: G, D, G_ema, training_set_kwargs, augment_pipe; None where missing.
 
     The file: a pickle (official, own, or TensorFlow), .safetensors, a training state, a module of torch.save,
-    or a rosinality checkpoint; of a folder, the newest snapshot; of the Hugging Face Hub, as
-    hf://user/repo[@revision][/file]. Networks are on the CPU, in eval mode, without gradients. Nothing in the
-    file is executed unless trust_pickle, which is for files of your own or from a source that you trust, and
-    refused for the Hub.
+    or a rosinality checkpoint; of a folder, the newest snapshot; emoji32, the bundled one; of the Hugging
+    Face Hub, as hf://user/repo[@revision][/file]. Networks are on the CPU, in eval mode, without gradients.
+    Nothing in the file is executed unless trust_pickle, which is for files of your own or from a source that
+    you trust, and refused for the Hub.
     force_fp16: build G, D and G_ema with num_fp16_res=4 and conv_clamp=256.  only: build just these keys.
     Raises UserError naming the file if it is missing, is no network file, or asks for anything else.
     """
@@ -48,12 +54,13 @@ def load_network(
 
 
 def network_path(path_or_url: str) -> str:
-    """The file or URL to open: in place of a folder, such as that of a run, its newest snapshot.
+    """The file or URL to open: in place of a folder, such as that of a run, its newest snapshot; in
+    place of emoji32 the bundled network.
 
     Raises UserError if the folder has none.
     """
     if not os.path.isdir(path_or_url):
-        return path_or_url
+        return find_network(path_or_url)
     from training.report.ticks import nimg_of_name
     found = [(number, kind, path) for path in Path(path_or_url).iterdir() if path.is_file()
              for kind, (prefix, suffix) in enumerate(SNAPSHOT_NAMES) if path.suffix == suffix

@@ -55,9 +55,12 @@ def header(data: bytes, name: str) -> dict[str, Any]:
     return _parsed(data[8:8 + size], name)
 
 
-def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> Path:
+def write(
+    path: str | os.PathLike, contents: Mapping[str, Any], remarks: Mapping[str, str] | None = None,
+) -> Path:
     """Write the result of load_network() or copy_networks(); returns the path.
 
+    remarks: text by name that is added to the metadata, such as a licence.
     Raises UserError if the file cannot be written, or a network is of a foreign class.
     """
     path, tensors, described = Path(path), {}, {}
@@ -70,7 +73,7 @@ def write(path: str | os.PathLike, contents: Mapping[str, Any]) -> Path:
         # Copies: the format supports neither shared memory nor other memory formats.
         tensors.update({f'{key}.{name}': t.detach().cpu().clone(memory_format=torch.contiguous_format)
                         for name, t in net.state_dict().items()})
-    metadata = {'format': FORMAT, 'networks': json.dumps(described, default=_plain)}
+    metadata = {**(remarks or {}), 'format': FORMAT, 'networks': json.dumps(described, default=_plain)}
     if contents.get('training_set_kwargs') is not None:
         metadata['training_set_kwargs'] = json.dumps(contents['training_set_kwargs'], default=str)
     # Not save_file(), whose files only the owner can read.

@@ -157,7 +157,7 @@ def test_a_device_is_measured_in_sensible_units():
 def test_the_lines_tell_memory_speed_and_duration():
     memory, speed = describe(small_config(), 0, 3)
     assert re.search(r'memory: +about 0\.\d GB of \d+\.\d GB$', memory)
-    assert re.search(r'speed: +about [\d.]+ s/kimg \([\d.e-]+ TFLOP/kimg\), \w.* for 32 kimg$', speed)
+    assert re.search(r'speed: +about [\d.]+ s/kimg \([\d.e-]+ TFLOP/kimg\), \w.* for 28 kimg$', speed)
 
 
 @pytest.mark.parametrize(('precision', 'half_speed', 'said'), [

@@ -34,7 +34,7 @@ def test_what_affects_training_is_refused_by_the_names_of_the_flags(flags, names
 
 
 def test_both_values_are_told():
-    with pytest.raises(UserError, match=r'--gamma \(loss\.r1_gamma was 0\.5, now 7\.0\)'):
+    with pytest.raises(UserError, match=r'--gamma \(loss\.r1_gamma was 1, now 7\.0\)'):
         check_changes(small_config(), small_config(gamma=7.0))
 
 
