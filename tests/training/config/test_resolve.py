@@ -309,7 +309,8 @@ def test_a_run_is_named_after_the_last_part_of_the_dataset_path(path, name):
 @pytest.mark.parametrize('flags, info, word', [
     ({'cfg': 'paper256', 'batch': 12}, {}, 'groups of 6 .*not 8'),
     ({}, {'channels': 2}, 'colours'),
-    ({'subset': 45}, {}, '^45 images are few'), ({'resume': 'a.pkl'}, {}, 'from kimg 0, with the weights of a.pkl'),
+    ({'subset': 45}, {}, '^45 images are few'),
+    ({'resume': 'a.pkl'}, {}, 'from kimg 0, with the weights of a.pkl'),
 ])
 def test_what_a_user_may_not_expect_is_said(flags, info, word):
     info = dataset(**info)
