@@ -11,6 +11,7 @@ alone was asked to stop again, except after --time-limit, which counts for the w
 stops the process at once with 128 + the signal's number, 130 for Ctrl-C. Before the handlers are set,
 train.py leaves with STOPPED at the first signal, as nothing has been trained.
 """
+import contextlib
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ from types import FrameType, TracebackType
 from torch_utils import distributed
 
 STDERR = 2  # the file descriptor
+ASKED = b'\nStopping after this iteration; a second signal stops at once, without saving.\n'
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name))
 # Ctrl-C reaches every process of a terminal, and a launcher passes it on once more: one request.
 SAME_REQUEST_SEC = 1.0
@@ -61,6 +63,10 @@ class Interrupt:
         now_sec = time.monotonic()
         if self._signal is None:
             self._signal, self._signal_sec = number, now_sec
+            # An iteration can take minutes on a CPU. A terminal that is gone must not end the run.
+            if distributed.rank() == 0:
+                with contextlib.suppress(OSError):
+                    os.write(STDERR, ASKED)
         elif now_sec - self._signal_sec > SAME_REQUEST_SEC:
             # Must not block. A partially written snapshot is not listed.
             os.write(STDERR, b'Stopped at once, without saving.\n')

@@ -26,6 +26,20 @@ def test_handlers_are_as_before_afterwards():
     assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
 
 
+def test_the_first_request_is_answered_at_once_unless_the_terminal_is_gone(tmp_path, monkeypatch):
+    path = tmp_path / 'stderr'
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    monkeypatch.setattr(interrupt, 'STDERR', descriptor)
+    for _ in range(2):
+        with Interrupt() as watch:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert watch.reason == 'SIGTERM'
+        assert path.read_bytes() == interrupt.ASKED
+        # The second time, writing fails.
+        monkeypatch.setattr(interrupt, 'STDERR', -1)
+    os.close(descriptor)
+
+
 def test_the_same_request_twice_is_one():
     # A terminal and a launcher both pass on Ctrl-C.
     with Interrupt() as watch:
