@@ -110,7 +110,7 @@ class Launch:
     def workers(self):
         """Process numbers of the training processes."""
         found = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(self.process.pid)],
-                               capture_output=True, text=True, check=True).stdout
+                               capture_output=True, text=True, check=False).stdout  # 1: none
         return [int(pid) for pid in found.split()]
 
 
