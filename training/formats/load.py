@@ -13,7 +13,7 @@ from dnnlib.util import UserError, find_bundled
 from training.formats.rebuild import KEYS, MODULES, NETWORKS
 
 __all__ = ['KEYS', 'NETWORKS', 'check_truncation', 'fate_of_download', 'find_network', 'load_bytes',
-           'load_network', 'load_network_pkl', 'network_path', 'read_file']
+           'load_network', 'load_network_pkl', 'local_path', 'network_path', 'read_file']
 HUB = 'hf://'  # of names on the Hugging Face Hub
 # Files of a run with networks, the last being preferred among those of the same images.
 SNAPSHOT_NAMES = (
@@ -75,13 +75,17 @@ def network_path(path_or_url: str) -> str:
 
 def read_file(path_or_url: str) -> tuple[bytes, str]:
     """(the content of a path, URL or hf:// name, its local path). Raises UserError."""
-    if path_or_url.startswith(HUB):
-        from training.formats import hub
-        local = hub.fetch(path_or_url)
-    else:
-        local = dnnlib.util.open_url(path_or_url, return_filename=True)
+    local = local_path(path_or_url)
     with dnnlib.util.open_url(local) as file:
         return file.read(), local
+
+
+def local_path(path_or_url: str) -> str:
+    """The local path of a path, URL or hf:// name, downloaded if necessary. Raises UserError."""
+    if path_or_url.startswith(HUB):
+        from training.formats import hub
+        return hub.fetch(path_or_url)
+    return dnnlib.util.open_url(path_or_url, return_filename=True)
 
 
 def fate_of_download(path_or_url: str, local: str, data: bytes) -> str | None:

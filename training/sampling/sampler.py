@@ -12,9 +12,9 @@ import torch
 
 from dnnlib import image_io
 from dnnlib.cli_options import MAX_SHOWN, LabelOptions
-from dnnlib.util import UserError, file_sha256, open_url
+from dnnlib.util import UserError, file_sha256
 from torch_utils.misc import keep_freed_memory, pick_device
-from training.formats.load import check_truncation, load_network, network_path
+from training.formats.load import check_truncation, load_network, local_path, network_path
 from training.sampling.graphs import by_graphs
 
 Condition = int | tuple[float, ...] | None  # a class, a label vector, or none
@@ -193,6 +193,6 @@ def class_names_of(training_set_kwargs: Any, c_dim: int) -> tuple[str, ...]:
 def sha256_of(network: str) -> str | None:
     """SHA-256 of a network file or of a URL's cached copy; None if it cannot be had."""
     try:
-        return file_sha256(str(open_url(network_path(network), return_filename=True)))
-    except OSError:
+        return file_sha256(local_path(network_path(network)))
+    except (OSError, UserError):
         return None
