@@ -67,9 +67,9 @@ def main(cfg, resolution, device, precision, batch, json_path):
         z = torch.randn([size, G.z_dim], device=device)
         for name, call, fused in variants:
             speed = images_per_second(call, z, device, fused)
-            share = None if peak is None else round(100 * speed * flop_per_image(G, z, fused) / peak, 1)
+            share = None if peak is None else round(speed * flop_per_image(G, z, fused) / peak, 4)
             rows.append({'cfg': cfg, 'resolution': resolution, 'variant': f'{name} x{size}',
-                         'img_per_sec': speed, 'peak_percent': share})
+                         'img_per_sec': speed, 'peak_share': share})
     common.write_json(json_path, device, rows)
     common.print_table(rows)
 

@@ -211,18 +211,18 @@ def measure(configs, device, cycles, profile_path=None):
             seconds[name].append(trainer.cycle())
     first, peak = next(iter(trainers)), convolution_peak(device)
     rows = [{**row(name, trainers[name], seconds[name], seconds[first]), 'warm_up_sec': warmups[name],
-             'peak_percent': share_of(peak, trainers[name].config, seconds[name])} for name in trainers]
+             'peak_share': share_of(peak, trainers[name].config, seconds[name])} for name in trainers]
     if profile_path is not None:
         profile_cycle(trainers[first], rows[0], profile_path)
     return rows
 
 
 def share_of(peak, config, seconds):
-    """Percent of the speed of convolutions at which a float32 training computes; None without a peak."""
+    """Share of the peak of convolutions at which a float32 training computes; None without a peak."""
     if peak is None or config.precision in ('fp16', 'bf16'):
         return None
     flop = estimate(config, label_dim=0, channels=3).flop_per_kimg * CYCLE * config.batch_size / 1000
-    return round(100 * flop / statistics.median(seconds) / peak, 1)
+    return round(flop / statistics.median(seconds) / peak, 4)
 
 
 def profile_cycle(trainer, measured, path):

@@ -14,7 +14,7 @@ def test_it_prints_a_row_for_each_variant_and_writes_them_with_the_environment(t
     written = json.loads(path.read_text())
     assert written['environment']['torch'] == torch.__version__
     assert [row['variant'] for row in written['rows']] == ['default x2', 'fused x2', 'unfused x2']
-    assert all(row['img_per_sec'] > 0 and 0 < row['peak_percent'] < 100 for row in written['rows'])
+    assert all(row['img_per_sec'] > 0 and 0 < row['peak_share'] < 1 for row in written['rows'])
     assert len(done.stdout.splitlines()) == 4
 
 
