@@ -14,7 +14,7 @@ from training.datasets.deep import FEW
 from training.datasets.files import LABEL_FILE
 from training.datasets.images import MAX_MEGAPIXELS, ImageError, Reading
 from training.datasets.labels import label_array, read_labels
-from training.datasets.ledger import Ledger
+from training.datasets.ledger import Ledger, account
 from training.datasets.source_image import SourceImage
 from training.datasets.sources import FileSource
 from training.datasets.transforms import Shape, shape_text
@@ -78,7 +78,7 @@ def check_dataset(
     results = map_images(examine_image, source, num_workers(workers, len(source)))
     examined = list(progress(results, total=len(source), desc='Checking', unit='img'))
     readable = [image for image in examined if image.error is None]
-    report = DatasetReport(facts=[f'{path}: {len(examined)} images'], ledger=source.ledger())
+    report = DatasetReport(facts=[f'{path}: {len(examined)} images'], ledger=account(source.files))
     note_decoding(readable, report.ledger, report.remarks)
     report.problems += [f'{image.name} {image.error}' for image in examined if image.error is not None]
     _check_shapes(readable, report)

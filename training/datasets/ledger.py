@@ -95,6 +95,11 @@ class Ledger:
         if num_frames > 1:
             self.add('further frames of {files} animations or stacks', remedy, name, count=num_frames - 1)
 
+    def add_rows(self, rows: Iterable[str], names: Iterable[str]) -> None:
+        """Note the rows of a label table that name none of the images."""
+        for row in sorted(set(rows).difference(names)):
+            self.add('labels', 'no image has this name', row)
+
     def join(self, other: 'Ledger') -> None:
         """Add the entries of another ledger."""
         for key, group in other.groups.items():

@@ -40,7 +40,7 @@ def describe(data: bytes, name: str, load: Loader) -> list[str]:
     except UserError as error:
         return [*lines, f'{REFUSED}{error}']
     for key in MODULES:
-        lines += [f'  {key:<11}{line}' for line in _network_lines(found.get(key))]
+        lines += [f'  {key:<10} {line}' for line in _network_lines(found.get(key))]
     kwargs = found.get('training_set_kwargs')
     return lines if kwargs is None else [*lines, f'  trained on {shown(kwargs)}']
 
