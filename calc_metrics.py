@@ -37,7 +37,8 @@ option = functools.partial(grouped_option, 'Options')
         help='Print progress and a summary of the generator.')
 @option('--seed', type=click.IntRange(min=0), default=0, show_default=True,
         help='Random seed of latents, labels and subsets: same seed, same result.')
-@option('--detector-dir', metavar='DIR', help='Directory to search first for the feature networks.')
+@option('--detector-dir', metavar='DIR', type=click.Path(exists=True, file_okay=False),
+        help='Directory to search first for the feature networks.')
 @option('--device', type=click.Choice(['auto', 'cuda', 'cpu']), default='auto', show_default=True,
         help='auto: GPU if available.')
 @option('--cuda-graphs', type=click.Choice(['auto', 'off']), default='auto', show_default=True,

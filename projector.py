@@ -55,7 +55,8 @@ def label_options(command: Callable[..., None]) -> Callable[..., None]:
 @option('--distance', type=click.Choice(['auto', 'vgg16', 'pixel']), default='auto', show_default=True,
         help='vgg16: perceptual (LPIPS features, downloaded once); pixel: no download; auto: vgg16, or '
              'pixel if VGG16 is not available.')
-@option('--detector-dir', metavar='DIR', help='Directory to search first for vgg16.pt.')
+@option('--detector-dir', metavar='DIR', type=click.Path(exists=True, file_okay=False),
+        help='Directory to search first for vgg16.pt.')
 @option('--noise', type=click.Choice(['fit', 'redraw', 'keep']), default='fit', show_default=True,
         help='Noise maps. fit: optimize those of the network; redraw: optimize random ones; keep: no '
              'change.')

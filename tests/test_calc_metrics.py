@@ -172,7 +172,7 @@ def test_a_file_that_is_no_feature_network_and_a_folder_that_is_not_there_are_fo
         run_dir, tmp_path, capsys):
     (tmp_path / 'bad').mkdir()
     (tmp_path / 'bad' / 'inception-2015-12-05.pt').write_text('<html>')
-    for folder, words in (('bad', 'not a TorchScript network'), ('absent', 'no such directory')):
+    for folder, words in (('bad', 'not a TorchScript network'), ('absent', "absent' does not exist")):
         detectors = f'--detector-dir={tmp_path / folder}'
         status, out, err = run(f'--network={run_dir}/net.pkl', detectors, capsys=capsys)
         assert status == 2 and out == '' and words in err

@@ -81,6 +81,7 @@ RAM_SHARE = 0.25  # of the machine's memory that cache='auto' may take
 FULL_SHARE = 0.9  # of what is free on a GPU that cache='gpu' may take
 MAX_RESTARTS = 3  # of the workers within RESTART_BATCHES: beyond, the cause is permanent
 RESTART_BATCHES = 1000
+STALL_SEC = 300  # without a batch: workers are stopped, or wait for a disk that does not answer
 
 
 def fits_in_ram(num_bytes: int) -> bool:
@@ -183,7 +184,7 @@ class Batches:
             _Reading(self.dataset), sampler=SeekableSampler(**self._order, start=position),
             batch_size=self.batch, collate_fn=_collate, pin_memory=self.device.type == 'cuda', **workers))
         _ignore_deaths_meanwhile()
-        return batches
+        return _killed_if_stalled(batches) if workers else batches
 
 
 class _Reading(torch.utils.data.Dataset):
@@ -214,6 +215,28 @@ def _readable(item: Pair | Unreadable) -> Pair:
     if isinstance(item, Unreadable):
         raise UserError(f'--data: {item.reason}')
     return item
+
+
+def _killed_if_stalled(batches: Iterator[Pair | Unreadable]) -> Iterator[Pair | Unreadable]:
+    """The batches of workers that are killed, which the next batch reports, if they send none for STALL_SEC.
+
+    A limit of the loader itself ends no wait for a stopped worker that holds the memory of a sent batch.
+    """
+    def kill() -> None:
+        write(f'Data loader processes sent nothing for {STALL_SEC:g} seconds (stopped, or waiting for a disk '
+              'that does not answer) and are killed.')
+        for worker in batches._workers:
+            worker.kill()
+
+    while True:
+        timer = threading.Timer(STALL_SEC, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            batch = next(batches)
+        finally:
+            timer.cancel()
+        yield batch
 
 
 def _ignore_deaths_meanwhile() -> None:

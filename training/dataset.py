@@ -313,9 +313,13 @@ class ImageFolderDataset(Dataset):
         labels = read_labels(self._files) if self._use_labels else None
         return None if labels is None or labels.class_names is None else list(labels.class_names)
 
-    def ledger(self) -> Ledger:
-        """What of the folder or zip is not used."""
-        return account(self._files, look_inside=True)
+    def ledger(self, *, cond: bool) -> Ledger:
+        """What of the folder or zip is not used.  cond: its labels are. Raises UserError as `label_dim`."""
+        ledger = account(self._files, look_inside=True)
+        labels = read_labels(self._files) if cond else None
+        if labels is not None:
+            ledger.add_rows(labels.table, self._files.names)
+        return ledger
 
     def close(self) -> None:
         """Close the archive; the next read opens it again."""

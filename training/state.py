@@ -122,9 +122,11 @@ class TrainingState:
         self.cur_nimg, self.batch_idx = run['cur_nimg'], run['batch_idx']
         for name in LOOP_FIELDS:
             setattr(self, name, saved['loop'][name])
-        # A resume may have more processes than the run had before.
-        if distributed.rank() < len(extra['statistics']):
-            self.statistics.load_state_dict(extra['statistics'][distributed.rank()], self.loss.pl_mean.device)
+        # A resume may have more processes than the run had before. All must know the same names, whose
+        # moments they add up.
+        of_ranks, own = extra['statistics'], distributed.rank()
+        statistics = of_ranks[own] if own < len(of_ranks) else {**of_ranks[0], 'rows': []}
+        self.statistics.load_state_dict(statistics, self.loss.pl_mean.device)
         if 'guards' in extra:
             self.guards = GuardCounts(**extra['guards'])
 

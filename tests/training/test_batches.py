@@ -97,6 +97,23 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(folder, capsys):
     assert output.count('A data loader process died') == 1 and '\n' not in output.strip()
 
 
+@pytest.mark.skipif(not hasattr(signal, 'SIGSTOP'), reason='no signals here')
+def test_workers_that_are_stopped_are_replaced_after_a_time_and_nothing_is_lost(folder, capsys, monkeypatch):
+    expected = take(iter(read(folder)), 12)
+    stream = iter(read(folder, num_workers=2))
+    found = take(stream, 2)
+    stopped = multiprocessing.active_children()
+    for worker in stopped:
+        os.kill(worker.pid, signal.SIGSTOP)
+    monkeypatch.setattr(batches, 'STALL_SEC', 2)
+    found += take(stream, 1)
+    monkeypatch.undo()
+    assert same(expected, found + take(stream, 9))
+    output = capsys.readouterr().out
+    assert 'sent nothing for 2 seconds' in output and 'A data loader process died' in output
+    assert not any(worker.is_alive() for worker in stopped)
+
+
 def test_a_death_is_noticed_at_the_next_batch_and_not_in_between(folder):
     stream = iter(read(folder, num_workers=1))
     next(stream)

@@ -9,6 +9,7 @@ import torch
 from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
+from torch_utils import distributed
 from training.formats.pickled import HostCopies
 from training.run.snapshots import make_payload, write_state
 
@@ -56,6 +57,15 @@ def test_a_run_that_is_replaced_again_and_again_is_the_one_that_is_not():
     assert whole.state.cur_nimg == parts.state.cur_nimg == 80 and whole.state.batch_idx == 20
     assert whole.state.augment_p > 0 and whole.state.loss.pl_mean != 0
     assert_same(whole.state.state_dict(), parts.state.state_dict())
+
+
+def test_a_process_that_the_run_did_not_have_knows_the_names_that_all_add_up(monkeypatch):
+    before, added = SmallRun(config()), SmallRun(config())
+    before.step(2)
+    monkeypatch.setattr(distributed, 'rank', lambda: 1)
+    added.state.load_state_dict(through_a_file(before.state.state_dict()))
+    assert added.state.statistics.names == before.state.statistics.names != []
+    assert all(not table.any() for table in added.state.statistics.tensors())
 
 
 def test_moments_get_the_strides_of_their_parameters():

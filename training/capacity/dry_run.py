@@ -35,7 +35,7 @@ def open_dataset(
         with contextlib.nullcontext() if cond else contextlib.suppress(LabelError, OverflowError):
             names = dataset.class_names
             labels = dataset.has_labels, dataset.label_dim, None if names is None else tuple(names)
-        ledger = dataset.ledger()
+        ledger = dataset.ledger(cond=cond)
         ledger.check(strict=strict)
     except (UserError, OSError, OverflowError) as error:
         raise UserError(f'--data: {error}') from error

@@ -6,6 +6,7 @@ Imports neither torch nor the dataset classes, so that the worker processes of d
 import dataclasses
 import functools
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -52,6 +53,9 @@ TARGET_MODES = {
 MODE_CHANNELS = {'L': 1, 'LA': 2, 'RGB': 3, 'RGBA': 4}
 CHANNEL_MODES = {channels: mode for mode, channels in MODE_CHANNELS.items()}
 WITH_ALPHA = {'L': 'LA', 'RGB': 'RGBA'}
+
+HEIF_START = rb'....ftyp(hei|hev|mif1|msf1)'
+HEIF_REMEDY = 'not readable here; pip install pillow-heif, or convert to JPEG'
 
 EXIF_ORIENTATION = 0x0112
 TURNED_ORIENTATIONS = {5, 6, 7, 8}  # EXIF 2.3, tag 0x0112: these swap width and height.
@@ -171,7 +175,13 @@ class _Source:
     def open(self, frame: int = 0) -> Image.Image:
         """The image, with its pixels still undecoded."""
         # Only these formats: others would be passed to a program such as Ghostscript.
-        image = Image.open(io.BytesIO(self.data), formats=_formats())
+        try:
+            image = Image.open(io.BytesIO(self.data), formats=_formats())
+        except Image.UnidentifiedImageError as error:
+            # Phones and messengers rename HEIC files to .jpg.
+            reason = f'HEIC, {HEIF_REMEDY}' if re.match(HEIF_START, self.data, re.DOTALL) else (
+                'not an image format that Pillow supports')
+            raise ImageError(f'cannot be decoded ({reason})') from error
         if frame:
             image.seek(frame)
         is_full = is_deep(image) and self.reading.value_range is not None
@@ -186,9 +196,7 @@ class _Source:
 def _translated(error: BaseException) -> ImageError:
     if isinstance(error, ImageError):
         return error
-    is_unknown = isinstance(error, Image.UnidentifiedImageError)
-    reason = ('not an image format that Pillow supports' if is_unknown
-              else ' '.join(str(error).split()) or type(error).__name__)
+    reason = ' '.join(str(error).split()) or type(error).__name__
     return ImageError(f'cannot be decoded ({reason})')
 
 

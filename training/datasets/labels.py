@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,7 +49,10 @@ def decode_text(data: bytes) -> str:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode('utf-16')
     # utf-8-sig: editors on Windows put a byte order mark first.
-    return data.decode('utf-8-sig')
+    text = data.decode('utf-8-sig')
+    if '\0' in text:
+        raise ValueError('it has zero bytes, as UTF-16 without a byte order mark does')
+    return text
 
 
 def parse_label_json(data: bytes, origin: str) -> Labels | None:
@@ -199,11 +203,13 @@ def labels_from_folders(names: Iterable[str], origin: str) -> Labels:
 def labels_from_csv(data: bytes, origin: str) -> Labels:
     """The labels in a CSV file: each row a file name, then a class or several numbers; a header may lead.
 
-    Separated by commas, semicolons or tabs. If every row has one whole number, these are classes, if every
+    Separated by commas, semicolons, tabs or bars; Excel's line sep=; may lead. If every row has one whole number, these are classes, if every
     row has one word, these are names of classes, else vectors. Raises UserError naming the line.
     """
     try:
         text = decode_text(data)
+        # Excel's own line; what follows keeps its line numbers.
+        text = re.sub(r'\Asep=.(?=[\r\n])', '', text)
         separator = _separator(text)
         rows = [(line, [cell.strip() for cell in row]) for line, row
                 in enumerate(csv.reader(io.StringIO(text, newline=''), delimiter=separator), start=1) if row]
@@ -235,7 +241,7 @@ def _separator(text: str) -> str:
     for line in text.splitlines():
         # A name in quotes may contain any of them.
         outside = ''.join(line.split('"')[::2])
-        counts = {mark: outside.count(mark) for mark in ',;\t'}
+        counts = {mark: outside.count(mark) for mark in ',;\t|'}
         if any(counts.values()):
             # A decimal comma beside other separators is none.
             return max(counts, key=lambda mark: (counts[mark] > 0, mark != ',', counts[mark]))

@@ -8,17 +8,14 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from dnnlib.util import UserError, printable
-from training.datasets.images import count_frames, is_image_name, read_header
+from training.datasets.images import HEIF_REMEDY, HEIF_START, count_frames, is_image_name, read_header
 
 SYSTEM_FILES = {'thumbs.db', 'ehthumbs.db', 'desktop.ini', '__macosx'}
 START_BYTES = 16  # of a file, to recognize its format
 SIGNATURES = (
     (rb'\x89PNG\r\n\x1a\n', '.png'), (rb'\xff\xd8\xff', '.jpg'), (rb'GIF8[79]a', '.gif'),
     (rb'RIFF....WEBP', '.webp'), (rb'II\*\0|MM\0\*', '.tif'), (rb'BM....\0\0\0\0', '.bmp'),
-    (rb'....ftyp(hei|hev|mif1|msf1)', '.heic'), (rb'....ftypavif', '.avif'))
-HEIF_REMEDY = 'not readable here; pip install pillow-heif, or convert to JPEG'
-
-
+    (HEIF_START, '.heic'), (rb'....ftypavif', '.avif'))
 FRAMES_REMEDY = 'only the first is; dataset_tool.py --frames=all uses all'
 LOWER_BYTE = 'lower byte per value of images with 16 bits per channel'
 DEEP_REMEDY = 'dataset_tool.py --range=auto maps the range that occurs to 0 to 255'
@@ -94,6 +91,11 @@ class Ledger:
         """Note an image file of which only the first frame is used."""
         if num_frames > 1:
             self.add('further frames of {files} animations or stacks', remedy, name, count=num_frames - 1)
+
+    def add_rows(self, rows: Iterable[str], names: Iterable[str]) -> None:
+        """Note the rows of a label table that name none of the images."""
+        for row in sorted(set(rows).difference(names)):
+            self.add('labels', 'no image has this name', row)
 
     def join(self, other: 'Ledger') -> None:
         """Add the entries of another ledger."""

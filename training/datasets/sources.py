@@ -86,6 +86,7 @@ class FileSource:
     def ledger(self) -> Ledger:
         """What of the folder or zip is not used."""
         ledger = account(self.files)
+        ledger.add_rows(self.labels, self.names)
         for name in self.files.label_tables() if self.label_mode != 'auto' else ():
             ledger.add('label table', f'--labels={self.label_mode} replaces it', name, is_loss=False)
         return ledger

@@ -14,7 +14,7 @@ import torch
 from dnnlib.progress import progress
 from dnnlib.util import UserError, replace_file
 from training.sampling.sampler import Sampler
-from training.sampling.sources import NPZ_ERRORS, npz_problem
+from training.sampling.sources import NPZ_ERRORS, npz_problem, open_npz
 
 NUM_SAMPLES, CHUNK = 10_000, 1_000  # samples of w for statistics, as in the projector
 SAMPLE_SEED = 123
@@ -153,7 +153,7 @@ def read_direction(text: str, G: torch.nn.Module, layers: Sequence[int] | None =
 def read_directions(path: str) -> Directions:
     """Read a directions file. Raises UserError if it is not one."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             stored = Directions(str(arrays['method']), *(
                 np.asarray(arrays[name], dtype=dtype) for name, dtype in
                 (('directions', np.float32), ('values', float), ('sigma', float), ('layers', int))))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of ws for images: seeds or projections; and sweeps, which vary one property of a source."""
 import dataclasses
+import io
 import sys
-import zipfile
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +12,13 @@ import torch
 
 from dnnlib.cli_options import LabelOptions
 from dnnlib.util import UserError
+from training.datasets.files import ZIP_ERRORS, read_regular
 from training.sampling.interpolation import interpolate
 from training.sampling.sampler import Condition, Sampler
 
 # What NumPy may raise for other files; only part of it is documented.
-NPZ_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, zipfile.BadZipFile)
+NPZ_ERRORS = (OSError, AttributeError, SyntaxError, tokenize.TokenError, *ZIP_ERRORS)
+NPZ_FREE_BYTES, NPZ_RATIO = 64 << 20, 20  # ws and directions hardly compress
 
 CLASS_STREAM = 1  # of the random classes of seeds, apart from their latents
 
@@ -196,16 +199,25 @@ def read_projected_w(path: str, G: torch.nn.Module) -> torch.Tensor:
 def read_w(path: str, option: str) -> np.ndarray:
     """The float32 array w of an .npz file named by an option. Raises UserError if there is none."""
     try:
-        # Without pickles: an array of objects would be code.
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             return np.asarray(arrays['w'], dtype=np.float32)
     except NPZ_ERRORS as error:
         raise UserError(f'--{option}={path}: {npz_problem(error, "an .npz file with an array w")}; give '
                         'the projected_w.npz of projector.py') from error
 
 
+def open_npz(path: str) -> np.lib.npyio.NpzFile:
+    """The arrays of an .npz file. Raises one of NPZ_ERRORS, if not here, then when an array is read."""
+    data = read_regular(path)
+    # Without pickles: an array of objects would be code.
+    arrays = np.load(io.BytesIO(data), allow_pickle=False)
+    if sum(info.file_size for info in arrays.zip.infolist()) > NPZ_FREE_BYTES + NPZ_RATIO * len(data):
+        raise ValueError('meant to fill memory')
+    return arrays
+
+
 def npz_problem(error: Exception, expected: str) -> str:
     """Why np.load() failed, in a user's terms: NumPy's own message is about its arguments."""
-    if isinstance(error, OSError) and error.strerror is not None:
-        return f'cannot be read ({error.strerror})'
+    if isinstance(error, OSError):
+        return f'cannot be read ({error.strerror or error})'
     return f'not {expected}'

@@ -21,6 +21,7 @@ def test_check_accepts_a_good_dataset_and_writes_nothing(tmp_path, tool):
     for text in ['3 images', '8x8 RGB', '3 classes', '0: 1, 1: 0, 2: 2', 'class 1 has no image',
                  '1 exact duplicates: b.png = c.bmp', '1 labels have no image: d.png', 'OK']:
         assert text in output
+    assert 'Not used' not in output
 
 
 def test_check_counts_the_label_table_as_used(tmp_path, tool):

@@ -74,7 +74,7 @@ def damaged(data, rng):
 
 def read_all(path):
     dataset = ImageFolderDataset(path, use_labels=True)
-    dataset.ledger()
+    dataset.ledger(cond=True)
     for i in range(len(dataset)):
         dataset[i]
 
@@ -219,6 +219,17 @@ def test_links_to_folders_are_followed_once(tmp_path, capsys):
     assert ImageFiles(source).names == ['c.png', 'd.png', 'linked/a.png', 'linked/b.png']
     status, output = run_tool(capsys, source, tmp_path / 'out')
     assert status == 0 and 'Not used: 1 links that lead back to a folder above (first: loop)' in output
+
+
+@pytest.mark.skipif(not hasattr(os, 'symlink'), reason='no links here')
+def test_a_link_to_itself_is_named_and_can_be_skipped(tmp_path, capsys):
+    source = write_folder(tmp_path / 's', {'a.png': encode(make_image())})
+    (tmp_path / 's' / 'self.png').symlink_to('self.png')
+    (tmp_path / 's' / 'other').symlink_to('other')
+    status, output = run_tool(capsys, source, tmp_path / 'o')
+    assert status == 2 and 'Error: self.png cannot be read' in output
+    status, output = run_tool(capsys, source, tmp_path / 'o', '--on-error=skip')
+    assert status == 0 and 'Wrote 1 images' in output and '(first: other): not readable' in output
 
 
 @pytest.mark.skipif(not hasattr(os, 'symlink'), reason='no links here')

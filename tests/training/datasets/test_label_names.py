@@ -135,6 +135,7 @@ def test_two_labels_for_one_file_are_an_error(tmp_path, capsys):
 @pytest.mark.parametrize('data', [
     b'p0.png;0\np1.png;1\n', b'name;class\np0.png;0\np1.png;1\n', b'p0.png\t0\np1.png\t1\n',
     'name,class\np0.png,0\np1.png,1\n'.encode('utf-16'), 'p0.png\t0\r\np1.png\t1\r\n'.encode('utf-16'),
+    b'sep=;\r\np0.png;0\r\np1.png;1\r\n', b'name|class\np0.png|0\np1.png|1\n',
     b'\xef\xbb\xbfname,class\r\np0.png, 0\r\np1.png, 1\r\n'])
 def test_csv_of_any_separator_and_encoding_is_read(data):
     assert labels_from_csv(data, 'x').table == {'p0.png': 0, 'p1.png': 1}
@@ -153,7 +154,7 @@ def test_words_in_a_csv_are_class_names(data):
 
 
 @pytest.mark.parametrize('data', [b'a.png,1\nb.png,cat\n', b'a.png,cat\nb.png,1\n', b'a.png,x,y\nb.png,x,z\n',
-                                  b'a.png,caf\xe9\n', b'a.png,' + b'9' * 400 + b'\n'])
+                                  'a.png,1\n'.encode('utf-16-le'), b'a.png,caf\xe9\n', b'a.png,' + b'9' * 400 + b'\n'])
 def test_other_tables_are_refused(data):
     with pytest.raises(UserError, match=r'^--labels'):
         labels_from_csv(data, '--labels=x.csv')

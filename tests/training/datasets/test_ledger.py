@@ -122,6 +122,17 @@ def test_a_label_table_that_is_replaced_is_said(tmp_path, capsys):
     assert status == 0 and '(first: x/dataset.json): --labels=folders replaces it' in output
 
 
+def test_labels_without_image_are_said(tmp_path, capsys):
+    files = {'a.png': PNG, 'dataset.json': {'labels': [['a.png', 0], ['gone.png', 1]]}, 'l.csv': b'a.png,0\nb.png,1\n'}
+    source = write_folder(tmp_path / 's', files)
+    line = 'Not used: 1 labels (first: gone.png): no image has this name'
+    status, output = run_tool(capsys, source, tmp_path / 'o')
+    assert status == 0 and line in output
+    assert line in open_dataset(source, cond=True)[1] and line not in open_dataset(source, cond=False)[1]
+    assert line.replace('gone', 'b') in run_tool(
+        capsys, source, tmp_path / 'p', '--labels', os.path.join(source, 'l.csv'))[1]
+
+
 def test_names_cannot_act_on_the_terminal():
     ledger = account_names(['a\x1b[2J\nError: fake.cr2'], lambda name: b'')
     assert ledger.lines() == ['Not used: 1 .cr2 (first: a\\x1b[2J\\nError: fake.cr2): camera raw; develop to '
