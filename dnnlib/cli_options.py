@@ -160,7 +160,8 @@ def setting(row: Any) -> GroupedOption:
     # As in the other scripts, --strict alone is --strict=1.
     flag = {'is_flag': False, 'flag_value': True} if kind is bool else {}
     return GroupedOption(
-        [f'--{row.name}'], group=row.group, type=kind, help=text, metavar=SETTING_METAVARS.get(row.name), **flag)
+        [f'--{row.name}'], group=row.group, type=kind, help=text, metavar=SETTING_METAVARS.get(row.name),
+        **flag)
 
 
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -118,7 +118,7 @@ class ImageFiles:
             for entry in entries:
                 relative = f'{folder}/{entry.name}' if folder else entry.name
                 # A link to itself raises in is_dir(): it is reported where it is read.
-                if entry.is_symlink() and not os.path.isdir(entry.path) or not entry.is_dir():
+                if (entry.is_symlink() and not os.path.isdir(entry.path)) or not entry.is_dir():
                     yield relative
                 elif not entry.is_symlink():
                     queue.appendleft((relative, above | {identity}))
