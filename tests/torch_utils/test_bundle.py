@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One text of several modules: what it holds, what it refuses, and that old Pythons understand it."""
+import ast
 import sys
 import textwrap
 
@@ -91,6 +92,7 @@ def test_a_redefined_name_is_an_error():
 @pytest.mark.parametrize('module', [networks, stylegan1, dcgan, augment], ids=lambda m: m.__name__)
 def test_texts_in_snapshots_run_on_python_3_7(module):
     text = persistence._module_source(module.__name__)
+    ast.parse(text, feature_version=(3, 7))
     config = vermin.Config()
     assert config.add_backport('typing') and config.add_backport('dataclasses')
     assert vermin.detect(text, config) in ([None, (3, 7)], [(0, 0), (3, 7)])
