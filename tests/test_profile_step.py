@@ -60,7 +60,7 @@ def test_nothing_else_is_left_in_the_folder(files):
 def test_the_timeline_prints_a_line_an_iteration():
     result = run('--timeline', '--steps=2', *SMALL)
     lines = result.output.splitlines()
-    assert 'resolution 8x8, batch 2, steps 2, learning rates G 0.004, D 0.004' in lines[0]
+    assert 'resolution 8x8, batch 2, steps 2, learning rates G 0.006, D 0.006' in lines[0]
     pattern = r'Iter {} \| H2D +[\d.]+ ms \| Kern +[\d.]+ ms \| D2H +[\d.]+ ms \| Tot +[\d.]+ ms'
     for i in range(2):
         assert re.fullmatch(pattern.format(i), lines[2 + i])

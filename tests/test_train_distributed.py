@@ -90,7 +90,8 @@ class Launch:
             self.process.join()
 
     def output(self):
-        return self.log.read_text()
+        # The process creates it.
+        return self.log.read_text() if self.log.exists() else ''
 
     def run_dir(self):
         (folder,) = self.folder.iterdir()

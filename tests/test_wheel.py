@@ -26,7 +26,8 @@ pytest.importorskip('build')
 pytestmark = pytest.mark.filterwarnings('ignore:TypedStorage is deprecated')
 SCRIPTS = ['sg2-train', 'sg2-generate', 'sg2-style-mixing', 'sg2-projector', 'sg2-dataset-tool',
            'sg2-calc-metrics', 'sg2-legacy', 'sg2-profile-step', 'stylegan2-ada-doctor']
-DATA = ['training/datasets/*.zip', 'training/report/page.[!p]*', 'torch_utils/ops/csrc/*']
+DATA = ['training/datasets/*.zip', 'training/datasets/*.json', 'training/formats/*.safetensors',
+        'training/report/page.[!p]*', 'torch_utils/ops/csrc/*']
 MAX_WHEEL_BYTES = 15e6
 # Two steps per kimg.
 RUN = ['--data=images', '--cfg=demo', '--batch=500', '--batch-gpu=250', '--snap=1', '--cbase=32', '--cmax=4',

@@ -286,6 +286,6 @@ def test_the_lines_of_the_timeline_have_the_known_form():
         f'Iter 0 | H2D {step.h2d:.3f} ms | Kern {step.kern:.3f} ms | D2H {step.d2h:.3f} ms | '
         f'Tot {step.total:.3f} ms')
     header = timeline_header(run, 'demo', 7, 'some device')
-    for part in ('resolution 8x8', 'batch 4', 'steps 7', 'learning rates G 0.25, D 0.004', 'some device'):
+    for part in ('resolution 8x8', 'batch 4', 'steps 7', 'learning rates G 0.25, D 0.006', 'some device'):
         assert part in header
     assert timeline_summary([step]).startswith('Median |')
