@@ -203,8 +203,9 @@ def labels_from_folders(names: Iterable[str], origin: str) -> Labels:
 def labels_from_csv(data: bytes, origin: str) -> Labels:
     """The labels in a CSV file: each row a file name, then a class or several numbers; a header may lead.
 
-    Separated by commas, semicolons, tabs or bars; Excel's line sep=; may lead. If every row has one whole number, these are classes, if every
-    row has one word, these are names of classes, else vectors. Raises UserError naming the line.
+    Separated by commas, semicolons, tabs or bars; Excel's line sep=; may lead. If every row has one whole
+    number, these are classes, if every row has one word, these are names of classes, else vectors. Raises
+    UserError naming the line.
     """
     try:
         text = decode_text(data)

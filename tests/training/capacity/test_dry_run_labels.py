@@ -11,6 +11,7 @@ from small_networks import last_snapshot
 
 from legacy import load_network
 from training import training_loop
+from training.capacity import dry_run
 from training.capacity.dry_run import describe_labels, ignored_labels_notice, label_kind, notes
 from training.config import DatasetInfo, resolve
 from training.dataset import ImageFolderDataset
@@ -112,8 +113,10 @@ def test_missing_feature_networks_are_one_note_and_found_ones_none(tmp_path, mon
     monkeypatch.setenv('DNNLIB_CACHE_DIR', str(tmp_path / 'cache'))
     flags = {'outdir': 'o', 'data': 'x.zip', 'cfg': 'demo', 'device': 'cpu',
              'metrics': 'fid50k_full,pr50k3_full,swd'}
-    config = resolve(flags, DatasetInfo('x.zip', 10, 16, 16))
-    (note,) = notes(config)
+    monkeypatch.setattr(dry_run, '_busy_cores', lambda: None)
+    dataset = DatasetInfo('x.zip', 10, 16, 16)
+    config = resolve(flags, dataset)
+    (note,) = notes(config, dataset, is_estimated=True)
     assert note.startswith('fid50k_full, pr50k3_full: inception-2015-12-05.pt and vgg16.pt not found')
-    assert notes(dataclasses.replace(config, detector_dir=write_detectors(tmp_path / 'detectors'))) == []
-    assert notes(dataclasses.replace(config, metrics=('swd',))) == []
+    for change in ({'detector_dir': write_detectors(tmp_path / 'detectors')}, {'metrics': ('swd',)}):
+        assert notes(dataclasses.replace(config, **change), dataset, is_estimated=True) == []

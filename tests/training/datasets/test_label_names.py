@@ -154,7 +154,8 @@ def test_words_in_a_csv_are_class_names(data):
 
 
 @pytest.mark.parametrize('data', [b'a.png,1\nb.png,cat\n', b'a.png,cat\nb.png,1\n', b'a.png,x,y\nb.png,x,z\n',
-                                  'a.png,1\n'.encode('utf-16-le'), b'a.png,caf\xe9\n', b'a.png,' + b'9' * 400 + b'\n'])
+                                  'a.png,1\n'.encode('utf-16-le'), b'a.png,caf\xe9\n',
+                                  b'a.png,' + b'9' * 400 + b'\n'])
 def test_other_tables_are_refused(data):
     with pytest.raises(UserError, match=r'^--labels'):
         labels_from_csv(data, '--labels=x.csv')

@@ -26,6 +26,17 @@ def test_handlers_are_as_before_afterwards():
     assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
 
 
+@pytest.mark.skipif(not hasattr(signal, 'SIGHUP'), reason='no terminals here')
+def test_nohup_stays_in_force(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as watch:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert watch.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_same_request_twice_is_one():
     # A terminal and a launcher both pass on Ctrl-C.
     with Interrupt() as watch:

@@ -32,7 +32,7 @@ def test_arrays_of_any_claim_are_refused(tmp_path, header):
     with zipfile.ZipFile(path, 'w') as archive:
         for name in ('w', 'method'):
             archive.writestr(f'{name}.npy', member(header))
-    with pytest.raises(UserError, match='not an .npz file with an array w'):
+    with pytest.raises(UserError, match=r'not an \.npz file with an array w'):
         read_w(path, 'projected-w')
     with pytest.raises(UserError, match='not a directions file'):
         read_directions(path)
@@ -40,7 +40,7 @@ def test_arrays_of_any_claim_are_refused(tmp_path, header):
 
 def test_arrays_that_would_fill_memory_are_not_inflated(tmp_path):
     np.savez_compressed(tmp_path / 'w.npz', w=np.zeros([80 << 20, 1, 1], np.uint8))
-    with pytest.raises(UserError, match='not an .npz file'):
+    with pytest.raises(UserError, match=r'not an \.npz file'):
         read_w(str(tmp_path / 'w.npz'), 'projected-w')
 
 
@@ -50,7 +50,7 @@ def test_damaged_archives_are_refused(tmp_path, position):
     data = bytearray((tmp_path / 'w.npz').read_bytes())
     data[position] ^= 0x40
     (tmp_path / 'w.npz').write_bytes(data)
-    with pytest.raises(UserError, match='not an .npz file'):
+    with pytest.raises(UserError, match=r'not an \.npz file'):
         read_w(str(tmp_path / 'w.npz'), 'projected-w')
 
 
