@@ -4,9 +4,11 @@ import contextlib
 import os
 import re
 import sys
+from typing import TextIO
 
 import click
 
+from dnnlib.streams import discard_output
 from dnnlib.util import UserError, printable
 
 
@@ -23,6 +25,22 @@ def run_command(command: click.Command, args: list[str] | None = None) -> None:
         # Messages hold names from archives and servers, which must not pass for lines of this program.
         click.echo(f'Error: {printable(error)}', err=True)
         sys.exit(2)
+    except OSError as error:
+        if not _is_full(sys.stdout):
+            raise
+        click.echo(f'Error: the output cannot be written ({error.strerror or error}); what has been written '
+                   'to files is there', err=True)
+        sys.exit(2)
+
+
+def _is_full(stream: TextIO | None) -> bool:
+    """Whether a line more cannot be written; what the stream holds is dropped, or Python would try again."""
+    try:
+        print(file=stream, flush=True)
+    except OSError:
+        discard_output(stream)
+        return True
+    return False
 
 
 def _expand_home(argument: str) -> str:

@@ -159,9 +159,8 @@ def setting(row: Any) -> GroupedOption:
     kind = click.Choice(row.kind) if isinstance(row.kind, tuple) else row.kind
     # As in the other scripts, --strict alone is --strict=1.
     flag = {'is_flag': False, 'flag_value': True} if kind is bool else {}
-    return GroupedOption(
-        [f'--{row.name}'], group=row.group, type=kind, help=text, metavar=SETTING_METAVARS.get(row.name),
-        **flag)
+    return GroupedOption([f'--{row.name}'], group=row.group, type=kind, help=text,
+                         metavar=SETTING_METAVARS.get(row.name), **flag)
 
 
 def generator_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -92,7 +92,7 @@ class _Tee(io.TextIOBase):
             action(self.terminal)
         except OSError as error:
             self._is_gone = True
-            _discard_output(self.terminal)
+            discard_output(self.terminal)
             # Told where somebody may still read it: in the file, and on the other stream.
             line = (f'\nWarning: {getattr(self.terminal, "name", "an output")} cannot be written to any more '
                     f'({error.strerror or error}); the program continues.\n')
@@ -137,7 +137,7 @@ def guarded(stream: TextIO) -> TextIO:
     return _Tee(stream, None, should_flush=False)
 
 
-def _discard_output(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Send what a stream still holds nowhere: Python would fail on it when it flushes the stream at exit."""
     with contextlib.suppress(OSError, ValueError):
         handle = os.open(os.devnull, os.O_WRONLY)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import tempfile
 import urllib.parse
 import uuid
@@ -16,6 +17,7 @@ from dnnlib import download
 from dnnlib.streams import Logger as Logger  # the published name
 
 HASH_CHUNK = 1 << 20  # bytes read at a time
+MAX_FILE_BYTES = 4 << 30  # of a file that is read as a whole
 MAX_CACHE_NAME = 150  # characters besides the digest; file systems allow 255 in all
 _cache = {'dir': None}  # set by set_cache_dir
 
@@ -117,6 +119,30 @@ def find_bundled(name_or_path: str, folder: Path, suffixes: tuple[str, ...]) -> 
     is_name = name_or_path == os.path.basename(name_or_path)
     found = [folder / f'{name_or_path}{suffix}' for suffix in suffixes]
     return next((str(path) for path in found if is_name and path.is_file()), name_or_path)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A file opened for reading. Raises OSError, at once, for pipes, devices and the like.
+
+    Reading a pipe would wait for a writer, and /dev/zero never ends.
+    """
+    # Checked on the opened file: the name may be given to another one at any time.
+    handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError('not a regular file')
+        return os.fdopen(handle, 'rb')
+    except OSError:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The bytes of a regular file of at most MAX_FILE_BYTES. Raises OSError."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise OSError(f'larger than {MAX_FILE_BYTES >> 30} GiB')
+        return file.read(MAX_FILE_BYTES)
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """The work of calc_metrics.py: the metrics of a network file, computed by one or several processes."""
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch_utils.misc import keep_freed_memory, pick_device
 from training.config.values import parse_metrics
 from training.dataset import ImageFolderDataset, find_dataset
 from training.formats.load import load_network, network_path
+from training.report.page import read_options
 
 DATA_OPTIONS = ('path', 'resolution', 'use_labels', 'xflip', 'max_size', 'random_seed')
 
@@ -202,9 +202,5 @@ def data_of_run(run_dir: str | None) -> dict[str, Any] | None:
     """The dataset in a run's training_options.json, since converted networks may record none."""
     if run_dir is None:
         return None
-    try:
-        noted = json.loads(Path(run_dir, 'training_options.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
-    data = noted.get('training_set_kwargs') if isinstance(noted, dict) else None
+    data = read_options(Path(run_dir)).get('training_set_kwargs')
     return data if isinstance(data, dict) else None

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """dnnlib.cli: user errors are one line and status 2."""
+import os
+
 import click
 import pytest
 
@@ -29,6 +31,16 @@ def test_success_leaves_with_status_0(capsys):
 def test_a_user_error_is_one_line_on_stderr_without_traceback(capsys):
     assert run(['--n', '-3']) == 2
     assert capsys.readouterr() == ('', 'Error: --n=-3 must not be negative; use 0 or more\n')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no such device here')
+def test_a_full_disk_behind_the_output_is_one_line(capfd, monkeypatch):
+    with open('/dev/full', 'w') as full:
+        monkeypatch.setattr('sys.stdout', full)
+        assert run([]) == 2
+    assert capfd.readouterr().err == (
+        'Error: the output cannot be written (No space left on device); what has been written to files is '
+        'there\n')
 
 
 def test_a_usage_error_leaves_with_status_2_and_names_the_option(capsys):

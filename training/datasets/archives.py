@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, open_regular
 from torch_utils.pickles import arrays
 from torch_utils.pickles.machine import Damaged, Machine, Refused
-from training.datasets.files import FREE_RATIO, open_regular
+from training.datasets.files import FREE_RATIO
 from training.datasets.source_image import Header, SourceImage
 
 CIFAR_NAME = 'cifar-10-python.tar.gz'

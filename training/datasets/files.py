@@ -3,7 +3,6 @@
 import collections
 import lzma
 import os
-import stat
 import struct
 import threading
 import zipfile
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from dnnlib.util import UserError, printable
+from dnnlib.util import MAX_FILE_BYTES, UserError, open_regular, printable, read_regular
 from training.datasets.images import MAX_MEGAPIXELS, is_image_name
 from training.datasets.ledger import account
 
@@ -27,7 +26,6 @@ LABEL_RATIO = 10
 FREE_IMAGE_BYTES = 256 << 20
 FREE_LABEL_BYTES = 8 << 20
 BYTES_PER_LABEL = 16 << 10
-MAX_FILE_BYTES = 4 << 30
 ENCRYPTED, UTF_8 = 0x1, 0x800  # flags of zip members (APPNOTE, 4.4.4)
 # What the zip reader raises on damaged archives, besides OSError.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
@@ -36,30 +34,6 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImple
 
 class DatasetPathError(UserError, OSError):
     """A dataset path that cannot be used; also an OSError, which the published classes raise."""
-
-
-def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """A file opened for reading. Raises OSError, at once, for pipes, devices and the like.
-
-    Reading a pipe would wait for a writer, and /dev/zero never ends.
-    """
-    # Checked on the opened file: the name may be given to another one at any time.
-    handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError('not a regular file')
-        return os.fdopen(handle, 'rb')
-    except OSError:
-        os.close(handle)
-        raise
-
-
-def read_regular(path: str | os.PathLike) -> bytes:
-    """The bytes of a regular file of at most MAX_FILE_BYTES. Raises OSError."""
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-            raise OSError(f'larger than {MAX_FILE_BYTES >> 30} GiB')
-        return file.read(MAX_FILE_BYTES)
 
 
 class ImageFiles:

@@ -9,8 +9,7 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from dnnlib.util import UserError
-from training.datasets.files import open_regular
+from dnnlib.util import UserError, open_regular
 from training.datasets.images import ImageError, read_header
 from training.datasets.source_image import Header, SourceImage
 

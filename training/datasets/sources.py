@@ -5,10 +5,10 @@ import os
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from dnnlib.util import UserError, printable
+from dnnlib.util import UserError, printable, read_regular
 from training.datasets.archives import CIFAR_NAME, MNIST_SUFFIX, CifarSource, MnistSource
 from training.datasets.deep import Extent
-from training.datasets.files import DatasetPathError, ImageFiles, read_regular
+from training.datasets.files import DatasetPathError, ImageFiles
 from training.datasets.images import (
     ImageError,
     ImageHeader,

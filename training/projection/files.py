@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dnnlib.util import UserError, replace_file
-from training.datasets.files import open_regular, read_regular
+from dnnlib.util import UserError, open_regular, read_regular, replace_file
 from training.datasets.images import (
     CHANNEL_MODES,
     ImageError,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.util import UserError, replace_file
+from dnnlib.util import UserError, read_regular, replace_file
 from training.report.ticks import nimg_of_name
 
 # Distinguishable with any colour vision deficiency (Okabe and Ito 2008).
@@ -69,9 +69,10 @@ def training_panels(rows: list[dict[str, Any]], run_dir: str | os.PathLike) -> l
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The objects in a JSON Lines file; invalid lines, for example after a crash, are skipped."""
     try:
-        lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
+        lines = read_regular(path).decode(errors='replace').splitlines()
     except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror}); give stats.jsonl of a run') from error
+        raise UserError(f'{path}: cannot be read ({error.strerror or error}); give stats.jsonl of a '
+                        'run') from error
     rows = []
     for line in lines:
         try:

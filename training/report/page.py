@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from dnnlib.util import format_time, replace_file
+from dnnlib.util import format_time, read_regular, replace_file
 from training.report.charts import chart, short_number
 from training.report.curves import is_number, mean_of, read_jsonl, read_ticks, training_panels
 from training.report.thumbnails import Thumbnail, evenly, fake_sheets, sheet_uri, thumbnail_uri
@@ -91,7 +91,7 @@ def log_warnings(log: str | os.PathLike) -> list[str]:
 def read_options(folder: Path) -> dict[str, Any]:
     """training_options.json of a run directory; {} if it cannot be read."""
     try:
-        options = json.loads((folder / 'training_options.json').read_text(encoding='utf-8'))
+        options = json.loads(read_regular(folder / 'training_options.json'))
     except (OSError, ValueError, RecursionError):
         return {}
     return options if isinstance(options, dict) else {}

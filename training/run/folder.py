@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from dnnlib.util import UserError, first_line, printable, replace_file
+from dnnlib.util import UserError, first_line, printable, read_regular, replace_file
 from training.config import OPTIONS, TrainConfig
 
 RUN_NUMBER = re.compile(r'\d+')
@@ -83,7 +83,7 @@ def save_options(config: TrainConfig, flags: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The dictionary in a file of a run; empty if there is no such file. Raises UserError if it is none."""
     try:
-        data = json.loads(path.read_text(encoding='utf-8'))
+        data = json.loads(read_regular(path))
         if isinstance(data, dict):
             return data
         reason = 'no dictionary'

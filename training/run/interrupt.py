@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stopping a run from outside, in time to save it: signals and the clock.
 
-SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask the run to stop: it finishes its iteration, saves itself and leaves
-with STOPPED, the status by which sysexits.h means "try again later". Slurm: start train.py with
---resume=latest in a script that calls `scontrol requeue $SLURM_JOB_ID` on status 75, and let the signal come
-early by `sbatch --signal=USR1@120`. Kubernetes: a Job makes another pod, and its podFailurePolicy, which
-needs the restartPolicy Never, can leave status 75 out of the count. torchrun always leaves with 1 where a
-process left with anything but 0, and names the 75 in its report; with --max-restarts it starts a process that
-alone was asked to stop again, except after --time-limit, which counts for the whole launch. A second signal
-stops the process at once with 128 + the signal's number, 130 for Ctrl-C. Before the handlers are set,
-train.py leaves with STOPPED at the first signal, as nothing has been trained.
+SIGTERM, SIGINT (Ctrl-C), SIGHUP (a terminal that is closed) and SIGUSR1 ask the run to stop: it finishes its
+iteration, saves itself and leaves with STOPPED, the status by which sysexits.h means "try again later".
+Slurm: start train.py with --resume=latest in a script that calls `scontrol requeue $SLURM_JOB_ID` on status
+75, and let the signal come early by `sbatch --signal=USR1@120`. Kubernetes: a Job makes another pod, and its
+podFailurePolicy, which needs the restartPolicy Never, can leave status 75 out of the count. torchrun always
+leaves with 1 where a process left with anything but 0, and names the 75 in its report; with --max-restarts it
+starts a process that alone was asked to stop again, except after --time-limit, which counts for the whole
+launch. A second signal stops the process at once with 128 + the signal's number, 130 for Ctrl-C. Before the
+handlers are set, train.py leaves with STOPPED at the first signal, as nothing has been trained.
 """
 import contextlib
 import os
@@ -22,7 +22,8 @@ from torch_utils import distributed
 
 STDERR = 2  # the file descriptor
 ASKED = b'\nStopping after this iteration; a second signal stops at once, without saving.\n'
-SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
+                if hasattr(signal, name))
 # Ctrl-C reaches every process of a terminal, and a launcher passes it on once more: one request.
 SAME_REQUEST_SEC = 1.0
 
@@ -45,7 +46,9 @@ class Interrupt:
 
     def __enter__(self) -> 'Interrupt':
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._receive)
+            # nohup has a run ignore that its terminal is closed.
+            if signal.Signals(number).name != 'SIGHUP' or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(

@@ -39,8 +39,8 @@ class StatsWriter:
             _end_last_line(self._path)
             self._file = self._path.open('a', encoding='utf-8')
         except OSError as error:
-            raise UserError(f'{self._path}: cannot be written ({error.strerror}); check the folder, its '
-                            'permissions and the free space') from error
+            raise UserError(f'{self._path}: cannot be written ({error.strerror or error}); check the folder, '
+                            'its permissions and the free space') from error
         # They are optional: stats.jsonl holds the same numbers.
         self._sinks = open_sinks(run_dir, time.time() if start_time is None else start_time, wandb=wandb)
 
@@ -199,6 +199,9 @@ def _json_number(value: float) -> float | None:
 
 def _end_last_line(path: Path) -> None:
     """Start a new line if a killed process left half of one; readers skip it then."""
+    # Opening it would wait for a reader.
+    if path.is_fifo():
+        raise OSError('not a regular file')
     if not path.is_file() or path.stat().st_size == 0:
         return
     # Only the last byte is read: the file of a long run is large.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import UserError, file_sha256, replace_file
+from dnnlib.util import UserError, file_sha256, read_regular, replace_file
 from training.config.values import HIGHER_IS_BETTER
 from training.report.ticks import kimg_number
 
@@ -72,7 +72,7 @@ def read_manifest(run_dir: str | os.PathLike) -> Entries:
     """
     path = Path(run_dir, MANIFEST)
     try:
-        data = json.loads(path.read_text(encoding='utf-8'))
+        data = json.loads(read_regular(path))
         if data['format'] != FORMAT:
             raise UserError(f'{path}: format {data["format"]}, but this program reads {FORMAT}; continue '
                             'with the program that wrote it')

@@ -2,7 +2,6 @@
 """Optional live statistics of a run: TensorBoard and Weights & Biases."""
 import contextlib
 import inspect
-import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import PIL.Image
 
 from dnnlib import progress
 from dnnlib.util import UserError, replace_file
+from training.report.page import read_options
 
 WANDB_PROJECT = 'stylegan2-ada'  # unless WANDB_PROJECT names another
 WANDB_SHEET_PX = 1280  # longest side of the sheets that are sent
@@ -85,7 +85,7 @@ class WandbSink:
     def _start(self, run_dir: Path) -> Any:
         project = None if 'WANDB_PROJECT' in os.environ else WANDB_PROJECT
         settings = {'project': project, 'name': run_dir.resolve().name, 'dir': str(run_dir),
-                    'id': _run_id(run_dir), 'config': _training_options(run_dir),
+                    'id': _run_id(run_dir), 'config': read_options(run_dir),
                     # log.txt has all output; two redirections of the streams would interfere.
                     'settings': {'console': 'off'}}
         mode = self._mode()
@@ -152,14 +152,6 @@ def _run_id(run_dir: Path) -> str:
     with replace_file(path) as temporary:
         temporary.write_text(fresh + '\n', encoding='utf-8')
     return fresh
-
-
-def _training_options(run_dir: Path) -> dict[str, Any]:
-    try:
-        options = json.loads((run_dir / 'training_options.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return options if isinstance(options, dict) else {}
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,8 +2,12 @@
 """Sources of ws for images: seeds or projections; and sweeps, which vary one property of a source."""
 import dataclasses
 import io
+import lzma
+import struct
 import sys
 import tokenize
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,13 +15,15 @@ import numpy as np
 import torch
 
 from dnnlib.cli_options import LabelOptions
-from dnnlib.util import UserError
-from training.datasets.files import ZIP_ERRORS, read_regular
+from dnnlib.util import UserError, read_regular
 from training.sampling.interpolation import interpolate
 from training.sampling.sampler import Condition, Sampler
 
 # What NumPy may raise for other files; only part of it is documented.
-NPZ_ERRORS = (OSError, AttributeError, SyntaxError, tokenize.TokenError, *ZIP_ERRORS)
+NPZ_ERRORS = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError,
+    SyntaxError, MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    struct.error)
 NPZ_FREE_BYTES, NPZ_RATIO = 64 << 20, 20  # ws and directions hardly compress
 
 CLASS_STREAM = 1  # of the random classes of seeds, apart from their latents

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels in words, and that every kind of label trains."""
 import dataclasses
-import functools
 import json
 
 import numpy as np
@@ -13,7 +12,7 @@ from small_networks import last_snapshot
 from legacy import load_network
 from training import training_loop
 from training.capacity import dry_run
-from training.capacity.dry_run import describe_labels, ignored_labels_notice, label_kind
+from training.capacity.dry_run import describe_labels, ignored_labels_notice, label_kind, notes
 from training.config import DatasetInfo, resolve
 from training.dataset import ImageFolderDataset
 from training.report import sheet
@@ -117,8 +116,7 @@ def test_missing_feature_networks_are_one_note_and_found_ones_none(tmp_path, mon
     monkeypatch.setattr(dry_run, '_busy_cores', lambda: None)
     dataset = DatasetInfo('x.zip', 10, 16, 16)
     config = resolve(flags, dataset)
-    notes = functools.partial(dry_run.notes, dataset=dataset, is_estimated=True)
-    (note,) = notes(config)
+    (note,) = notes(config, dataset, is_estimated=True)
     assert note.startswith('fid50k_full, pr50k3_full: inception-2015-12-05.pt and vgg16.pt not found')
-    assert notes(dataclasses.replace(config, detector_dir=write_detectors(tmp_path / 'detectors'))) == []
-    assert notes(dataclasses.replace(config, metrics=('swd',))) == []
+    for change in ({'detector_dir': write_detectors(tmp_path / 'detectors')}, {'metrics': ('swd',)}):
+        assert notes(dataclasses.replace(config, **change), dataset, is_estimated=True) == []

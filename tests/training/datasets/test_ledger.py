@@ -123,8 +123,8 @@ def test_a_label_table_that_is_replaced_is_said(tmp_path, capsys):
 
 
 def test_labels_without_image_are_said(tmp_path, capsys):
-    labels = {'labels': [['a.png', 0], ['gone.png', 1]]}
-    files = {'a.png': PNG, 'dataset.json': labels, 'l.csv': b'a.png,0\nb.png,1\n'}
+    files = {'a.png': PNG, 'dataset.json': {'labels': [['a.png', 0], ['gone.png', 1]]},
+             'l.csv': b'a.png,0\nb.png,1\n'}
     source = write_folder(tmp_path / 's', files)
     line = 'Not used: 1 labels (first: gone.png): no image has this name'
     status, output = run_tool(capsys, source, tmp_path / 'o')

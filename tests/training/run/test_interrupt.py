@@ -40,6 +40,17 @@ def test_the_first_request_is_answered_at_once_unless_the_terminal_is_gone(tmp_p
     os.close(descriptor)
 
 
+@pytest.mark.skipif(not hasattr(signal, 'SIGHUP'), reason='no terminals here')
+def test_nohup_stays_in_force(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as watch:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert watch.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_same_request_twice_is_one():
     # A terminal and a launcher both pass on Ctrl-C.
     with Interrupt() as watch:

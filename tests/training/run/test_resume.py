@@ -2,6 +2,7 @@
 """What --resume means, which options it accepts, and what the records of a run forget."""
 import dataclasses
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import pytest
 from small_run import SmallRun, small_config
 
 from dnnlib.util import UserError
+from metrics.evaluation import data_of_run
 from training.formats.pickled import HostCopies
+from training.report.curves import read_ticks
+from training.run.folder import read_flags
+from training.run.log import StatsWriter
 from training.run.manifest import read_manifest
 from training.run.resume import find_state, missing_metrics, rewind_records
 from training.run.snapshots import Snapshot, SnapshotWriter, make_payload, read_state, write_state
@@ -150,6 +155,23 @@ def test_lines_of_another_type_and_folders_like_temporary_files_are_no_obstacle(
     rewind_records(tmp_path, read_state(state), read_manifest(tmp_path))
     assert len((tmp_path / 'stats.jsonl').read_text().splitlines()) == 2 and folder.is_dir()
     assert missing_metrics(tmp_path, ('swd',), 'network-snapshot-000004.pkl') == []
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes here')
+def test_records_that_are_pipes_are_not_waited_for(tmp_path):
+    for name in ('training_flags.json', 'training_options.json', 'snapshots.json', 'stats.jsonl'):
+        os.mkfifo(tmp_path / name)
+    for read in (lambda: read_flags(tmp_path), lambda: read_manifest(tmp_path), lambda: StatsWriter(tmp_path),
+                 lambda: read_ticks(tmp_path / 'stats.jsonl')):
+        with pytest.raises(UserError, match='not a regular file'):
+            read()
+    assert data_of_run(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize('text', ['[' * 200_000, '[]', '{"training_set_kwargs": 3}', '\x80'])
+def test_options_of_another_type_name_no_dataset(tmp_path, text):
+    (tmp_path / 'training_options.json').write_text(text, encoding='latin1')
+    assert data_of_run(str(tmp_path)) is None
 
 
 def test_states_that_lack_something_are_refused_in_one_line(tmp_path):
