@@ -10,8 +10,9 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 import urllib.parse
+
+from local_server import serving
 
 TOKEN = 'hf_standin'
 ROUTES = [  # method, path, name of the method that answers
@@ -179,15 +180,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def hub_stand_in():
     """A running server. repositories: by user/name.  requests: 'METHOD path', as they came in."""
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    server.daemon_threads = True
-    server.repositories, server.objects, server.requests = {}, {}, []
-    server.url = f'http://127.0.0.1:{server.server_port}'
-    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
-    thread.start()
-    try:
+    with serving(Handler) as server:
+        server.repositories, server.objects, server.requests = {}, {}, []
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

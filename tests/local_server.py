@@ -31,13 +31,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def local_server():
-    """A running server. answers: see Handler.  requests: the paths asked for.  ranges: which part of each.
-
-    reason: phrase after each status.  pause_sec: after each byte.
-    """
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    server.answers, server.requests, server.ranges, server.reason, server.pause_sec = {}, [], [], None, 0.0
+def serving(handler):
+    """A running server of this machine with its url; whatever it reads is set before the first request."""
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    server.daemon_threads = True
     server.url = f'http://127.0.0.1:{server.server_port}'
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
@@ -47,3 +44,15 @@ def local_server():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def local_server():
+    """A running server. answers: see Handler.  requests: the paths asked for.  ranges: which part of each.
+
+    reason: phrase after each status.  pause_sec: after each byte.
+    """
+    with serving(Handler) as server:
+        server.answers, server.requests, server.ranges = {}, [], []
+        server.reason, server.pause_sec = None, 0.0
+        yield server
